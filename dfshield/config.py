@@ -1,0 +1,491 @@
+"""The options of every stage, typed once.
+
+Defaults, the command line's help, validation and the JSON schema of config files all follow from these classes.
+A field's docstring is its help text. Numbers of the paper's text are the defaults; `PROFILES["repo"]` holds what the
+released code does instead.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal, NamedTuple
+
+import yaml
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from dfshield import registry
+from dfshield.runtime import InputError, fraction
+
+Device = Literal["auto", "cpu", "cuda"]
+Precision = Literal["fp32", "bf16"]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Positive = Annotated[int, Field(ge=1)]
+Share = Annotated[float, Field(ge=0, le=1)]
+Weight = Annotated[float, Field(ge=0)]
+
+
+class Threat(NamedTuple):
+    """A threat model: perturbations of norm at most `eps`, in units where pixels lie in [0,1]."""
+
+    norm: Literal["linf", "l2"]
+    eps: float
+
+
+MAX_EPS = {"linf": 1.0, "l2": 16.0}
+
+
+def parse_threat(text: str) -> Threat:
+    """Parse ``linf:8/255`` or ``l2:0.5``; raises ValueError with the fix for anything else."""
+    norm, colon, size = str(text).partition(":")
+    if not colon or norm not in MAX_EPS:
+        raise ValueError(f"threat {text!r} is not NORM:EPS with NORM one of linf, l2; write for example linf:8/255")
+    try:
+        eps = fraction(size)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"ε {size!r} in threat {text!r} is not a number or fraction; write for example 8/255") from None
+    if not 0 <= eps <= MAX_EPS[norm]:
+        hint = f"; for {size} pixel units write {norm}:{size}/255" if eps > MAX_EPS[norm] else ""
+        raise ValueError(f"ε {size} in threat {text!r} must be between 0 and {MAX_EPS[norm]:g}{hint}")
+    return Threat("linf" if norm == "linf" else "l2", eps)
+
+
+def threat_name(text: str) -> str:
+    """A threat as a file name: ``linf:8/255`` gives ``linf-8-255``."""
+    return text.replace(":", "-").replace("/", "-")
+
+
+def _threat(text: str) -> str:
+    parse_threat(text)
+    return text.replace(" ", "")
+
+
+def _fraction(text: str) -> str:
+    try:
+        value = fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is not a number or fraction such as 2/255") from None
+    if not 0 < value <= 1:
+        raise ValueError(f"{text!r} must lie in (0, 1]; pixel units are written n/255")
+    return text
+
+
+ThreatText = Annotated[str, AfterValidator(_threat), Field(pattern=r"^(linf|l2):.+$")]
+FractionText = Annotated[str, BeforeValidator(str), AfterValidator(_fraction)]
+LossName = Literal["dfshield", "trades", "std"]
+
+
+class Options(BaseModel):
+    """Base of all option classes: unknown keys, NaN and infinities are refused, instances do not change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+
+
+class Compute(Options):
+    """Where a stage runs."""
+
+    device: Device = "auto"
+    """cpu, cuda, or auto: CUDA where there is a device"""
+    threads: Positive = 1
+    """CPU threads of one job"""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """random seed; everything random follows from it"""
+
+
+class TeacherOptions(Compute):
+    """Train a teacher on a real training set (or import a trained one)."""
+
+    epochs: Positive = 100
+    """passes over the training set"""
+    batch: Positive = 128
+    """images per mini-batch"""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam learning rate"""
+    weight_decay: Weight = 0.0
+    """Adam weight decay"""
+    milestones: tuple[Share, ...] = (0.5, 0.75)
+    """shares of the epochs after which the learning rate falls tenfold"""
+    augment: bool = False
+    """random shifts of up to one pixel in eight"""
+
+
+class SynthesisOptions(Compute):
+    """Synthesise surrogate data out of a teacher (Eq 3-6 and 8)."""
+
+    images: Positive = 60_000
+    """images in the whole surrogate set"""
+    batch: Positive = 200
+    """images per synthesis batch (the unit of BN statistics and of DSS coefficients)"""
+    group: Positive = 1
+    """batches optimised in one pass: the unit of seeding, sharding and resuming"""
+    iterations: Positive = 2000
+    """Adam steps per batch (Q)"""
+    lr: Annotated[float, Field(gt=0)] = 0.1
+    """Adam learning rate in normalised pixel space"""
+    coefficients: Literal["fixed", "dss", "linear"] = "dss"
+    """how the loss coefficients of a batch are drawn: dss is U(0,1) for each term (Eq 8)"""
+    alpha_class: Weight = 1.0
+    """weight of the class term (Eq 3)"""
+    alpha_feature: Weight = 1.0
+    """weight of the BN-statistics term (Eq 4)"""
+    alpha_prior: Weight = 2.5e-5
+    """weight of the total-variation term (Eq 5)"""
+    randomise: Literal["all", "class-feature"] = "all"
+    """terms that dss randomises: all three (paper) or class and feature only (released code)"""
+    shift: Weight = 0.0
+    """added to each U(0,1) draw"""
+    labels: Literal["cycle", "random"] = "cycle"
+    """cycle: one class per batch in turn; random: a uniform label per image"""
+    roll: Annotated[int, Field(ge=0)] = 2
+    """largest circular shift in pixels applied at each step"""
+    storage: Literal["float32", "uint8"] = "float32"
+    """number type of the stored images; uint8 rounds to 1/255"""
+    precision: Precision = "fp32"
+    """arithmetic of the teacher's forward and backward pass"""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> "SynthesisOptions":
+        if self.images % self.batch:
+            raise ValueError(
+                f"images ({self.images}) must be a multiple of batch ({self.batch}); "
+                f"the nearest is {max(1, round(self.images / self.batch)) * self.batch}"
+            )
+        return self
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of batches in the whole set."""
+        return -(-self.images // (self.batch * self.group))
+
+
+class TrainingOptions(Compute):
+    """Adversarially fine-tune a copy of the teacher on surrogate data (Eq 7 and 9-11)."""
+
+    loss: LossName = "dfshield"
+    """training loss"""
+    threat: ThreatText = "linf:8/255"
+    """threat model of the inner maximisation, NORM:EPS"""
+    epochs: Positive = 100
+    """passes over the surrogate data"""
+    batch: Positive = 200
+    """images per mini-batch"""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """SGD learning rate"""
+    momentum: Share = 0.9
+    """SGD momentum"""
+    nesterov: bool = False
+    """Nesterov momentum"""
+    weight_decay: Weight = 0.0
+    """SGD weight decay"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """learning rate over the epochs"""
+    lambda1: Weight = 1.0
+    """weight of the robust-teacher term of L_DFShield (b in Eq 11)"""
+    lambda2: Weight = 1.0
+    """weight of the smoothness term of L_DFShield (c in Eq 11)"""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """temperature of the clean term of L_DFShield"""
+    clean_reduction: Literal["batchmean", "mean"] = "batchmean"
+    """clean term: divided by images (batchmean) or by images times classes (mean, released code)"""
+    beta: Weight = 6.0
+    """weight of the robust term of TRADES"""
+    inner: Literal["auto", "kl", "ce"] = "auto"
+    """objective of the inner maximisation; auto is the one of the loss's own paper"""
+    attack_steps: Positive = 10
+    """steps of the inner maximisation"""
+    l2_step: FractionText | Literal["eps/5"] = "15/255"
+    """step of the inner maximisation for l2 threats (l∞ uses ε/4)"""
+    aggregate: Positive = 20
+    """mini-batches per update (B of GradRefine); 1 is plain SGD"""
+    tau: Share = 0.5
+    """agreement threshold of GradRefine, inclusive"""
+    reduction: Literal["sum", "mean"] = "sum"
+    """agreeing gradients are summed (Eq 10) or averaged over B"""
+    lr_factor: Literal["1", "B"] = "1"
+    """B multiplies the learning rate by B (the paper's text, literally, on top of the sum)"""
+    tie: Literal["zero", "all"] = "zero"
+    """update where signs tie at τ = 0: none (Eq 10) or the sum of all gradients (released code)"""
+    last_group: Literal["full", "actual", "drop"] = "full"
+    """last, shorter group of an epoch: threshold by the full B, by its own size, or no update"""
+    holdout: Annotated[int, Field(ge=0)] = 200
+    """surrogate images kept out of training for the per-epoch metrics; 0 for none"""
+    precision: Precision = "fp32"
+    """arithmetic of the inner maximisation; weight gradients are always fp32"""
+
+
+class AttackOptions(Compute):
+    """Attack a model on a real evaluation set and keep a ledger of every image."""
+
+    attack: Literal["clean", "fgsm", "pgd", "autoattack"] = "autoattack"
+    """attack"""
+    threat: ThreatText = "linf:8/255"
+    """threat model, NORM:EPS"""
+    steps: Positive = 10
+    """PGD steps"""
+    restarts: Positive = 1
+    """PGD restarts from fresh random starts"""
+    l2_step: FractionText = "15/255"
+    """PGD step for l2 threats (l∞ uses ε/4)"""
+    targets: Literal["standard", "paper"] = "standard"
+    """AutoAttack target classes: standard is at most 9, paper is all C-1"""
+    split: Literal["test", "dev", "train"] = "test"
+    """part of the data set"""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """attack only the first so many images; 0 for all"""
+    chunk: Positive = 250
+    """images attacked together; randomness is keyed by seed, attack and chunk"""
+
+
+PROTOCOLS: dict[str, dict[str, Any]] = {
+    "clean": {"attack": "clean"},
+    "fgsm": {"attack": "fgsm"},
+    "pgd10": {"attack": "pgd", "steps": 10},
+    "pgd50x5": {"attack": "pgd", "steps": 50, "restarts": 5},
+    "aa-standard": {"attack": "autoattack", "targets": "standard"},
+    "aa-paper": {"attack": "autoattack", "targets": "paper"},
+}
+"""Evaluation protocols: the names that paths and tables use, and the attack options that each stands for."""
+ProtocolName = Literal["clean", "fgsm", "pgd10", "pgd50x5", "aa-standard", "aa-paper"]
+
+STAGES: dict[str, type[Compute]] = {
+    "teacher": TeacherOptions,
+    "synthesis": SynthesisOptions,
+    "training": TrainingOptions,
+    "attack": AttackOptions,
+}
+
+PROFILES: dict[str, dict[str, dict[str, Any]]] = {
+    "paper": {},
+    "repo": {
+        "synthesis": {"batch": 250, "randomise": "class-feature"},
+        "training": {
+            "temperature": 20.0,
+            "clean_reduction": "mean",
+            "weight_decay": 1e-4,
+            "nesterov": True,
+            "l2_step": "eps/5",
+            "tie": "all",
+        },
+    },
+}
+"""The method as the paper's text has it (the defaults) and as the released code does it (general data sets)."""
+
+
+class SourceConfig(Options):
+    """One kind of training data."""
+
+    kind: Literal["synthetic", "real"] = "synthetic"
+    """synthetic: out of the teacher; real: the real training set (an upper bound, marked in every table)"""
+    synthesis: dict[str, Any] = {}
+    """synthesis options of this source"""
+
+
+class StageOverrides(Options):
+    """Options of the stages, by stage; each is checked against the stage's own options."""
+
+    teacher: dict[str, Any] = {}
+    """teacher options"""
+    synthesis: dict[str, Any] = {}
+    """synthesis options"""
+    training: dict[str, Any] = {}
+    """training options"""
+    attack: dict[str, Any] = {}
+    """attack options"""
+
+    @model_validator(mode="after")
+    def _known_options(self) -> "StageOverrides":
+        for stage, options in STAGES.items():
+            check_keys(getattr(self, stage), options, stage)
+        return self
+
+
+class DatasetConfig(StageOverrides):
+    """One data set of the grid: its models, its threat model, options that differ from the config's."""
+
+    models: tuple[Literal["cnn-s", "cnn-m", "resnet20", "resnet56", "wrn28_10", "resnet18", "resnet50"], ...] = Field(
+        min_length=1
+    )
+    """models of this data set, smallest first"""
+    threat: ThreatText
+    """threat model of training and evaluation"""
+    by_model: dict[str, StageOverrides] = {}
+    """options by model"""
+    by_recipe: dict[str, dict[str, Any]] = {}
+    """training options by recipe"""
+
+
+class EvaluationConfig(Options):
+    """The evaluation set of a user's own model."""
+
+    file: Path
+    """.npz with x (N,H,W,C) or (N,H,W), uint8 or float in [0,1], and y (N,); below data_dir if not absolute"""
+    limit: Annotated[int, Field(ge=0)] = 0
+    """use only the first so many images; 0 for all"""
+    protocols: tuple[ProtocolName, ...] = ("clean", "pgd10", "aa-standard")
+    """evaluation protocols"""
+
+
+class HardenConfig(StageOverrides):
+    """A user's own model."""
+
+    factory: Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
+    """package.module:function or path/to/file.py:function that returns the network, without a normalisation layer"""
+    arguments: dict[str, Any] = {}
+    """keyword arguments of the factory"""
+    weights: Path
+    """.safetensors or PyTorch state dict; below data_dir if not absolute"""
+    input_shape: tuple[Positive, Positive, Positive]
+    """channels, height, width"""
+    classes: Annotated[int, Field(ge=2)]
+    """number of classes"""
+    mean: tuple[float, ...]
+    """normalisation mean per channel, for pixels in [0,1]"""
+    std: tuple[Annotated[float, Field(gt=0)], ...]
+    """normalisation standard deviation per channel"""
+    threat: ThreatText
+    """threat model to harden against"""
+    source: Name = "dss"
+    """training data, one of the config's sources"""
+    recipe: Name = "dfshield"
+    """training recipe, one of the config's recipes"""
+    evaluation: EvaluationConfig | None = None
+    """real images to measure on, after everything is decided; none: no figures in the model card"""
+
+    @model_validator(mode="after")
+    def _channels(self) -> "HardenConfig":
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.input_shape[0]:
+                raise ValueError(f"{name} has {len(values)} values but input_shape has {self.input_shape[0]} channels")
+        return self
+
+
+class Config(StageOverrides):
+    """A whole config file: the grid of data sets, models, sources and recipes, or models to harden."""
+
+    name: Name
+    """name of the run: the folder below results/"""
+    profile: Literal["paper", "repo"] = "paper"
+    """defaults from the paper's text or from its released code"""
+    device: Device = "auto"
+    """device of all stages"""
+    data_dir: Path | None = None
+    """folder of real data and weights; the variable DFSHIELD_DATA wins, without either: ./data"""
+    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    """seeds of synthesis and training; tables give mean and spread"""
+    shards: Positive = 1
+    """parallel jobs of one synthesis"""
+    grid: Literal["demo", "full"] = "demo"
+    """cells of the tables: cut to demo scale, or the paper's"""
+    autoattack: Literal["aa-standard", "aa-paper"] = "aa-standard"
+    """protocol of the AutoAttack columns"""
+    split: Literal["test", "dev"] = "test"
+    """evaluation split: test for tables, dev for choices"""
+    datasets: dict[Literal[*registry.DATASETS], DatasetConfig] = {}  # type: ignore[valid-type]
+    """the grid: data sets and their models"""
+    sources: dict[Name, SourceConfig] = {
+        "fixed": SourceConfig(synthesis={"coefficients": "fixed"}),
+        "dss": SourceConfig(synthesis={"coefficients": "dss"}),
+        "real": SourceConfig(kind="real"),
+    }
+    """kinds of training data by name"""
+    recipes: dict[Name, dict[str, Any]] = {
+        "dfshield": {"loss": "dfshield"},
+        "dfshield-plain": {"loss": "dfshield", "aggregate": 1},
+        "trades": {"loss": "trades", "aggregate": 1},
+        "std": {"loss": "std", "aggregate": 1},
+    }
+    """training options by recipe"""
+    harden: dict[Name, HardenConfig] = {}
+    """your own models"""
+    tables: Path = Path("config/tables.yaml")
+    """what each table is"""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "Config":
+        for name, recipe in self.recipes.items():
+            check_keys(recipe, TrainingOptions, f"recipes.{name}")
+        for name, source in self.sources.items():
+            check_keys(source.synthesis, SynthesisOptions, f"sources.{name}.synthesis")
+        for name, dataset in self.datasets.items():
+            _among(dataset.by_model, dataset.models, f"datasets.{name}.by_model")
+            _among(dataset.by_recipe, self.recipes, f"datasets.{name}.by_recipe")
+            for recipe, options in dataset.by_recipe.items():
+                check_keys(options, TrainingOptions, f"datasets.{name}.by_recipe.{recipe}")
+        for name, harden in self.harden.items():
+            _among([harden.source], self.sources, f"harden.{name}.source")
+            _among([harden.recipe], self.recipes, f"harden.{name}.recipe")
+        if not self.datasets and not self.harden:
+            raise ValueError("there is nothing to do: give datasets: (a grid) or harden: (your own models)")
+        return self
+
+
+def _among(values: Any, allowed: Any, where: str) -> None:
+    for value in values:
+        if value not in allowed:
+            raise ValueError(f"{where}: {value!r} is not one of {', '.join(sorted(allowed))}")
+
+
+def check_keys(overrides: dict[str, Any], options: type[Options], where: str) -> None:
+    """Refuse keys that the stage does not have and values out of range, naming the nearest valid key."""
+    import difflib
+
+    for key in overrides:
+        if key not in options.model_fields:
+            near = difflib.get_close_matches(str(key), options.model_fields, n=1)
+            hint = f"; did you mean {near[0]!r}?" if near else f"; allowed: {', '.join(options.model_fields)}"
+            raise ValueError(f"{where}: unknown option {key!r}{hint}")
+    try:
+        options.model_validate(overrides)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if first["loc"]:  # a rule over several options may only hold once all layers are merged
+            raise ValueError(f"{where}.{_explain(error)}") from None
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if first["type"] in ("missing", "value_error") else f" (given: {first['input']!r})"
+    return f"{where}: {message}{given}" if where else message
+
+
+def build(options: type[Options], values: dict[str, Any], where: str) -> Any:
+    """`options(**values)`, with a one-line InputError that starts with `where` if they do not fit."""
+    import difflib
+
+    try:
+        return options.model_validate(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        message = _explain(error)
+        if first["type"] == "extra_forbidden":
+            parent = _field_names(options, first["loc"][:-1])
+            near = difflib.get_close_matches(str(first["loc"][-1]), parent, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(parent)}"
+            message = f"{'.'.join(str(p) for p in first['loc'])}: unknown key; {hint}"
+        raise InputError(f"{where}: {message}") from None
+
+
+def _field_names(options: type[Options], path: tuple[Any, ...]) -> list[str]:
+    classes: list[type[Options]] = [options]
+    for part in path:
+        annotation = classes[-1].model_fields[part].annotation if part in classes[-1].model_fields else None
+        nested = [a for a in getattr(annotation, "__args__", (annotation,)) if isinstance(a, type)]
+        classes += [a for a in nested if issubclass(a, Options)]
+    return list(classes[-1].model_fields)
+
+
+def load_config(path: Path) -> Config:
+    """Read and check one config file; raises InputError naming file and key."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path}: cannot be read as YAML: {reason}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: a config is a mapping of keys to values, this is {type(values).__name__}")
+    return check_config(values, str(path))
+
+
+def check_config(values: dict[str, Any], where: str = "config") -> Config:
+    """Check a config that is already parsed (Snakemake's); raises InputError naming the key."""
+    config: Config = build(Config, values, where)
+    return config

@@ -1,0 +1,149 @@
+"""Every named choice of the program, in one light module.
+
+An entry says where its code is (``module:function``, imported only when used) and the facts that other parts need
+without importing it. The command line's choices, the config schema and the code digests all read these tables, so
+adding a loss, an attack, a data set or a model is one function and one entry here.
+"""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+RealData = Literal["none", "teacher", "train", "test"]
+"""What real data an artefact has seen since the teacher: nothing, or the named split (``teacher`` marks the teacher
+itself, whose training is outside of the data-free claim)."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A registered choice; ``target`` is ``package.module:function``."""
+
+    target: str
+
+    def load(self) -> Callable[..., Any]:
+        """Import and return the function."""
+        module, _, name = self.target.partition(":")
+        function: Callable[..., Any] = getattr(importlib.import_module(module), name)
+        return function
+
+
+@dataclass(frozen=True)
+class Loss(Entry):
+    """A training loss (tensors to a scalar) and the inner maximisation its paper pairs it with."""
+
+    inner: Literal["kl", "ce"] = "kl"
+    start: Literal["normal", "uniform"] = "normal"
+    """Start of the inner maximisation: 0.001 times a normal draw, or uniform in the ball."""
+
+
+@dataclass(frozen=True)
+class Source(Entry):
+    """Where training images come from and which real data that touches."""
+
+    real_data: RealData = "none"
+
+
+@dataclass(frozen=True)
+class Dataset(Entry):
+    """A real data set: read by ``dfshield.data`` alone.
+
+    ``target`` is a function ``(name, split, data_dir) -> (images uint8/float NHWC, labels)``.
+    """
+
+    title: str = ""
+    classes: int = 10
+    input_shape: tuple[int, int, int] = (3, 32, 32)
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    files: tuple[str, ...] = ()
+    """Names below ``data_dir``; empty where the data come with a package."""
+
+
+@dataclass(frozen=True)
+class Model(Entry):
+    """A network: ``target`` is a factory ``(input_shape, classes) -> nn.Module`` without a normalisation layer."""
+
+    title: str = ""
+    pretrained: dict[str, str] = field(default_factory=dict)
+    """Data set to weights file name, for models that come trained (pytorchcv); empty: the teacher stage trains."""
+
+
+COEFFICIENTS = {
+    "fixed": Entry("dfshield.synthesis.coefficients:fixed"),
+    "dss": Entry("dfshield.synthesis.coefficients:dss"),
+    "linear": Entry("dfshield.synthesis.coefficients:linear"),
+}
+
+SOURCES = {
+    "synthetic": Source("dfshield.synthesis.inversion:synthesize"),
+    "real": Source("dfshield.data.export:export", real_data="train"),
+}
+
+LOSSES = {
+    "dfshield": Loss("dfshield.training.losses:dfshield"),
+    "trades": Loss("dfshield.training.losses:trades"),
+    "std": Loss("dfshield.training.losses:std", inner="ce", start="uniform"),
+}
+
+ATTACKS = {
+    "clean": Entry("dfshield.attacks.gradient:clean"),
+    "fgsm": Entry("dfshield.attacks.gradient:fgsm"),
+    "pgd": Entry("dfshield.attacks.gradient:pgd"),
+    "autoattack": Entry("dfshield.attacks.autoattack:autoattack"),
+}
+
+_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+_MEDMNIST_CLASSES = {
+    "tissuemnist": ("Tissue", 8),
+    "bloodmnist": ("Blood", 8),
+    "dermamnist": ("Derma", 7),
+    "pathmnist": ("Path", 9),
+    "octmnist": ("OCT", 4),
+    "organamnist": ("OrganA", 11),
+    "organcmnist": ("OrganC", 11),
+    "organsmnist": ("OrganS", 11),
+    "pneumoniamnist": ("Pneumonia", 2),
+    "breastmnist": ("Breast", 2),
+    "retinamnist": ("Retina", 5),
+}
+
+DATASETS = {
+    "digits": Dataset("dfshield.data.digits:load", "Digits", 10, (1, 8, 8), (0.3,), (0.38,)),
+    "cifar10": Dataset("dfshield.data.general:load", "CIFAR-10", 10, files=("cifar-10-batches-py",), **_CIFAR),
+    "cifar100": Dataset("dfshield.data.general:load", "CIFAR-100", 100, files=("cifar-100-python",), **_CIFAR),
+    "svhn": Dataset(
+        "dfshield.data.general:load", "SVHN", 10, files=("train_32x32.mat", "test_32x32.mat"), **_CIFAR
+    ),
+} | {
+    flag: Dataset("dfshield.data.medical:load", title, classes, (3, 28, 28), files=(f"{flag}.npz",))
+    for flag, (title, classes) in _MEDMNIST_CLASSES.items()
+}
+
+_PYTORCHCV = {
+    ("resnet20", "cifar10"): "0597-9b0024ac",
+    ("resnet20", "cifar100"): "2964-a5322afe",
+    ("resnet20", "svhn"): "0343-8232e6e4",
+    ("resnet56", "cifar10"): "0452-628c42a2",
+    ("resnet56", "cifar100"): "2488-d65f53b1",
+    ("resnet56", "svhn"): "0275-6e08ed92",
+    ("wrn28_10", "cifar10"): "0239-fe97dcd6",
+    ("wrn28_10", "cifar100"): "1788-8c3fe818",
+    ("wrn28_10", "svhn"): "0271-d62b6bba",
+}
+
+
+def _pytorchcv(model: str, title: str) -> Model:
+    files = {data: f"{model}_{data}-{tail}.pth" for (name, data), tail in _PYTORCHCV.items() if name == model}
+    return Model(f"dfshield.models.general:{model}", title, files)
+
+
+MODELS = {
+    "cnn-s": Model("dfshield.models.demo:cnn_s", "CNN-S"),
+    "cnn-m": Model("dfshield.models.demo:cnn_m", "CNN-M"),
+    "resnet20": _pytorchcv("resnet20", "ResNet-20"),
+    "resnet56": _pytorchcv("resnet56", "ResNet-56"),
+    "wrn28_10": _pytorchcv("wrn28_10", "WRN-28-10"),
+    "resnet18": Model("dfshield.models.medical:resnet18", "ResNet-18"),
+    "resnet50": Model("dfshield.models.medical:resnet50", "ResNet-50"),
+}

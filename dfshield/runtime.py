@@ -1,0 +1,174 @@
+"""What every stage shares with the machine: errors, files that are whole or absent, seeds, devices, progress."""
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from tqdm import tqdm
+
+
+class InputError(Exception):
+    """Something the user gave is wrong. The message is one line: what, where, what is allowed, how to mend it.
+
+    The command line prints it and exits with status 2.
+    """
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces, so that equal values give equal text (and equal hashes)."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=False)
+
+
+def digest(*parts: Any) -> str:
+    """SHA-256 in hex of the canonical JSON of `parts`."""
+    return hashlib.sha256(canonical_json(parts).encode()).hexdigest()
+
+
+def sha256_file(path: Path) -> str:
+    """SHA-256 in hex of a file's bytes."""
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def fraction(text: str | float) -> float:
+    """``"8/255"`` or a decimal as a float; raises ValueError for anything else."""
+    return float(Fraction(str(text).replace(" ", "")))
+
+
+@contextlib.contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside `path`; on success sync it to disk and rename it, on failure remove it.
+
+    So a file that exists is whole.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+    except OSError as error:
+        raise InputError(
+            f"{path}: cannot write there ({error.strerror}); choose another output path or free the folder"
+        ) from None
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as stream:
+            os.fsync(stream.fileno())
+        umask = os.umask(0)
+        os.umask(umask)
+        temporary.chmod(0o666 & ~umask)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically."""
+    with atomic(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def existing_file(path: Path, what: str, remedy: str) -> Path:
+    """Return `path` if it is a readable file, else raise InputError naming `what` and `remedy`."""
+    if not path.is_file():
+        raise InputError(f"{path}: no such file ({what}); {remedy}")
+    return path
+
+
+def generator(*key: Any) -> "torch.Generator":
+    """A CPU random generator that depends on `key` alone (strings, numbers), not on process or order."""
+    import torch
+
+    return torch.Generator().manual_seed(int(digest(*key)[:15], 16))
+
+
+_lease: IO[str] | None = None  # open for the life of the process: the lock ends with it, even on kill -9
+
+
+def select_device(device: str, threads: int) -> "torch.device":
+    """Set threads and determinism, lease one CUDA device if asked for, and return the torch device.
+
+    `device` is ``cpu``, ``cuda`` or ``auto`` (CUDA where there is one). Leases are file locks, one per device, so that
+    jobs started side by side on one machine spread over its devices; SLURM does that itself.
+    """
+    if device != "cpu" and "SLURM_JOB_ID" not in os.environ:
+        _lease_cuda_device()
+    import torch
+
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device: 'cuda' was asked for but PyTorch sees no CUDA device; use device cpu or auto")
+    use_cuda = device != "cpu" and torch.cuda.is_available()
+    return torch.device("cuda" if use_cuda else "cpu")
+
+
+def _lease_cuda_device() -> None:
+    global _lease
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    devices = visible.split(",") if visible else [p.name[6:] for p in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+    if _lease is not None or not [d for d in devices if d]:
+        return
+    folder = Path(tempfile.gettempdir()) / f"dfshield-devices-{os.getuid()}"
+    folder.mkdir(exist_ok=True)
+    while True:
+        for name in devices:
+            stream = (folder / name.replace("/", "_")).open("w")
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                stream.close()
+                continue
+            os.environ["CUDA_VISIBLE_DEVICES"] = name
+            _lease = stream
+            return
+        time.sleep(1)
+
+
+def progress(total: int, label: str, unit: str = "it") -> "tqdm[Any]":
+    """A progress bar with rate and time left on standard error; in a log file one line every half minute."""
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=label,
+        unit=unit,
+        dynamic_ncols=terminal,
+        ncols=None if terminal else 100,
+        mininterval=0.5 if terminal else 30,
+        ascii=not terminal,
+    )
+
+
+def say(message: str) -> None:
+    """One line for the person who watches (standard error, so that standard output stays for results)."""
+    print(message, file=sys.stderr, flush=True)
+
+
+_data_free_stage: str | None = None
+
+
+def forbid_real_data(stage: str) -> None:
+    """Declare this process data-free: importing `dfshield.data`, the only code that opens real sets, now fails."""
+    global _data_free_stage
+    if "dfshield.data" in sys.modules:
+        raise RuntimeError(f"{stage} is data-free but dfshield.data is already imported")
+    _data_free_stage = stage
+
+
+def check_real_data_allowed() -> None:
+    """Called by `dfshield.data` when it is imported; raises RuntimeError inside a data-free stage."""
+    if _data_free_stage:
+        raise RuntimeError(f"{_data_free_stage} is data-free: it must not import dfshield.data")
