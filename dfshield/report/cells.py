@@ -1,0 +1,135 @@
+"""What a table is: its specification (config/tables.yaml) and its cells."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from dfshield.config import Name, Options, ThreatText, TrainingOptions, build
+from dfshield.runtime import InputError
+
+SYMBOLS = {"aggregate": "B"}
+"""Training options that the paper's tables call by another name."""
+
+Metric = Literal["clean", "fgsm", "pgd10", "pgd50x5", "autoattack"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One figure of a table: a model's accuracy by one metric at one seed, and the ledger it is read from."""
+
+    table: str
+    """the table's key in tables.yaml, such as ``table4``"""
+    dataset: str
+    model: str
+    method: str
+    variant: str
+    """swept values as `variant` writes them; empty without a sweep"""
+    defence: str
+    """test-time defence; ``none`` without one"""
+    threat: str
+    """threat model of the evaluation, such as ``linf:4/255``"""
+    metric: str
+    """``clean``, ``autoattack``, or the name of the attack's protocol such as ``pgd10``"""
+    seed: int
+    ledger: str
+    """path of the evaluation ledger"""
+
+
+def variant(overrides: dict[str, Any]) -> str:
+    """Swept options as a table's `variant`: ``{"lambda1": 0.1, "lambda2": 10}`` gives ``lambda1=0.1,lambda2=10``."""
+    return ",".join(f"{SYMBOLS.get(name, name)}={_number(value)}" for name, value in overrides.items())
+
+
+def _number(value: Any) -> str:
+    return f"{value:g}" if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
+
+
+class PaperGrid(Options):
+    """What the paper's own table covers."""
+
+    datasets: tuple[str, ...] = Field(min_length=1)
+    models: tuple[str, ...] = Field(min_length=1)
+    threat: ThreatText
+
+
+class RowSpec(Options):
+    """A method of a table: the training data it uses and the recipe it is trained by."""
+
+    method: str
+    source: Name
+    recipe: Name
+    marks: dict[str, bool] = {}
+    """ablation columns, ticked or crossed"""
+
+
+class SweepSpec(Options):
+    """Values of a swept training option, at demo scale and as the paper has them."""
+
+    demo: tuple[int | float, ...] = Field(min_length=1)
+    full: tuple[int | float, ...] = Field(min_length=1)
+
+
+class GridSpec(Options):
+    """Part of the config's grid that a table takes where the config holds none of the paper's data sets."""
+
+    models: Literal["first", "all"] = "all"
+
+
+class Grids(Options):
+    """The grid by scale (the config's `grid`)."""
+
+    demo: GridSpec = GridSpec()
+    full: GridSpec = GridSpec()
+
+
+class TableSpec(Options):
+    """One table: what it measures and how the paper lays it out."""
+
+    number: int
+    title: str
+    caption: str
+    paper: PaperGrid
+    rows: tuple[RowSpec, ...] = Field(min_length=1)
+    """methods; with a sweep, each is trained at every combination of the swept values"""
+    sweep: dict[str, SweepSpec] = {}
+    """swept training options; a matrix has its first option along the rows, its second along the columns"""
+    metrics: tuple[Metric, ...] = Field(min_length=1)
+    layout: Literal["rows", "ablation", "sweep", "matrix"]
+    grid: Grids = Grids()
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> "TableSpec":
+        unknown = [name for name in self.sweep if name not in TrainingOptions.model_fields]
+        if unknown:
+            raise ValueError(f"sweep: {unknown[0]!r} is not a training option")
+        swept = {"rows": 0, "ablation": 0, "sweep": 1, "matrix": 2}[self.layout]
+        if len(self.sweep) != swept:
+            raise ValueError(f"layout {self.layout} takes {swept} swept options, sweep has {len(self.sweep)}")
+        if self.layout == "ablation" and any(row.marks.keys() != self.rows[0].marks.keys() for row in self.rows):
+            raise ValueError("rows: every row of an ablation needs the same marks")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The table's name, such as ``table4``."""
+        return f"table{self.number}"
+
+
+def load_tables(path: Path) -> dict[str, TableSpec]:
+    """Read tables.yaml: specifications by key (``table4``). Raises InputError naming file, table and key."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a mapping of table names to their specifications")
+    specs: dict[str, TableSpec] = {
+        str(key): build(TableSpec, value or {}, f"{path}: {key}") for key, value in values.items()
+    }
+    for key, spec in specs.items():
+        if key != spec.key:
+            raise InputError(f"{path}: {key}: its number is {spec.number}, so its name must be {spec.key}")
+    return specs
