@@ -1,0 +1,8 @@
+"""Real data sets: the only code of the program that opens them.
+
+Importing this package fails inside a data-free stage, so that no such stage can read real images by accident.
+"""
+
+from dfshield.runtime import check_real_data_allowed
+
+check_real_data_allowed()
