@@ -40,7 +40,7 @@ def parse_threat(text: str) -> Threat:
     try:
         eps = fraction(size)
     except (ValueError, ZeroDivisionError):
-        raise ValueError(f"ε {size!r} in threat {text!r} is not a number or fraction; write for example 8/255") from None
+        raise ValueError(f"ε {size!r} in threat {text!r} is not a number or fraction such as 8/255") from None
     if not 0 <= eps <= MAX_EPS[norm]:
         hint = f"; for {size} pixel units write {norm}:{size}/255" if eps > MAX_EPS[norm] else ""
         raise ValueError(f"ε {size} in threat {text!r} must be between 0 and {MAX_EPS[norm]:g}{hint}")
@@ -489,3 +489,12 @@ def check_config(values: dict[str, Any], where: str = "config") -> Config:
     """Check a config that is already parsed (Snakemake's); raises InputError naming the key."""
     config: Config = build(Config, values, where)
     return config
+
+
+def schema_text() -> str:
+    """The JSON schema of config files, for editors; stage overrides are typed by the stages' own options."""
+    import json
+
+    schema = Config.model_json_schema()
+    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
+    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"

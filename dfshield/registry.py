@@ -112,9 +112,7 @@ DATASETS = {
     "digits": Dataset("dfshield.data.digits:load", "Digits", 10, (1, 8, 8), (0.3,), (0.38,)),
     "cifar10": Dataset("dfshield.data.general:load", "CIFAR-10", 10, files=("cifar-10-batches-py",), **_CIFAR),
     "cifar100": Dataset("dfshield.data.general:load", "CIFAR-100", 100, files=("cifar-100-python",), **_CIFAR),
-    "svhn": Dataset(
-        "dfshield.data.general:load", "SVHN", 10, files=("train_32x32.mat", "test_32x32.mat"), **_CIFAR
-    ),
+    "svhn": Dataset("dfshield.data.general:load", "SVHN", 10, files=("train_32x32.mat", "test_32x32.mat"), **_CIFAR),
 } | {
     flag: Dataset("dfshield.data.medical:load", title, classes, (3, 28, 28), files=(f"{flag}.npz",))
     for flag, (title, classes) in _MEDMNIST_CLASSES.items()

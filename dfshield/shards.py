@@ -130,7 +130,9 @@ def opened(path: Path) -> Iterator[h5py.File]:
             if not file.attrs.get("complete", False):
                 raise InputError(f"{path}: incomplete (its writer was stopped); {remedy}")
             for name in ROWS:
-                if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
+                if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
+                    file[name], h5py.Dataset
+                ):
                     raise InputError(f"{path}: data set {name!r} is missing; {remedy}")
             missing = [key for key in HEADER if key not in file.attrs]
             if missing:

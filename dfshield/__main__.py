@@ -1,0 +1,5 @@
+"""``python -m dfshield``."""
+
+from dfshield.cli import main
+
+main()

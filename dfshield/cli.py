@@ -1,0 +1,316 @@
+"""The command line: one subcommand per stage, its options generated from the stage's option class.
+
+Importing this module is cheap; a stage's own code is imported when it runs.
+"""
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from dfshield import __version__
+from dfshield.config import PROFILES, STAGES, load_config
+from dfshield.flags import Parser, add_options, given_options
+from dfshield.runtime import InputError
+
+
+def _teacher(a: argparse.Namespace) -> None:
+    from dfshield.models.teacher import run
+
+    run(
+        out=a.out,
+        options=given_options("teacher", a),
+        dataset=a.dataset,
+        model=a.model,
+        data_dir=a.data_dir,
+        factory=a.factory,
+        arguments=_json(a.arguments, "--arguments"),
+        weights=a.weights,
+        input_shape=tuple(a.input_shape) if a.input_shape else None,
+        classes=a.classes,
+        mean=tuple(a.mean) if a.mean else None,
+        std=tuple(a.std) if a.std else None,
+        code=a.code,
+    )
+
+
+def _json(text: str | None, flag: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text) if text else None
+    except ValueError as error:
+        raise InputError(f"{flag}: not JSON ({error}); write for example '{{\"depth\": 20}}'") from None
+    if value is not None and not isinstance(value, dict):
+        raise InputError(f"{flag}: must be a JSON object of keyword arguments, such as '{{\"depth\": 20}}'")
+    return value
+
+
+def _synthesize(a: argparse.Namespace) -> None:
+    options = given_options("synthesis", a)
+    from dfshield.synthesis.inversion import run
+
+    run(a.teacher, a.out, options, a.shard, a.shards, a.source, a.factory, a.state, a.code)
+
+
+def _export(a: argparse.Namespace) -> None:
+    from dfshield.data.export import export
+
+    export(dataset=a.dataset, data_dir=a.data_dir, out=a.out, teacher=a.teacher, source=a.source, code=a.code)
+
+
+def _merge(a: argparse.Namespace) -> None:
+    from dfshield.shards import merge
+
+    merge(a.shards, a.out)
+
+
+def _train(a: argparse.Namespace) -> None:
+    options = given_options("training", a)
+    from dfshield.training.trainer import run
+
+    run(a.teacher, a.data, a.out, options, a.recipe, a.factory, a.state, a.metrics, a.code)
+
+
+def _attack(a: argparse.Namespace) -> None:
+    options = given_options("attack", a)
+    from dfshield.attacks.evaluate import run
+
+    run(
+        model_path=a.model,
+        out=a.out,
+        options=options,
+        dataset=a.dataset,
+        data_dir=a.data_dir,
+        evaluation_npz=a.evaluation,
+        factory=a.factory,
+        protocol=a.protocol,
+        subject=_json(a.subject, "--subject") or {},
+        state=a.state,
+        code=a.code,
+    )
+
+
+def _table(a: argparse.Namespace) -> None:
+    from dfshield.plan import Plan
+    from dfshield.report.tables import run
+
+    run(Plan.of(load_config(a.config)), a.table, a.out)
+
+
+def _harden(a: argparse.Namespace) -> None:
+    from dfshield.plan import Plan
+    from dfshield.report.card import run
+
+    run(Plan.of(load_config(a.config)), a.name, a.student, a.out)
+
+
+def _inspect(a: argparse.Namespace) -> None:
+    from dfshield.report.inspect import run
+
+    run(a.file, a.sheet)
+
+
+def _verify(a: argparse.Namespace) -> None:
+    from dfshield.report.verify import verify
+
+    sys.exit(verify(a.table))
+
+
+def _schema(a: argparse.Namespace) -> None:
+    from dfshield.config import schema_text
+
+    sys.stdout.write(schema_text())
+
+
+def _doctor(a: argparse.Namespace) -> None:
+    from dfshield.doctor import run
+
+    sys.exit(run(a.data_dir))
+
+
+Setup = Callable[[argparse.ArgumentParser], None]
+
+
+def _file(*names: str, help: str, required: bool = True, **settings: Any) -> Setup:
+    def add(parser: argparse.ArgumentParser) -> None:
+        positional = not names[0].startswith("-")
+        more = {} if positional else {"required": required, "default": argparse.SUPPRESS if required else None}
+        parser.add_argument(*names, type=Path, help=help, **more, **settings)
+
+    return add
+
+
+def _value(name: str, help: str, **settings: Any) -> Setup:
+    default = settings.setdefault("default", None)
+    shown = f" (default: {default})" if default not in (None, "", argparse.SUPPRESS) else ""
+    return lambda parser: parser.add_argument(name, help=help + shown, **settings) and None
+
+
+OUT = _file("--out", help="file to write")
+TEACHER = _file("--teacher", help="teacher checkpoint")
+STATE = _file("--state", required=False, help="folder for resuming after a crash; removed on success")
+FACTORY = _value("--factory", "your model's package.module:function or file.py:function, for your own models")
+DATA_DIR = _file("--data-dir", required=False, help="folder of real data and weights (DFSHIELD_DATA wins; else ./data)")
+CODE = _value("--code", "digest of the stage's code, recorded in the output", default="")
+PROFILE = _value("--profile", "defaults of the paper's text or of its released code", default="paper",
+                 choices=list(PROFILES))  # fmt: skip
+
+COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None], tuple[Setup, ...]]] = {
+    "teacher": (
+        "train a teacher on real data, or import a trained one",
+        "teacher",
+        _teacher,
+        (
+            OUT,
+            _value("--dataset", "data set; for your own model any name", default="custom"),
+            _value("--model", "model; for your own model any name", default="custom"),
+            DATA_DIR,
+            FACTORY,
+            _value("--arguments", "keyword arguments of the factory as JSON"),
+            _file("--weights", required=False, help="your model's .safetensors or state dict"),
+            _value("--input-shape", "your model's channels, height, width", type=int, nargs=3),
+            _value("--classes", "your model's number of classes", type=int),
+            _value("--mean", "your model's normalisation mean per channel, pixels in [0,1]", type=float, nargs="+"),
+            _value("--std", "your model's normalisation standard deviation per channel", type=float, nargs="+"),
+            CODE,
+        ),
+    ),
+    "synthesize": (
+        "make one shard of surrogate data out of a teacher",
+        "synthesis",
+        _synthesize,
+        (
+            TEACHER,
+            OUT,
+            _value("--shard", "index of this shard", type=int, default=0),
+            _value("--shards", "number of shards of the whole set", type=int, default=1),
+            _value("--source", "name of this kind of data, recorded in the file", default="dss"),
+            FACTORY,
+            STATE,
+            PROFILE,
+            CODE,
+        ),
+    ),
+    "export": (
+        "write a real training set in the surrogate format, for the upper bound (not data-free)",
+        None,
+        _export,
+        (
+            OUT,
+            _value("--dataset", "data set", required=True),
+            DATA_DIR,
+            TEACHER,
+            _value("--source", "name of this kind of data, recorded in the file", default="real"),
+            CODE,
+        ),
+    ),
+    "merge": (
+        "merge the shards of one surrogate set",
+        None,
+        _merge,
+        (_file("shards", help="shard files, in any order", nargs="+"), OUT),
+    ),
+    "train": (
+        "adversarially fine-tune a copy of the teacher on surrogate data",
+        "training",
+        _train,
+        (
+            TEACHER,
+            _file("--data", help="merged surrogate data"),
+            OUT,
+            _value("--recipe", "name of the recipe, recorded in the file", default="dfshield"),
+            _file("--metrics", required=False, help="CSV of per-epoch metrics to write"),
+            FACTORY,
+            STATE,
+            PROFILE,
+            CODE,
+        ),
+    ),
+    "attack": (
+        "attack a model on real images and write the evaluation ledger",
+        "attack",
+        _attack,
+        (
+            _file("--model", help="checkpoint to attack"),
+            OUT,
+            _value("--dataset", "data set to evaluate on"),
+            _file("--evaluation", required=False, help="your own evaluation set, .npz with x and y"),
+            DATA_DIR,
+            _value("--protocol", "name of the protocol, recorded in the ledger", default="custom"),
+            _value("--subject", "what is attacked, as JSON, recorded in the ledger"),
+            FACTORY,
+            STATE,
+            CODE,
+        ),
+    ),
+    "table": (
+        "render one table of the paper from its ledgers, as CSV, Markdown and LaTeX",
+        None,
+        _table,
+        (
+            _value("table", "name of the table, such as table4", default=argparse.SUPPRESS),
+            _file("--config", help="config of the run"),
+            _file("--out", help="CSV to write; Markdown and LaTeX go beside it"),
+        ),
+    ),
+    "harden": (
+        "write a hardened model with its report and model card",
+        None,
+        _harden,
+        (
+            _value("name", "entry under harden: of the config", default=argparse.SUPPRESS),
+            _file("--config", help="config of the run"),
+            _file("--student", help="trained student"),
+            _file("--out", help="folder to write model.safetensors, report.csv and MODEL_CARD.md to"),
+        ),
+    ),
+    "inspect": (
+        "say what a shard, surrogate set, checkpoint or ledger holds",
+        None,
+        _inspect,
+        (
+            _file("file", help="file to look into"),
+            _file("--sheet", required=False, help="contact sheet to write (PNG)"),
+        ),
+    ),
+    "verify": (
+        "trace every cell of a table to ledger, student, data and teacher by hash",
+        None,
+        _verify,
+        (_file("table", help="a table's CSV"),),
+    ),
+    "schema": ("print the JSON schema of config files", None, _schema, ()),
+    "doctor": ("check this machine: versions, devices, data", None, _doctor, (DATA_DIR,)),
+}
+
+
+def parser() -> Parser:
+    """The whole command line."""
+    top = Parser(prog="dfshield", description="Harden an image classifier against attack without its training data.")
+    top.add_argument("--version", action="version", version=f"dfshield {__version__}")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for name, (summary, stage, function, setups) in COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=f"{summary[0].upper()}{summary[1:]}.")
+        for setup in setups:
+            setup(sub)
+        if stage:
+            add_options(sub, STAGES[stage])
+        sub.set_defaults(function=function)
+    return top
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point; exits with status 2 and one line on standard error where the input is wrong."""
+    arguments = parser().parse_args(words)
+    try:
+        arguments.function(arguments)
+    except InputError as error:
+        print(f"dfshield {arguments.command}: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output has gone, as in `dfshield inspect FILE | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)

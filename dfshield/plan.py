@@ -1,0 +1,245 @@
+"""From a config to files: the path grammar, the options of every job, the cells of every table.
+
+This is the one place that knows where a file lies and which options a job gets. It is light (no torch), because
+Snakemake reads it at every start.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from dfshield import registry
+from dfshield.config import (
+    PROFILES,
+    PROTOCOLS,
+    STAGES,
+    AttackOptions,
+    Config,
+    HardenConfig,
+    StageOverrides,
+    build,
+    threat_name,
+)
+from dfshield.report.cells import Cell, RowSpec, TableSpec, load_tables, variant
+from dfshield.runtime import InputError
+
+RESULTS = "results"
+HARDEN = "harden"
+NONE = "none"
+
+TEACHER = RESULTS + "/{run}/{dataset}/{model}/teacher.safetensors"
+SOURCE = RESULTS + "/{run}/{dataset}/{model}/{source}/seed-{seed}"
+SHARD = SOURCE + "/shard-{shard}.h5"
+DATA = SOURCE + "/data.h5"
+TRAINED = RESULTS + "/{run}/{dataset}/{model}/{source}/{recipe}/{train_threat}/seed-{seed}"
+STUDENT = TRAINED + "/student.safetensors"
+LEDGER = TRAINED + "/eval/{defence}/{protocol}@{threat}/ledger.h5"
+"""The path grammar; Snakemake's wildcards and these fields are the same names."""
+
+
+def recipe_name(base: str, overrides: dict[str, float]) -> str:
+    """Canonical name of a swept recipe: ``recipe_name("dfshield", {"tau": 0.3})`` is ``dfshield.tau-0.3``."""
+    return ".".join([base, *(f"{key}-{value:g}" for key, value in overrides.items())])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that one config asks for."""
+
+    config: Config
+    tables: dict[str, TableSpec]
+
+    @classmethod
+    def of(cls, config: Config) -> "Plan":
+        """The plan of a config, with the tables that it names."""
+        return cls(config, load_tables(config.tables))
+
+    # --- what there is -----------------------------------------------------------------------------------------------
+
+    @cached_property
+    def recipes(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Every recipe name of the run, swept ones included: its base recipe and overrides."""
+        found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in self.config.recipes}
+        for spec in self.tables.values():
+            for row, overrides in product(spec.rows, self.sweeps(spec)):
+                if row.recipe != NONE:
+                    found[recipe_name(row.recipe, overrides)] = (row.recipe, overrides)
+        return found
+
+    def models(self, dataset: str) -> tuple[str, ...]:
+        """Models of a data set of the grid, or the names under ``harden:``."""
+        return tuple(self.config.harden) if dataset == HARDEN else self.config.datasets[dataset].models
+
+    @property
+    def datasets(self) -> list[str]:
+        """Names that the path grammar's ``dataset`` may take."""
+        return [*self.config.datasets, *([HARDEN] if self.config.harden else [])]
+
+    def threat(self, dataset: str, model: str) -> str:
+        """Threat model of a data set or of a user's model."""
+        return self.config.harden[model].threat if dataset == HARDEN else self.config.datasets[dataset].threat
+
+    # --- options -----------------------------------------------------------------------------------------------------
+
+    def options(self, stage: str, dataset: str, model: str, seed: int = 0, **extra: Any) -> Any:
+        """Options of one job; later layers win: profile, config, data set, model, then `extra`."""
+        own: StageOverrides = self.config.harden[model] if dataset == HARDEN else self.config.datasets[dataset]
+        layers = [PROFILES[self.config.profile].get(stage, {}), getattr(self.config, stage), getattr(own, stage)]
+        if dataset != HARDEN and model in self.config.datasets[dataset].by_model:
+            layers.append(getattr(self.config.datasets[dataset].by_model[model], stage))
+        values = {key: value for layer in layers for key, value in layer.items()}
+        given = {"device": self.config.device, "seed": seed} | values | extra
+        return build(STAGES[stage], given, f"{stage} options of {dataset}/{model}")
+
+    def synthesis(self, dataset: str, model: str, source: str, seed: int) -> Any:
+        """SynthesisOptions of one source."""
+        return self.options("synthesis", dataset, model, seed, **self.config.sources[source].synthesis)
+
+    def training(self, dataset: str, model: str, recipe: str, seed: int) -> Any:
+        """TrainingOptions of one recipe, swept or not."""
+        base, overrides = self.recipes[recipe]
+        layers = dict(self.config.recipes[base])
+        if dataset == HARDEN:  # a user's own training options are more particular than the recipe's
+            layers |= self.config.harden[model].training
+        else:
+            layers |= self.config.datasets[dataset].by_recipe.get(base, {})
+        return self.options(
+            "training", dataset, model, seed, **{"threat": self.threat(dataset, model)} | layers | overrides
+        )
+
+    def attack(self, dataset: str, model: str, protocol: str, seed: int) -> AttackOptions:
+        """AttackOptions of one protocol."""
+        options: AttackOptions = self.options(
+            "attack",
+            dataset,
+            model,
+            seed,
+            **{"threat": self.threat(dataset, model), "split": self.config.split} | PROTOCOLS[protocol],
+        )
+        evaluation = self.config.harden[model].evaluation if dataset == HARDEN else None
+        return options.model_copy(update={"limit": evaluation.limit}) if evaluation else options
+
+    # --- paths -------------------------------------------------------------------------------------------------------
+
+    def path(self, template: str, dataset: str, model: str, **fields: Any) -> str:
+        """A path of the grammar, for this run."""
+        threat = threat_name(self.threat(dataset, model))
+        fields = {"defence": NONE, "threat": threat, "train_threat": threat} | fields
+        if fields.get("recipe") == NONE:
+            fields["train_threat"] = NONE
+        return template.format(run=self.config.name, dataset=dataset, model=model, **fields)
+
+    def shards(self, dataset: str, model: str, source: str, seed: int) -> list[str]:
+        """The shard files of one surrogate set: as many as the config says, or as there are groups of batches."""
+        count = min(self.config.shards, self.synthesis(dataset, model, source, seed).groups)
+        return [self.path(SHARD, dataset, model, source=source, seed=seed, shard=i) for i in range(count)]
+
+    # --- tables ------------------------------------------------------------------------------------------------------
+
+    def blocks(self, spec: TableSpec) -> list[tuple[str, tuple[str, ...]]]:
+        """(data set, models) of a table: the config's among the paper's, or the config's own as a stand-in."""
+        own = [d for d in spec.paper.datasets if d in self.config.datasets]
+        if own:
+            return [(d, tuple(m for m in self.config.datasets[d].models if m in spec.paper.models)) for d in own]
+        choice = (spec.grid.full if self.config.grid == "full" else spec.grid.demo).models
+        return [(d, c.models[:1] if choice == "first" else c.models) for d, c in self.config.datasets.items()]
+
+    def sweeps(self, spec: TableSpec) -> list[dict[str, Any]]:
+        """The combinations of swept options of a table; one empty combination where nothing is swept."""
+        values = [getattr(sweep, self.config.grid) for sweep in spec.sweep.values()]
+        return [dict(zip(spec.sweep, combination, strict=True)) for combination in product(*values)]
+
+    def cells(self, table: str) -> list[Cell]:
+        """The cells of one table in the order of its layout."""
+        if table not in self.tables:
+            raise InputError(f"{self.config.tables}: no {table!r}; tables are {', '.join(self.tables)}")
+        spec = self.tables[table]
+        found = []
+        for (dataset, models), row, overrides in product(self.blocks(spec), spec.rows, self.sweeps(spec)):
+            for model, metric in product(models, spec.metrics):
+                recipe = self._shared_recipe(dataset, model, row, overrides)
+                for seed in self.config.seeds if recipe != NONE else self.config.seeds[:1]:
+                    found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed))
+        if not found:
+            raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")
+        return found
+
+    def _shared_recipe(self, dataset: str, model: str, row: RowSpec, overrides: dict[str, Any]) -> str:
+        """The base recipe where the swept values are its own, so that nothing is trained twice."""
+        if row.recipe == NONE:
+            return NONE
+        swept = recipe_name(row.recipe, overrides)
+        same = self.training(dataset, model, swept, 0) == self.training(dataset, model, row.recipe, 0)
+        return row.recipe if same else swept
+
+    def _cell(
+        self,
+        table: str,
+        dataset: str,
+        model: str,
+        row: RowSpec,
+        recipe: str,
+        overrides: dict[str, Any],
+        metric: str,
+        seed: int,
+    ) -> Cell:
+        protocol = self.config.autoattack if metric == "autoattack" else metric
+        ledger = self.path(LEDGER, dataset, model, source=row.source, recipe=recipe, seed=seed, protocol=protocol)
+        return Cell(
+            table=table,
+            dataset=dataset,
+            model=model,
+            method=row.method,
+            variant=variant(overrides),
+            defence=NONE,
+            threat=self.threat(dataset, model),
+            metric=metric,
+            seed=seed,
+            ledger=ledger,
+        )
+
+    # --- a user's own model ------------------------------------------------------------------------------------------
+
+    def hardened(self, name: str) -> HardenConfig:
+        """The entry of one model under ``harden:``."""
+        if name not in self.config.harden:
+            raise InputError(f"harden: no entry {name!r}; there are {', '.join(self.config.harden) or 'none'}")
+        return self.config.harden[name]
+
+    def harden_cells(self, name: str) -> list[Cell]:
+        """The figures of one hardened model: Undefended and Ours by every protocol of its evaluation."""
+        entry = self.hardened(name)
+        if entry.evaluation is None:
+            return []
+        rows = (
+            RowSpec(method="Undefended", source=NONE, recipe=NONE),
+            RowSpec(method="Ours", source=entry.source, recipe=entry.recipe),
+        )
+        found = []
+        for row, protocol in product(rows, entry.evaluation.protocols):
+            metric = "autoattack" if protocol.startswith("aa-") else protocol
+            ledger = self.path(
+                LEDGER, HARDEN, name, source=row.source, recipe=row.recipe, seed=self.config.seeds[0], protocol=protocol
+            )
+            found.append(
+                Cell(
+                    table=HARDEN,
+                    dataset=HARDEN,
+                    model=name,
+                    method=row.method,
+                    variant="",
+                    defence=NONE,
+                    threat=entry.threat,
+                    metric=metric,
+                    seed=self.config.seeds[0],
+                    ledger=ledger,
+                )
+            )
+        return found
+
+
+def title(kind: str, name: str) -> str:
+    """A data set's or model's name as tables print it."""
+    entries: dict[str, Any] = {**registry.DATASETS, **registry.MODELS}
+    return entries[name].title if name in entries else name

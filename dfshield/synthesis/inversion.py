@@ -1,0 +1,174 @@
+"""Synthesis of surrogate data by optimising pixels against the teacher (Eq 3-6 and 8, Algorithm 1 lines 4-10)."""
+
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import dfshield
+from dfshield import registry
+from dfshield.config import SynthesisOptions
+from dfshield.models.checkpoints import Classifier, load_checkpoint
+from dfshield.runtime import (
+    InputError,
+    atomic,
+    canonical_json,
+    digest,
+    forbid_real_data,
+    generator,
+    progress,
+    say,
+    select_device,
+)
+from dfshield.shards import Writer
+from dfshield.synthesis.objective import TERMS, BatchStatistics, class_loss, total_variation
+
+NOT_IN_HASH = {"device", "threads", "seed"}
+
+
+def run(
+    teacher: Path,
+    out: Path,
+    options: SynthesisOptions,
+    shard: int = 0,
+    shards: int = 1,
+    source: str = "dss",
+    factory: str | None = None,
+    state: Path | None = None,
+    code: str = "",
+) -> None:
+    """Write shard `shard` of `shards` of the surrogate set of a teacher checkpoint to `out`.
+
+    A group of batches depends on the seed and its own index alone, so any number of shards gives the same set.
+    Finished groups are kept in `state` until the shard is written: the same call after a crash goes on there.
+    """
+    forbid_real_data("synthesize")
+    device = select_device(options.device, options.threads)
+    model, card = load_checkpoint(teacher, str(device), factory=factory)
+    if not 0 <= shard < shards <= options.groups:
+        raise InputError(
+            f"shard {shard} of {shards}: there are {options.groups} groups of batches; "
+            f"use 0 <= shard < shards <= {options.groups}"
+        )
+    first, last = options.groups * shard // shards, options.groups * (shard + 1) // shards - 1
+    described = {k: v for k, v in options.model_dump().items() if k not in NOT_IN_HASH} | {"device": device.type}
+    attributes = {
+        "teacher_sha256": card.tensors_sha256,
+        "dataset": card.dataset,
+        "model": card.model,
+        "source": source,
+        "real_data": registry.SOURCES["synthetic"].real_data,
+        "options": canonical_json(described),
+        "seed": options.seed,
+        "classes": card.classes,
+        "groups": options.groups,
+        "first_group": first,
+        "last_group": last,
+        "package_version": dfshield.__version__,
+        "code": code,
+    }
+    kept = None
+    if state is not None:
+        kept = state / f"synthesis-{digest(attributes, shard, shards)[:16]}"
+        kept.mkdir(parents=True, exist_ok=True)
+    synthesizer = Synthesizer(model, card.input_shape, card.classes, options)
+    with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
+        groups = []
+        for index in range(first, last + 1):
+            path = kept / f"group-{index:06d}.npz" if kept else None
+            if path and path.is_file():
+                bar.update(options.iterations)
+                with np.load(path, allow_pickle=False) as saved:
+                    groups.append(dict(saved))
+                continue
+            groups.append(synthesizer.group(index, bar))
+            if path:
+                with atomic(path) as temporary:
+                    np.savez(temporary, **groups[-1])
+    with atomic(out) as temporary:
+        writer = Writer(temporary, attributes, TERMS)
+        for group in groups:
+            writer.append(
+                group["images"],
+                group["labels"],
+                group["batch"],
+                *({term: group[f"{kind}_{term}"] for term in TERMS} for kind in ("coefficients", "final_loss")),
+            )
+        content = writer.finish()
+    if kept:
+        shutil.rmtree(kept)
+    say(f"{out}: {sum(len(g['labels']) for g in groups)} images, content {content[:16]}")
+
+
+class Synthesizer:
+    """Makes groups of synthesis batches out of one frozen teacher."""
+
+    def __init__(
+        self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: SynthesisOptions
+    ) -> None:
+        self.options, self.shape, self.classes = options, input_shape, classes
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = model.mean.device
+        self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
+
+    def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
+        """The group's arrays: images, labels, batch, coefficients_{term} and final_loss_{term} (one per batch)."""
+        options = self.options
+        first = index * options.group
+        k = min(options.group, options.images // options.batch - first)
+        random = generator("synthesis", options.seed, index)
+        sampler = registry.COEFFICIENTS[options.coefficients].load()
+        alphas = torch.stack([sampler(self.base, random, options) for _ in range(k)])
+        if options.labels == "cycle":
+            labels = ((torch.arange(k) + first) % self.classes).repeat_interleave(options.batch)
+        else:
+            labels = torch.randint(self.classes, (k * options.batch,), generator=random)
+        start = torch.randn((k * options.batch, *self.shape), generator=random)
+        images, final = self._optimise(start, labels.to(self.device), alphas, random, bar)
+        stored = images.permute(0, 2, 3, 1).contiguous().numpy()
+        if options.storage == "uint8":
+            stored = np.round(stored * 255).astype(np.uint8)
+        batch = np.arange(first, first + k).repeat(options.batch)
+        result = {"images": stored, "labels": labels.numpy(), "batch": batch}
+        for position, term in enumerate(TERMS):
+            result[f"coefficients_{term}"] = alphas[:, position].numpy()
+            result[f"final_loss_{term}"] = final[:, position].double().numpy()
+        return result
+
+    def _optimise(
+        self, start: torch.Tensor, labels: torch.Tensor, alphas: torch.Tensor, random: torch.Generator, bar: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images."""
+        options, k = self.options, len(alphas)
+        statistics = BatchStatistics(self.model.net)
+        z = start.to(self.device).contiguous(memory_format=torch.channels_last).requires_grad_()
+        weights = alphas.to(self.device, torch.float32)
+        adam = torch.optim.Adam([z], lr=options.lr, fused=True)
+        offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
+        try:
+            for step in range(options.iterations):
+                rolled = torch.cat(
+                    [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
+                )
+                terms = self._terms(statistics, rolled, labels, k)
+                (z.grad,) = torch.autograd.grad((weights * terms).sum(), z)
+                adam.step()
+                if bar is not None:
+                    if step % 50 == 0:
+                        values = terms.detach().mean(0).tolist()
+                        bar.set_postfix({t: f"{v:.3g}" for t, v in zip(TERMS, values, strict=True)}, refresh=False)
+                    bar.update()
+            with torch.no_grad():
+                mean, std = self.model.mean, self.model.std
+                images = (mean + std * z).clamp(0, 1)
+                final = self._terms(statistics, (images - mean) / std, labels, k)
+        finally:
+            statistics.remove()
+        return images.cpu(), final.cpu()
+
+    def _terms(self, statistics: BatchStatistics, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
+            logits = self.model.net(z)
+        return torch.stack([class_loss(logits, labels, k), statistics.feature_loss(k), total_variation(z, k)], dim=1)

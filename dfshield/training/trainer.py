@@ -1,0 +1,293 @@
+"""Adversarial fine-tuning of a copy of the teacher on surrogate data (Algorithm 1; steps as in spec A.4, A.5)."""
+
+import copy
+import csv
+import io
+import math
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import dfshield
+from dfshield import registry
+from dfshield.config import TrainingOptions, parse_threat
+from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, save_checkpoint
+from dfshield.models.folding import fold
+from dfshield.runtime import (
+    InputError,
+    atomic,
+    digest,
+    forbid_real_data,
+    generator,
+    progress,
+    say,
+    select_device,
+    write_text,
+)
+from dfshield.shards import Surrogate, read
+from dfshield.training.gradrefine import GradRefine
+from dfshield.training.inner import maximise, step_size
+
+NOT_IN_HASH = {"device", "threads"}
+METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
+
+
+def run(
+    teacher: Path,
+    data: Path,
+    out: Path,
+    options: TrainingOptions,
+    recipe: str = "dfshield",
+    factory: str | None = None,
+    state: Path | None = None,
+    metrics: Path | None = None,
+    code: str = "",
+) -> None:
+    """Train a student on the surrogate set `data` and write it to `out`; the last epoch is the result.
+
+    `metrics` receives one CSV row per epoch: mean loss; on held-out surrogate images the agreement with the teacher's
+    class, clean and under the inner attack, in percent; optimiser updates so far; the share of parameters that passed
+    GradRefine. With `state`, the same call after a crash goes on at the last finished epoch, to the identical file.
+    """
+    forbid_real_data("train")
+    device = select_device(options.device, options.threads)
+    model, card = load_checkpoint(teacher, str(device), factory=factory)
+    surrogate = read(data)
+    check_fit(surrogate, card, teacher, data)
+    trainer = Trainer(model, surrogate, options)
+    described = {k: v for k, v in options.model_dump().items() if k not in NOT_IN_HASH} | {"device": device.type}
+    sources = {"teacher_sha256": card.tensors_sha256, "data_sha256": surrogate.attributes["content_sha256"]}
+    kept = state / f"training-{digest(sources, described, code)[:16]}" if state else None
+    trainer.fit(kept / "epoch.pt" if kept else None)
+    if metrics:
+        write_text(metrics, table(trainer.history))
+    student = Card(
+        kind="student",
+        dataset=card.dataset,
+        model=card.model,
+        factory=card.factory,
+        arguments=card.arguments,
+        input_shape=card.input_shape,
+        classes=card.classes,
+        mean=card.mean,
+        std=card.std,
+        real_data=surrogate.attributes["real_data"],
+        provenance={
+            **sources,
+            "recipe": recipe,
+            "source": surrogate.attributes["source"],
+            "options": described,
+            "seed": options.seed,
+            "updates": trainer.updates,
+            "code": code,
+            "package_version": dfshield.__version__,
+        },
+    )
+    sha = save_checkpoint(out, trainer.student, student)
+    if kept:
+        shutil.rmtree(kept, ignore_errors=True)
+    say(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")
+
+
+def table(history: list[dict[str, Any]]) -> str:
+    """The per-epoch metrics as CSV text."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, METRICS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
+    return stream.getvalue()
+
+
+def check_fit(surrogate: Surrogate, card: Card, teacher: Path, data: Path) -> None:
+    """Refuse surrogate data that were not made for this teacher."""
+    _, height, width, channels = surrogate.images.shape
+    if (channels, height, width) != tuple(card.input_shape):
+        raise InputError(
+            f"{data}: images are {(channels, height, width)} but {teacher} takes {tuple(card.input_shape)}; "
+            "synthesise from this teacher"
+        )
+    if int(surrogate.attributes["classes"]) != card.classes:
+        raise InputError(f"{data}: {surrogate.attributes['classes']} classes but {teacher} has {card.classes}")
+    made_from = surrogate.attributes["teacher_sha256"]
+    if made_from and made_from != card.tensors_sha256:
+        raise InputError(
+            f"{data}: made from teacher {made_from[:16]}, but {teacher} is {card.tensors_sha256[:16]}; "
+            "synthesise from this teacher"
+        )
+
+
+class Trainer:
+    """One adversarial training run; all randomness is keyed by seed, epoch and mini-batch."""
+
+    def __init__(self, teacher: Classifier, surrogate: Surrogate, options: TrainingOptions) -> None:
+        self.options, self.threat = options, parse_threat(options.threat)
+        device = teacher.mean.device
+        self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student.requires_grad_(True)
+        self.crafting = fold(self.student)
+        images = torch.from_numpy(surrogate.images).permute(0, 3, 1, 2).to(device)
+        labels = torch.from_numpy(surrogate.labels).to(device)
+        targets = predict(teacher, images)
+        order = torch.randperm(len(images), generator=generator("holdout", options.seed))
+        held, kept = order[: options.holdout].to(device), order[options.holdout :].to(device)
+        self.images, self.labels, self.targets = images[kept], labels[kept], targets[kept]
+        self.held = (images[held], targets[held].argmax(1)) if len(held) else None
+        self.batches = len(kept) // options.batch
+        if self.batches < options.aggregate:
+            best = max(1, min(self.batches, options.aggregate))
+            raise InputError(
+                f"aggregate (B = {options.aggregate}) mini-batches of {options.batch} do not fit in an epoch of "
+                f"{len(kept)} images ({self.batches} mini-batches), so no update could ever be made: "
+                f"use aggregate <= {best}, batch <= {len(kept) // options.aggregate} or more images"
+            )
+        entry = registry.LOSSES[options.loss]
+        self.loss, self.start = entry.load(), entry.start
+        self.inner: Literal["kl", "ce"] = entry.inner if options.inner == "auto" else options.inner
+        self.parameters = list(self.student.parameters())
+        factor = options.aggregate if options.lr_factor == "B" else 1
+        self.base_lr = options.lr * factor
+        self.optimiser = torch.optim.SGD(
+            self.parameters,
+            lr=self.base_lr,
+            momentum=options.momentum,
+            nesterov=options.nesterov,
+            weight_decay=options.weight_decay,
+        )
+        self.refiner = GradRefine(self.parameters, options.aggregate, options.tau, options.reduction, options.tie)
+        self.updates, self.history = 0, []  # type: tuple[int, list[dict[str, Any]]]
+
+    def fit(self, checkpoint: Path | None) -> None:
+        """All epochs, from `checkpoint` on if it is there."""
+        done = self._restore(checkpoint)
+        steps = self.options.epochs * self.batches
+        with progress(steps, f"train {self.options.loss}", "batch") as bar:
+            bar.update(done * self.batches)
+            for epoch in range(done, self.options.epochs):
+                row = self.epoch(epoch, bar)
+                self.history.append(row)
+                held = (
+                    ""
+                    if self.held is None
+                    else (
+                        f", held-out agreement clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
+                    )
+                )
+                bar.write(
+                    f"epoch {epoch + 1}: loss {row['loss']:.4f}{held}, {row['updates']} updates, "
+                    f"{100 * row['passed']:.1f} % of parameters passed"
+                )
+                if checkpoint:
+                    self._save(checkpoint, epoch + 1)
+        self.student.eval()
+
+    def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
+        """One pass over the data; returns the epoch's metrics."""
+        options = self.options
+        self._set_rate(epoch)
+        order = torch.randperm(len(self.images), generator=generator("epoch", options.seed, epoch))
+        total, shares = 0.0, []
+        for index in range(self.batches):
+            rows = order[index * options.batch : (index + 1) * options.batch].to(self.images.device)
+            loss, gradients = self.gradients(rows, generator("inner", options.seed, epoch, index))
+            total += float(loss)
+            self.refiner.add(gradients)
+            last = index == self.batches - 1
+            if self.refiner.count == options.aggregate or last:
+                share = self._update()
+                if share is not None:
+                    shares.append(share)
+            if bar is not None:
+                bar.update()
+                bar.set_postfix(loss=f"{total / (index + 1):.4f}", refresh=False)
+        clean, robust = self._agreement(epoch)
+        return {
+            "epoch": epoch + 1,
+            "loss": total / self.batches,
+            "clean_agreement": clean,
+            "robust_agreement": robust,
+            "updates": self.updates,
+            "passed": sum(shares) / len(shares) if shares else 0.0,
+            "lr": self.optimiser.param_groups[0]["lr"],
+        }
+
+    def gradients(self, rows: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Loss and its gradients on one mini-batch: x̂' crafted in eval mode, outer forwards in train mode."""
+        x, labels, targets = self.images[rows], self.labels[rows], self.targets[rows]
+        adversarial = self._craft(x, labels, random)
+        self.student.train()
+        loss = self.loss(self.student(x), self.student(adversarial), targets, labels, self.options)
+        return loss.detach(), list(torch.autograd.grad(loss, self.parameters))
+
+    def _craft(self, x: torch.Tensor, labels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+        self.crafting.refresh()
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
+            return maximise(
+                self.crafting,
+                x.contiguous(memory_format=torch.channels_last),
+                labels,
+                self.inner,
+                self.start,
+                self.threat,
+                self.options.attack_steps,
+                step_size(self.options, self.threat),
+                random,
+            )
+
+    def _update(self) -> float | None:
+        """One optimiser step with the refined gradients; returns the share that passed, None if there was no step."""
+        count, mode = self.refiner.count, self.options.last_group
+        short = count < self.options.aggregate
+        gradients, share = self.refiner.refine(count if short and mode == "actual" else None)
+        if short and mode == "drop":
+            return None
+        for parameter, gradient in zip(self.parameters, gradients, strict=True):
+            parameter.grad = gradient
+        self.optimiser.step()
+        self.updates += 1
+        return share
+
+    def _set_rate(self, epoch: int) -> None:
+        factor = 1.0
+        if self.options.schedule == "cosine":
+            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.options.epochs))
+        self.optimiser.param_groups[0]["lr"] = self.base_lr * factor
+
+    def _agreement(self, epoch: int) -> tuple[float, float]:
+        """Percent of held-out surrogate images with the teacher's class: clean, and under the inner attack."""
+        if self.held is None:
+            return float("nan"), float("nan")
+        x, classes = self.held
+        self.student.eval()
+        adversarial = self._craft(x, classes, generator("held-out", self.options.seed, epoch))
+        shares = [float((predict(self.student, part).argmax(1) == classes).float().mean()) for part in (x, adversarial)]
+        return 100 * shares[0], 100 * shares[1]
+
+    def _save(self, path: Path, done: int) -> None:
+        saved = {
+            "done": done,
+            "updates": self.updates,
+            "history": self.history,
+            "student": self.student.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+        }
+        with atomic(path) as temporary:
+            torch.save(saved, temporary)
+
+    def _restore(self, path: Path | None) -> int:
+        if path is None or not path.is_file():
+            return 0
+        saved = torch.load(path, map_location=self.images.device, weights_only=True)
+        self.student.load_state_dict(saved["student"])
+        self.optimiser.load_state_dict(saved["optimiser"])
+        self.updates, self.history = saved["updates"], saved["history"]
+        say(f"resuming after epoch {saved['done']} of {self.options.epochs}")
+        return int(saved["done"])
+
+
+def predict(model: torch.nn.Module, x: torch.Tensor, batch: int = 500) -> torch.Tensor:
+    """Logits (N,C) of a model in eval mode, without gradients."""
+    model.eval()
+    with torch.no_grad():
+        return torch.cat([model(part.contiguous(memory_format=torch.channels_last)) for part in x.split(batch)])
