@@ -4,6 +4,7 @@ Whatever the file format, the program sees float32 images in [0,1], NCHW, and in
 """
 
 import hashlib
+import importlib
 import os
 import zipfile
 import zlib
@@ -52,11 +53,17 @@ def load(name: str, split: str, data_dir: Path) -> Images:
     """A registered data set's split (train, dev or test); raises InputError if files are missing or wrong."""
     if name not in registry.DATASETS:
         raise InputError(f"data set {name!r} is not one of {', '.join(registry.DATASETS)}")
-    if split not in ("train", "dev", "test"):
-        raise InputError(f"split {split!r} of data set {name} is not one of train, dev, test")
+    if split not in splits(name):
+        raise InputError(f"data set {name} has no split {split!r}; it has {', '.join(splits(name))}")
     entry = registry.DATASETS[name]
     pixels, labels = entry.load()(name, split, data_dir)
     return to_images(pixels, labels, entry.input_shape, entry.classes, f"{name} {split}")
+
+
+def splits(name: str) -> tuple[str, ...]:
+    """The splits of a registered data set; only digits and MedMNIST have ``dev``."""
+    found: tuple[str, ...] = importlib.import_module(registry.DATASETS[name].target.partition(":")[0]).SPLITS
+    return found
 
 
 def load_npz(path: Path, input_shape: Shape, classes: int, limit: int = 0) -> Images:

@@ -1,0 +1,144 @@
+"""A quick copy of a classifier for crafting: frozen, in eval mode, each BatchNorm folded into its convolution.
+
+In eval mode BatchNorm is y = s (Wx + b - m) + c with s = gamma / sqrt(v + eps), which is one convolution with weight sW
+and bias s(b - m) + c. The copy is for attacks and inner maximisation only; verdicts are made on the model itself.
+"""
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+TOLERANCE = 1e-3
+"""Largest deviation of the folded logits, relative to the largest logit, before the plain copy is used instead."""
+
+
+class Folded(nn.Module):
+    """Images (N,C,H,W) to the logits of the live model in eval mode; `refresh` follows the live model's weights.
+
+    The first call compares the folded network with a plain copy and keeps the plain one if they differ, so a network
+    that tracing misreads is slow rather than wrong.
+    """
+
+    def __init__(self, live: nn.Module) -> None:
+        super().__init__()
+        plain = _frozen_copy(live)
+        traced, pairs = _trace(live)
+        self.net: nn.Module = traced or plain
+        self._plain: list[nn.Module] = [plain] if traced else []  # in a list: not a submodule
+        self._live = [live]
+        self._pairs = pairs
+        self._link()
+        self.refresh()
+
+    @property
+    def folded_layers(self) -> int:
+        """Number of BatchNorm layers folded away; 0 for the plain copy."""
+        return len(self._pairs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self._plain:
+            self._settle(x)
+        logits: Tensor = self.net(x)
+        return logits
+
+    def train(self, mode: bool = True) -> "Folded":
+        """Stays in eval mode whatever `mode` is."""
+        return super().train(False)
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Recompute the weights in place from the live model, after an optimiser step or a BatchNorm update."""
+        torch._foreach_copy_(self._targets, self._sources)
+        for plain in self._plain:
+            plain.load_state_dict(self._live[0].state_dict())
+        for conv, norm, own in self._folds:
+            scale = torch.rsqrt(norm.running_var + norm.eps)
+            if norm.weight is not None:
+                scale = scale * norm.weight
+            torch.mul(conv.weight, scale.view(-1, 1, 1, 1), out=own.weight)
+            centre = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+            own.bias.copy_(-centre * scale if norm.bias is None else norm.bias - centre * scale)
+
+    def _link(self) -> None:
+        """Pair the copy's tensors with the live ones they come from."""
+        live = self._live[0]
+        folded = {conv for conv, _ in self._pairs}
+        self._folds: list[tuple[Any, Any, Any]] = [
+            (live.get_submodule(conv), live.get_submodule(norm), self.net.get_submodule(conv))
+            for conv, norm in self._pairs
+        ]
+        sources = _tensors(live)
+        kept = {
+            name: value
+            for name, value in _tensors(self.net).items()
+            if name in sources and name.rpartition(".")[0] not in folded
+        }
+        self._targets = list(kept.values())
+        self._sources = [sources[name].detach() for name in kept]
+
+    def _settle(self, x: Tensor) -> None:
+        """Compare with the plain copy once, on the first images."""
+        plain = self._plain.pop()
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            expected, found = plain(x[:2]), self.net(x[:2])
+        if (found - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1e-6):
+            self.net, self._pairs = plain, []
+            self._link()
+            self.refresh()
+
+
+def fold(model: nn.Module) -> Folded:
+    """A frozen eval-mode copy of `model` with BatchNorm folded into convolutions wherever that is exact.
+
+    `model` keeps its mode, buffers and gradients. Where it cannot be traced, or nothing can be folded, the copy is a
+    plain one and `refresh` copies its tensors.
+    """
+    return Folded(model)
+
+
+def _frozen_copy(live: nn.Module) -> nn.Module:
+    net = copy.deepcopy(live).eval().requires_grad_(False)
+    for parameter in net.parameters():
+        parameter.grad = None
+    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: value
+        for source in (module.named_parameters(remove_duplicate=False), module.named_buffers(remove_duplicate=False))
+        for name, value in source
+        if value.is_floating_point()
+    }
+
+
+def _trace(live: nn.Module) -> tuple[nn.Module | None, list[tuple[str, str]]]:
+    """The folded network and the names of its (convolution, BatchNorm) pairs; None where nothing can be folded."""
+    try:
+        traced = fx.symbolic_trace(_frozen_copy(live))
+    except Exception:  # tracing runs the user's forward with placeholders, which may raise anything
+        return None, []
+    modules = dict(traced.named_modules())
+    calls = [node.target for node in traced.graph.nodes if node.op == "call_module"]
+    pairs = []
+    for node in list(traced.graph.nodes):
+        source = node.args[0] if node.args else None
+        if not (isinstance(source, fx.Node) and node.op == source.op == "call_module"):
+            continue
+        conv, norm = modules[str(source.target)], modules[str(node.target)]
+        once = len(source.users) == 1 and calls.count(source.target) == calls.count(node.target) == 1
+        if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or not once or norm.running_mean is None:
+            continue
+        if conv.bias is None:
+            conv.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]), requires_grad=False)
+        node.replace_all_uses_with(source)
+        traced.graph.erase_node(node)
+        pairs.append((str(source.target), str(node.target)))
+    if not pairs:
+        return None, []
+    traced.graph.lint()
+    traced.delete_all_unused_submodules()
+    traced.recompile()
+    return traced, pairs
