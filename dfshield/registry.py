@@ -45,6 +45,14 @@ class Source(Entry):
 
 
 @dataclass(frozen=True)
+class Attack(Entry):
+    """``(model, x, y, threat, options, generator) -> x_adv``, or an ensemble of such."""
+
+    ensemble: bool = False
+    """The target is ``(options, input_shape, classes) -> Ensemble`` instead."""
+
+
+@dataclass(frozen=True)
 class Dataset(Entry):
     """A real data set: read by ``dfshield.data`` alone.
 
@@ -87,10 +95,10 @@ LOSSES = {
 }
 
 ATTACKS = {
-    "clean": Entry("dfshield.attacks.gradient:clean"),
-    "fgsm": Entry("dfshield.attacks.gradient:fgsm"),
-    "pgd": Entry("dfshield.attacks.gradient:pgd"),
-    "autoattack": Entry("dfshield.attacks.autoattack:autoattack"),
+    "clean": Attack("dfshield.attacks.gradient:clean"),
+    "fgsm": Attack("dfshield.attacks.gradient:fgsm"),
+    "pgd": Attack("dfshield.attacks.gradient:pgd"),
+    "autoattack": Attack("dfshield.attacks.autoattack:autoattack", ensemble=True),
 }
 
 _CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}

@@ -20,14 +20,15 @@ def _norms(delta: Tensor) -> Tensor:
     return delta.flatten(1).norm(dim=1).view(-1, *[1] * (delta.ndim - 1))
 
 
+def _shorten(delta: Tensor, threat: Threat) -> Tensor:
+    if threat.norm == "linf":
+        return delta.clamp(-threat.eps, threat.eps)
+    return delta * (threat.eps / _norms(delta).clamp_min(1e-12)).clamp_max(1)
+
+
 def project(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
     """The point of the ε-ball around `x` nearest to `x_adv`, cut to [0,1] (Madry et al. 2018, Eq 2)."""
-    delta = x_adv - x
-    if threat.norm == "linf":
-        delta = delta.clamp(-threat.eps, threat.eps)
-    else:
-        delta = delta * (threat.eps / _norms(delta).clamp_min(1e-12)).clamp_max(1)
-    return (x + delta).clamp(0, 1)
+    return (x + _shorten(x_adv - x, threat)).clamp(0, 1)
 
 
 def step(x_adv: Tensor, grad: Tensor, size: float, norm: Norm) -> Tensor:
@@ -83,4 +84,4 @@ def to_half(x: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
 
 def from_half(x: Tensor, perturbation: Tensor, threat: Threat) -> Tensor:
     """The perturbed image that a stored float16 `perturbation` stands for: `x` plus it, within ε and [0,1]."""
-    return project(x, x + perturbation.to(x.dtype), threat)
+    return (x + _shorten(perturbation.to(x.dtype), threat)).clamp(0, 1)
