@@ -61,7 +61,7 @@ class RowSpec(Options):
     method: str
     source: Name
     recipe: Name
-    marks: dict[str, bool] = {}
+    marks: dict[str, bool] = Field(default_factory=dict)
     """ablation columns, ticked or crossed"""
 
 
@@ -94,7 +94,7 @@ class TableSpec(Options):
     paper: PaperGrid
     rows: tuple[RowSpec, ...] = Field(min_length=1)
     """methods; with a sweep, each is trained at every combination of the swept values"""
-    sweep: dict[str, SweepSpec] = {}
+    sweep: dict[str, SweepSpec] = Field(default_factory=dict)
     """swept training options; a matrix has its first option along the rows, its second along the columns"""
     metrics: tuple[Metric, ...] = Field(min_length=1)
     layout: Literal["rows", "ablation", "sweep", "matrix"]
@@ -133,3 +133,9 @@ def load_tables(path: Path) -> dict[str, TableSpec]:
         if key != spec.key:
             raise InputError(f"{path}: {key}: its number is {spec.number}, so its name must be {spec.key}")
     return specs
+
+
+def swept(text: str) -> dict[str, float]:
+    """The inverse of `variant` for numbers: ``lambda1=0.1,lambda2=10`` gives ``{"lambda1": 0.1, "lambda2": 10.0}``."""
+    pairs = (part.partition("=") for part in text.split(",") if part)
+    return {name: float(value) for name, _, value in pairs}

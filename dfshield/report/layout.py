@@ -1,0 +1,206 @@
+"""A table's layout as the paper prints it: rows and columns of values, before any markup."""
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dfshield import registry
+from dfshield.attacks.ledger import confidence_interval
+from dfshield.report.cells import SYMBOLS, TableSpec, swept
+from dfshield.report.published import Published
+from dfshield.report.tables import Row
+
+METRICS = {"clean": "Clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd50x5": "PGD-50×5", "autoattack": "AA"}
+GREEK = {"tau": "τ", "lambda1": "λ1", "lambda2": "λ2"}
+
+
+@dataclass(frozen=True)
+class Value:
+    """A figure in percent: mean over seeds, sample standard deviation (None for one seed), 95 % interval, flags."""
+
+    mean: float
+    spread: float | None = None
+    interval: tuple[float, float] | None = None
+    flags: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two figures in one cell, printed as ``first (second)``."""
+
+    first: Value | None
+    second: Value | None
+
+
+@dataclass(frozen=True)
+class Gain:
+    """A figure and its difference from the base row."""
+
+    value: Value | None
+    difference: float | None
+
+
+Item = str | bool | Value | Pair | Gain | None
+Key = tuple[str, str, str, str, str]
+Values = Mapping[Key, Value]
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows under one title (a data set); each row has one item per column."""
+
+    title: str
+    rows: list[list[Item]]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A laid-out table: `stub` columns name the rows, `groups` (title, width) span the value columns `columns`."""
+
+    stub: list[str]
+    groups: list[tuple[str, int]]
+    columns: list[str]
+    blocks: list[Block]
+
+
+def dataset_title(name: str) -> str:
+    """The data set's usual name."""
+    return registry.DATASETS[name].title if name in registry.DATASETS else name
+
+
+def model_title(name: str) -> str:
+    """The model's usual name."""
+    return registry.MODELS[name].title if name in registry.MODELS else name
+
+
+def measured(rows: Sequence[Row]) -> dict[Key, Value]:
+    """Values of table rows, averaged over seeds.
+
+    Seeds share the test images, so the interval of a mean counts the images once. Seeds with one and the same ledger
+    (the undefended teacher) count once.
+    """
+    groups: dict[Key, dict[str, Row]] = {}
+    for row in rows:
+        groups.setdefault(row.key, {}).setdefault(row.ledger_sha256, row)
+    return {key: _average(list(group.values())) for key, group in groups.items()}
+
+
+def _average(rows: list[Row]) -> Value:
+    flags = tuple(dict.fromkeys(flag for row in rows for flag in row.flags))
+    if len(rows) == 1:
+        return Value(rows[0].value, None, (rows[0].ci_low, rows[0].ci_high), flags)
+    mean = statistics.fmean(row.value for row in rows)
+    n = min(row.n for row in rows)
+    return Value(
+        mean, statistics.stdev(row.value for row in rows), confidence_interval(round(mean * n / 100), n), flags
+    )
+
+
+def of_paper(entries: Sequence[Published]) -> dict[Key, Value]:
+    """Values of the paper's table."""
+    return {entry.key: Value(entry.value, flags=entry.flags) for entry in entries}
+
+
+def lay_out(spec: TableSpec, values: Values) -> Layout:
+    """Arrange values as the paper's table `spec` does; data sets, models and methods in order of first appearance."""
+    return {"rows": _rows, "ablation": _ablation, "sweep": _sweep, "matrix": _matrix}[spec.layout](spec, values)
+
+
+def _names(values: Values, position: int) -> list[str]:
+    return list(dict.fromkeys(key[position] for key in values))
+
+
+def _pairs(values: Values) -> list[tuple[str, str]]:
+    return list(dict.fromkeys((key[0], key[1]) for key in values))
+
+
+def _rows(spec: TableSpec, values: Values) -> Layout:
+    models = _names(values, 1)
+    blocks = []
+    for dataset in _names(values, 0):
+        methods = dict.fromkeys(key[2] for key in values if key[0] == dataset)
+        rows: list[list[Item]] = [
+            [method, *(values.get((dataset, model, method, "", metric)) for model in models for metric in spec.metrics)]
+            for method in methods
+        ]
+        blocks.append(Block(dataset_title(dataset), rows))
+    groups = [(model_title(model), len(spec.metrics)) for model in models]
+    return Layout(["Method"], groups, [METRICS[m] for m in spec.metrics] * len(models), blocks)
+
+
+def _ablation(spec: TableSpec, values: Values) -> Layout:
+    datasets = _names(values, 0)
+    blocks = []
+    for dataset in datasets:
+        rows: list[list[Item]] = []
+        for model in [model for data, model in _pairs(values) if data == dataset]:
+            base = values.get((dataset, model, spec.rows[0].method, "", spec.metrics[-1]))
+            for row in spec.rows:
+                found = [values.get((dataset, model, row.method, "", metric)) for metric in spec.metrics]
+                last = found[-1]
+                gain = last.mean - base.mean if base and last and row is not spec.rows[0] else None
+                title = model_title(model) if row is spec.rows[0] else ""
+                rows.append([title, *row.marks.values(), *found[:-1], Gain(last, gain)])
+        blocks.append(Block(dataset_title(dataset), rows))
+    columns = [METRICS[metric] for metric in spec.metrics]
+    return Layout(["Model", *spec.rows[0].marks], [], [*columns[:-1], f"{columns[-1]} (gain)"], blocks)
+
+
+def _symbol(option: str) -> str:
+    name = SYMBOLS.get(option, option)
+    return GREEK.get(name, name)
+
+
+def _settings(values: Values, option: str) -> list[float]:
+    name = SYMBOLS.get(option, option)
+    return sorted({swept(key[3])[name] for key in values if name in swept(key[3])})
+
+
+def _sweep(spec: TableSpec, values: Values) -> Layout:
+    (option,) = spec.sweep
+    name = SYMBOLS.get(option, option)
+    pairs, methods = _pairs(values), _names(values, 2)
+    several = len(methods) > 1
+    rows: list[list[Item]] = [
+        [
+            f"{setting:g}",
+            *([method] if several else []),
+            *(values.get((*pair, method, f"{name}={setting:g}", metric)) for pair in pairs for metric in spec.metrics),
+        ]
+        for method in methods
+        for setting in _settings(values, option)
+    ]
+    groups = [(_pair_title(pair, pairs), len(spec.metrics)) for pair in pairs]
+    stub = [_symbol(option), *(["Method"] if several else [])]
+    return Layout(stub, groups, [METRICS[m] for m in spec.metrics] * len(pairs), [Block(_common_title(pairs), rows)])
+
+
+def _pair_title(pair: tuple[str, str], pairs: list[tuple[str, str]]) -> str:
+    if len({data for data, _ in pairs}) == 1:
+        return model_title(pair[1])
+    if len({model for _, model in pairs}) == 1:
+        return dataset_title(pair[0])
+    return f"{dataset_title(pair[0])}, {model_title(pair[1])}"
+
+
+def _common_title(pairs: list[tuple[str, str]]) -> str:
+    datasets, models = {data for data, _ in pairs}, {model for _, model in pairs}
+    if len(datasets) == 1:
+        return dataset_title(datasets.pop())
+    return model_title(models.pop()) if len(models) == 1 else ""
+
+
+def _matrix(spec: TableSpec, values: Values) -> Layout:
+    down, across = spec.sweep
+    columns = _settings(values, across)
+    blocks = []
+    for dataset, model in _pairs(values):
+        for method in _names(values, 2):
+            rows: list[list[Item]] = []
+            for one in _settings(values, down):
+                keys = [(dataset, model, method, f"{down}={one:g},{across}={two:g}") for two in columns]
+                cells = [Pair(*(values.get((*key, metric)) for metric in spec.metrics)) for key in keys]
+                rows.append([f"{one:g}", *cells])
+            blocks.append(Block(f"{dataset_title(dataset)}, {model_title(model)}", rows))
+    group = [(f"{_symbol(across)}: {' ('.join(METRICS[m] for m in spec.metrics)})", len(columns))]
+    return Layout([_symbol(down)], group, [f"{two:g}" for two in columns], blocks)

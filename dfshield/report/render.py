@@ -1,0 +1,232 @@
+"""Tables as Markdown and LaTeX, laid out as the paper prints them."""
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from dfshield.config import parse_threat
+from dfshield.report.cells import TableSpec
+from dfshield.report.flags import notes
+from dfshield.report.layout import (
+    Gain,
+    Item,
+    Layout,
+    Pair,
+    Value,
+    dataset_title,
+    lay_out,
+    measured,
+    model_title,
+    of_paper,
+)
+from dfshield.report.published import published
+from dfshield.report.tables import Row, write_csv
+from dfshield.runtime import write_text
+
+Marks = dict[str, tuple[str, str]]
+
+
+def run(rows: Sequence[Row], spec: TableSpec, csv: Path, markdown_file: Path, latex_file: Path) -> None:
+    """Write a table in its three forms."""
+    write_csv(csv, rows)
+    write_text(markdown_file, markdown(rows, spec))
+    write_text(latex_file, latex(rows, spec))
+
+
+def markdown(rows: Sequence[Row], spec: TableSpec) -> str:
+    """The table in Markdown with intervals and notes, and below it the paper's own numbers."""
+    values = measured(rows)
+    marks = notes(flag for value in values.values() for flag in value.flags)
+    lines = [f"## Table {spec.number}. {spec.title}", "", spec.caption, ""]
+    lines += _markdown_grid(lay_out(spec, values), marks)
+    lines += [*_paragraphs(_facts(rows, spec, intervals=True)), *_paragraphs(_footnotes(marks))]
+    entries = published(spec.number)
+    if entries:
+        paper = of_paper(entries)
+        paper_marks = notes(flag for value in paper.values() for flag in value.flags)
+        lines += [f"### {_paper_heading(rows, spec)}", "", *_markdown_grid(lay_out(spec, paper), paper_marks)]
+        lines += _paragraphs(_footnotes(paper_marks))
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def latex(rows: Sequence[Row], spec: TableSpec) -> str:
+    """The table as a LaTeX float with booktabs rules and its notes beneath."""
+    values = measured(rows)
+    marks = notes(flag for value in values.values() for flag in value.flags)
+    beneath = [_tex(line) for line in [*_facts(rows, spec, intervals=False), *_footnotes(marks)]]
+    return "\n".join(
+        [
+            r"% needs \usepackage{booktabs} and \usepackage{amssymb}",
+            r"\begin{table}[tbp]",
+            r"\centering",
+            rf"\caption{{{_tex(spec.title)}. {_tex(spec.caption)}}}",
+            rf"\label{{tab:{spec.key}}}",
+            *_latex_grid(lay_out(spec, values), marks),
+            r"\par\smallskip",
+            r"\begin{minipage}{\linewidth}\footnotesize",
+            r"\par ".join(beneath),
+            r"\end{minipage}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
+    """What a reader needs beside the figures: units, spread, threat, number of images, majority class, protocols."""
+    first = "Accuracies in percent."
+    seeds = len({row.seed for row in rows})
+    if seeds > 1:
+        first += f" Mean ± sample standard deviation over {seeds} seeds."
+    if intervals:
+        shared = " of the mean (the seeds share the images)" if seeds > 1 else ""
+        first += f" Brackets: 95 % Wilson interval{shared} for the given number of test images."
+    lines = [*_stand_in(rows, spec), first]
+    for dataset in dict.fromkeys(row.dataset for row in rows):
+        own = [row for row in rows if row.dataset == dataset]
+        threats = " and ".join(dict.fromkeys(_threat(row.threat) for row in own))
+        sizes = "–".join(dict.fromkeys(str(n) for n in (min(r.n for r in own), max(r.n for r in own))))
+        majority = "–".join(
+            dict.fromkeys(f"{m:.2f}" for m in (min(r.majority for r in own), max(r.majority for r in own)))
+        )
+        lines.append(
+            f"{dataset_title(dataset)}: {threats}, n = {sizes} images, "
+            f"always answering the majority class scores {majority} %."
+        )
+    lines.append(f"Protocols: {', '.join(dict.fromkeys(row.protocol for row in rows))}.")
+    return lines
+
+
+def _stand_in(rows: Sequence[Row], spec: TableSpec) -> list[str]:
+    here, there = dict.fromkeys(row.dataset for row in rows), spec.paper.datasets
+    if any(name in there for name in here):
+        return []
+    return [f"Stand-in data: {_titles(here)} in place of {_titles(there)}."]
+
+
+def _titles(datasets: Iterable[str]) -> str:
+    return ", ".join(dataset_title(name) for name in datasets)
+
+
+def _threat(text: str) -> str:
+    norm, _, size = text.partition(":")
+    return f"{'l∞' if parse_threat(text).norm == 'linf' else norm} ε = {size}"
+
+
+def _footnotes(marks: Marks) -> list[str]:
+    return [f"{mark} {text}." for mark, text in dict.fromkeys(marks.values())]
+
+
+def _paper_heading(rows: Sequence[Row], spec: TableSpec) -> str:
+    heading = f"The paper's Table {spec.number} ({_threat(spec.paper.threat)})"
+    if not _stand_in(rows, spec):
+        return heading
+    models = ", ".join(model_title(name) for name in spec.paper.models)
+    other = _titles(dict.fromkeys(row.dataset for row in rows))
+    return f"{heading}: {_titles(spec.paper.datasets)} with {models}; other data than {other} above, not comparable"
+
+
+# --- Markdown ---------------------------------------------------------------------------------------------------------
+
+
+def _paragraphs(lines: Sequence[str]) -> list[str]:
+    return [text for line in lines for text in (line, "")]
+
+
+def _markdown_grid(layout: Layout, marks: Marks) -> list[str]:
+    """A pipe table per block; Markdown has one header line, so group titles join the column titles."""
+    titles = [title for title, width in layout.groups for _ in range(width)]
+    matrix = any(isinstance(item, Pair) for block in layout.blocks for row in block.rows for item in row)
+    names = [column if matrix or not titles else f"{titles[i]} {column}" for i, column in enumerate(layout.columns)]
+    stub = list(layout.stub)
+    if matrix:
+        stub[0] = f"{stub[0]} \\ {titles[0].partition(':')[0]}"
+    lines = []
+    for block in layout.blocks:
+        if block.title:
+            lines += [f"**{block.title}**", ""]
+        lines += [_pipe([*stub, *names]), _pipe(["---"] * len(stub) + ["---:"] * len(names))]
+        lines += [_pipe([_markdown_item(item, marks) for item in row]) for row in block.rows]
+        lines.append("")
+    return lines
+
+
+def _pipe(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _markdown_item(item: Item, marks: Marks) -> str:
+    def value(v: Value, interval: bool) -> str:
+        spread = "" if v.spread is None else f" ± {v.spread:.2f}"
+        within = f" [{v.interval[0]:.1f}, {v.interval[1]:.1f}]" if v.interval and interval else ""
+        symbols = ",".join(_symbols(v, marks))
+        raised = f"<sup>{symbols}</sup>" if symbols else ""
+        return f"{v.mean:.2f}{raised}{spread}{within}"
+
+    return _text(item, value, str, ("✗", "✓"))
+
+
+def _symbols(value: Value, marks: Marks) -> list[str]:
+    return list(dict.fromkeys(marks[flag][0] for flag in value.flags))
+
+
+def _text(item: Item, value: Callable[[Value, bool], str], plain: Callable[[str], str], ticks: tuple[str, str]) -> str:
+    """One cell; `value` formats a figure (with its interval or without), `plain` a text."""
+    if isinstance(item, bool):
+        return ticks[item]
+    if isinstance(item, str):
+        return plain(item)
+    if isinstance(item, Pair):
+        first, second = (value(v, v is item.first) if v else "–" for v in (item.first, item.second))
+        return f"{first} ({second})"
+    if isinstance(item, Gain):
+        gain = "" if item.difference is None else f" ({item.difference:+.2f})"
+        return f"{value(item.value, True) if item.value else '–'}{gain}"
+    return value(item, True) if item else "–"
+
+
+# --- LaTeX ------------------------------------------------------------------------------------------------------------
+
+TEX = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "{": r"\{", "}": r"\}", "_": r"\_",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "τ": r"$\tau$", "ε": r"$\varepsilon$", "∞": r"$_\infty$",
+    "±": r"$\pm$", "≤": r"$\leq$", "×": r"$\times$", "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",
+    "¶": r"\P{}", "‖": r"$\Vert$", "–": "--", "λ": r"$\lambda$",
+}  # fmt: skip
+"""Characters that LaTeX reads as something else, or that pdfLaTeX's fonts lack."""
+TEX_WORDS = {"L_DFShield": r"$\mathcal{L}_{\mathrm{DFShield}}$", "λ1": r"$\lambda_1$", "λ2": r"$\lambda_2$", "B": "$B$"}
+
+
+def _tex(text: str) -> str:
+    words = re.split(r"(\w+)", text)
+    return "".join(TEX_WORDS.get(word) or "".join(TEX.get(c, c) for c in word) for word in words)
+
+
+def _latex_grid(layout: Layout, marks: Marks) -> list[str]:
+    stub, width = len(layout.stub), len(layout.stub) + len(layout.columns)
+    lines = [rf"\begin{{tabular}}{{{'l' * stub}{'r' * len(layout.columns)}}}", r"\toprule"]
+    if layout.groups:
+        spans = [rf"\multicolumn{{{n}}}{{c}}{{{_tex(title)}}}" for title, n in layout.groups]
+        lines.append(" & ".join([*[""] * stub, *spans]) + r" \\")
+        start = stub + 1
+        for _, n in layout.groups:
+            lines.append(rf"\cmidrule(lr){{{start}-{start + n - 1}}}")
+            start += n
+    lines.append(" & ".join(_tex(name) for name in [*layout.stub, *layout.columns]) + r" \\")
+    for block in layout.blocks:
+        lines.append(r"\midrule")
+        if block.title:
+            lines += [rf"\multicolumn{{{width}}}{{c}}{{{_tex(block.title)}}} \\", r"\midrule"]
+        lines += [" & ".join(_latex_item(item, marks) for item in row) + r" \\" for row in block.rows]
+    return [*lines, r"\bottomrule", r"\end{tabular}"]
+
+
+def _latex_item(item: Item, marks: Marks) -> str:
+    def value(v: Value, interval: bool) -> str:
+        del interval  # the Markdown and the CSV have it; a page has no room
+        symbols = _tex(",".join(_symbols(v, marks)))
+        raised = rf"\textsuperscript{{{symbols}}}" if symbols else ""
+        spread = "" if v.spread is None else rf"\,$\pm$\,{v.spread:.2f}"
+        return f"{v.mean:.2f}{raised}{spread}"
+
+    return _text(item, value, _tex, (r"$\times$", r"$\checkmark$")).replace("–", "--")

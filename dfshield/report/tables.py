@@ -1,0 +1,167 @@
+"""Table CSVs: one tidy row per cell and seed, every figure read from an evaluation ledger."""
+
+import csv
+import dataclasses
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dfshield.attacks.ledger import Ledger, confidence_interval, read_ledger
+from dfshield.config import parse_threat
+from dfshield.report.cells import Cell, TableSpec
+from dfshield.report.published import published
+from dfshield.runtime import InputError, existing_file, write_text
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table CSV; accuracies and shares in percent."""
+
+    dataset: str
+    model: str
+    method: str
+    variant: str
+    defence: str
+    threat: str
+    metric: str
+    value: float
+    unit: str
+    ci_low: float
+    ci_high: float
+    n: int
+    seed: int
+    protocol: str
+    flags: tuple[str, ...]
+    majority: float
+    balanced: float
+    macro_f1: float
+    paper: float | None
+    ledger_sha256: str
+
+    @property
+    def key(self) -> tuple[str, str, str, str, str]:
+        """(dataset, model, method, variant, metric): what seeds have in common."""
+        return self.dataset, self.model, self.method, self.variant, self.metric
+
+
+COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+
+
+def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
+    """Rows of the given cells, in their order.
+
+    `spec` says which of the paper's tables this is; without it no row has a published value. Raises InputError for a
+    ledger that is missing, damaged or not the cell's. One ledger is held at a time: they may be hundreds of MB.
+    """
+    paper = {entry.key: entry.value for entry in published(spec.number)} if spec else {}
+    return [_row(cell, read_ledger(Path(cell.ledger)), paper if _papers_own(cell, spec) else {}) for cell in cells]
+
+
+def _papers_own(cell: Cell, spec: TableSpec | None) -> bool:
+    """Whether the paper has this cell's data set, model and threat."""
+    if spec is None or cell.dataset not in spec.paper.datasets or cell.defence != "none":
+        return False
+    here, there = parse_threat(cell.threat), parse_threat(spec.paper.threat)
+    return here.norm == there.norm and math.isclose(here.eps, there.eps, rel_tol=1e-6)
+
+
+def _row(cell: Cell, ledger: Ledger, paper: dict[tuple[str, str, str, str, str], float]) -> Row:
+    _check(cell, ledger)
+    if cell.metric == "clean":  # all shares are then of the unperturbed images, whatever attack the ledger is of
+        clean = ledger.clean_prediction
+        flags = ledger.flags if metric_of(ledger.protocol) == "clean" else ()
+        ledger = dataclasses.replace(ledger, prediction=clean, broken=clean != ledger.label, flags=flags)
+    low, high = confidence_interval(int(np.count_nonzero(~ledger.broken)), ledger.n)
+    return Row(
+        dataset=cell.dataset,
+        model=cell.model,
+        method=cell.method,
+        variant=cell.variant,
+        defence=cell.defence,
+        threat=cell.threat,
+        metric=cell.metric,
+        value=ledger.robust_accuracy,
+        unit="%",
+        ci_low=low,
+        ci_high=high,
+        n=ledger.n,
+        seed=cell.seed,
+        protocol=ledger.protocol,
+        flags=flags_of(ledger),
+        majority=ledger.majority,
+        balanced=ledger.balanced_accuracy,
+        macro_f1=ledger.macro_f1,
+        paper=paper.get((cell.dataset, cell.model, cell.method, cell.variant, cell.metric)),
+        ledger_sha256=ledger.content_sha256,
+    )
+
+
+def _check(cell: Cell, ledger: Ledger) -> None:
+    metric = metric_of(ledger.protocol)
+    if cell.metric not in ("clean", metric):
+        raise InputError(f"{cell.ledger}: its protocol is {ledger.protocol}, not {cell.metric}; attack again")
+    if cell.metric != "clean" and parse_threat(cell.threat) != parse_threat(ledger.threat):
+        raise InputError(f"{cell.ledger}: its threat is {ledger.threat}, not {cell.threat}; attack again")
+
+
+def metric_of(protocol: str) -> str:
+    """The metric that a protocol gives: ``aa-standard[C=7]`` gives ``autoattack``, others their own name."""
+    name = protocol.partition("[")[0]
+    return "autoattack" if name.startswith("aa-") else name
+
+
+def flags_of(ledger: Ledger) -> tuple[str, ...]:
+    """The ledger's flags and those that follow from its contents.
+
+    ``diverged`` (the paper's †): every clean image is predicted as one class. ``not-data-free``: trained on real
+    images. ``reduced-classes``: AutoAttack with fewer targets than its standard.
+    """
+    found = [flag.replace(";", ",") for flag in ledger.flags]
+    if np.count_nonzero(ledger.labels) > 1 and len(np.unique(ledger.clean_prediction)) == 1:
+        found.append("diverged")
+    if ledger.real_data in ("train", "test"):
+        found.append("not-data-free")
+    if "[" in ledger.protocol:
+        found.append("reduced-classes")
+    return tuple(dict.fromkeys(found))
+
+
+def write_csv(path: Path, rows: Sequence[Row]) -> None:
+    """Write rows as a tidy CSV with the columns of `Row`, atomically."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    writer.writerows([_text(getattr(row, name)) for name in COLUMNS] for row in rows)
+    write_text(path, stream.getvalue())
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, tuple):
+        return ";".join(value)
+    return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def read_csv(path: Path) -> list[Row]:
+    """Read a table CSV; raises InputError for anything that `write_csv` did not write."""
+    existing_file(path, "table CSV", f"make it with `snakemake {path}` or `dfshield table`")
+    try:
+        with path.open(encoding="utf-8", newline="") as stream:
+            reader = csv.DictReader(stream)
+            if tuple(reader.fieldnames or ()) != COLUMNS:
+                raise InputError(f"{path}: not a table CSV of dfshield; its columns must be {','.join(COLUMNS)}")
+            return [_parse(row) for row in reader]
+    except (UnicodeDecodeError, csv.Error, ValueError, TypeError, AttributeError) as error:
+        raise InputError(f"{path}: cannot be read as a table CSV ({error}); make the table again") from None
+
+
+def _parse(row: dict[str, str]) -> Row:
+    parsers = {"n": int, "seed": int, "flags": lambda text: tuple(f for f in text.split(";") if f)}
+    parsers |= dict.fromkeys(("value", "ci_low", "ci_high", "majority", "balanced", "macro_f1"), float)
+    parsers["paper"] = lambda text: float(text) if text else None
+    return Row(**{name: parsers.get(name, str)(row[name]) for name in COLUMNS})  # type: ignore[operator]
