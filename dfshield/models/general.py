@@ -5,10 +5,12 @@ of pytorchcv, whose trained CIFAR and SVHN models are the paper's teachers.
 """
 
 import hashlib
-import urllib.error
+import shutil
+import tempfile
 import urllib.request
 import zipfile
-from collections.abc import Iterable
+import zlib
+from http.client import HTTPException
 from pathlib import Path
 
 from torch import nn
@@ -66,7 +68,8 @@ def find_pretrained(model: str, dataset: str, data_dir: Path) -> Path:
     sha1, release = _published(f"{model}_{dataset}")
     for folder in folders:
         if (folder / name).is_file():
-            _check_sha1(folder / name, sha1)
+            with (folder / name).open("rb") as stream:
+                _check_sha1(hashlib.file_digest(stream, "sha1").hexdigest(), sha1, folder / name)
             return folder / name
     return _download(name, release, sha1, folders)
 
@@ -79,34 +82,31 @@ def _published(name: str) -> tuple[str, str]:
     return sha1, release
 
 
-def _check_sha1(path: Path, expected: str) -> None:
-    with path.open("rb") as stream:
-        found = hashlib.file_digest(stream, "sha1").hexdigest()
+def _check_sha1(found: str, expected: str, where: Path | str) -> None:
     if found != expected:
         raise InputError(
-            f"{path}: SHA-1 is {found[:8]}…, pytorchcv publishes {expected[:8]}…; damaged or another file: remove it"
+            f"{where}: SHA-1 is {found[:8]}…, pytorchcv publishes {expected[:8]}…; it is damaged or another file: "
+            "remove it and fetch it again"
         )
 
 
-def _download(name: str, release: str, sha1: str, folders: Iterable[Path]) -> Path:
+def _download(name: str, release: str, sha1: str, folders: tuple[Path, ...]) -> Path:
     url = f"{RELEASES}/{release}/{name}.zip"
-    folders = tuple(folders)
     path = folders[1] / name
     say(f"downloading {url} to {path}")
-    with atomic(path) as temporary:
+    with tempfile.TemporaryFile() as archive:
         try:
-            with atomic(path.with_name(name + ".zip")) as archive:
-                with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response, archive.open("wb") as stream:
-                    while block := response.read(2**20):
-                        stream.write(block)
-                with zipfile.ZipFile(archive) as members:
-                    temporary.write_bytes(members.read(name))
-            path.with_name(name + ".zip").unlink()
-        except (OSError, KeyError, zipfile.BadZipFile) as error:
+            with urllib.request.urlopen(url, timeout=TIMEOUT_SECONDS) as response:
+                shutil.copyfileobj(response, archive)
+            with zipfile.ZipFile(archive) as members:
+                content = members.read(name)
+        except (OSError, HTTPException, KeyError, zipfile.BadZipFile, zlib.error) as error:
             reason = " ".join(str(getattr(error, "reason", error)).split())[:120]
             raise InputError(
                 f"{name}: not found in {', '.join(map(str, folders))}, and the download failed ({reason}); "
                 f"fetch {url}, unpack it, and put {name} into {folders[0]}"
             ) from None
-        _check_sha1(temporary, sha1)
+    _check_sha1(hashlib.sha1(content).hexdigest(), sha1, url)
+    with atomic(path) as temporary:
+        temporary.write_bytes(content)
     return path

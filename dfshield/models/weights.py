@@ -1,6 +1,7 @@
 """Weights files: read a state dict without running anything in it, and fit it to a network."""
 
 import pickle
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,14 +57,17 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # the error says all there is to say
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         if "GLOBAL" in str(error) or "class" in str(error):
             raise InputError(
                 f"{path}: holds Python objects besides tensors, which could run code and are never loaded; "
                 "save model.state_dict() alone, best as .safetensors"
             ) from None
-        raise InputError(f"{path}: is damaged or not a PyTorch file; fetch or write it again") from None
+        raise InputError(
+            f"{path}: is damaged or not a PyTorch file (other pickles are never loaded); fetch or write it again"
+        ) from None
     except Exception as error:  # a damaged pickle may raise anything
         reason = " ".join(str(error).split())[:150]
         raise InputError(
