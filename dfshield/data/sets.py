@@ -80,14 +80,15 @@ def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
     """The named arrays of an ``.npz`` file without unpickling anything; raises InputError if it does not hold them."""
     existing_file(path, "image file", "an .npz with the keys " + ", ".join(keys) + " is expected there")
     try:
-        with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise InputError(f"{path}: holds one array, not an .npz archive; save with numpy.savez(path, x=…, y=…)")
+        archive = np.load(path, allow_pickle=False)
+        if not isinstance(archive, np.lib.npyio.NpzFile):
+            raise InputError(f"{path}: holds one array, not an .npz archive; save with numpy.savez(path, x=…, y=…)")
+        with archive:
             missing = [key for key in keys if key not in archive.files]
             if missing:
                 raise InputError(f"{path}: has no key {', '.join(missing)} (it has: {', '.join(archive.files)[:200]})")
             return {key: archive[key] for key in keys}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
         if "allow_pickle" in str(error):
             reason = "it holds pickled Python objects (or is no .npz), which are never loaded; save plain number arrays"
         else:
