@@ -7,8 +7,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from dfshield.config import Name, Options, ThreatText, TrainingOptions, build
+from dfshield.config import Name, ThreatText, TrainingOptions
 from dfshield.runtime import InputError
+from dfshield.validation import Options, build
 
 SYMBOLS = {"aggregate": "B"}
 """Training options that the paper's tables call by another name."""

@@ -2,7 +2,6 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 
 from dfshield.config import parse_threat
 from dfshield.report.cells import TableSpec
@@ -20,17 +19,9 @@ from dfshield.report.layout import (
     of_paper,
 )
 from dfshield.report.published import published
-from dfshield.report.tables import Row, write_csv
-from dfshield.runtime import write_text
+from dfshield.report.tables import Row
 
 Marks = dict[str, tuple[str, str]]
-
-
-def run(rows: Sequence[Row], spec: TableSpec, csv: Path, markdown_file: Path, latex_file: Path) -> None:
-    """Write a table in its three forms."""
-    write_csv(csv, rows)
-    write_text(markdown_file, markdown(rows, spec))
-    write_text(latex_file, latex(rows, spec))
 
 
 def markdown(rows: Sequence[Row], spec: TableSpec) -> str:

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,6 +16,12 @@ from dfshield.config import parse_threat
 from dfshield.report.cells import Cell, TableSpec
 from dfshield.report.published import published
 from dfshield.runtime import InputError, existing_file, write_text
+
+if TYPE_CHECKING:
+    from dfshield.plan import Plan
+
+MASKED = ("zero-gradients", "square-broke-after-white-box")
+"""Flags of a ledger that are signs of masked gradients (Croce and Hein 2020)."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +58,22 @@ class Row:
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
+def run(plan: "Plan", table: str, out: Path) -> None:
+    """Write table `table` of a run to the CSV `out`, and its Markdown and LaTeX beside it.
+
+    Raises InputError for an unknown table or a ledger that cannot be used; nothing is written then.
+    """
+    from dfshield.report.render import latex, markdown
+
+    cells = plan.cells(table)
+    spec = plan.tables[table]
+    rows = build(cells, spec)
+    texts = {".md": markdown(rows, spec), ".tex": latex(rows, spec)}
+    for suffix, text in texts.items():
+        write_text(out.with_suffix(suffix), text)
+    write_csv(out, rows)
+
+
 def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
     """Rows of the given cells, in their order.
 
@@ -58,7 +81,7 @@ def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
     ledger that is missing, damaged or not the cell's. One ledger is held at a time: they may be hundreds of MB.
     """
     paper = {entry.key: entry.value for entry in published(spec.number)} if spec else {}
-    return [_row(cell, read_ledger(Path(cell.ledger)), paper if _papers_own(cell, spec) else {}) for cell in cells]
+    return [row_of(cell, read_ledger(Path(cell.ledger)), paper if _papers_own(cell, spec) else {}) for cell in cells]
 
 
 def _papers_own(cell: Cell, spec: TableSpec | None) -> bool:
@@ -69,7 +92,8 @@ def _papers_own(cell: Cell, spec: TableSpec | None) -> bool:
     return here.norm == there.norm and math.isclose(here.eps, there.eps, rel_tol=1e-6)
 
 
-def _row(cell: Cell, ledger: Ledger, paper: dict[tuple[str, str, str, str, str], float]) -> Row:
+def row_of(cell: Cell, ledger: Ledger, paper: dict[tuple[str, str, str, str, str], float]) -> Row:
+    """The row of one cell, by its ledger; `paper` holds published values by key. InputError if they do not fit."""
     _check(cell, ledger)
     if cell.metric == "clean":  # all shares are then of the unperturbed images, whatever attack the ledger is of
         clean = ledger.clean_prediction
@@ -118,14 +142,15 @@ def flags_of(ledger: Ledger) -> tuple[str, ...]:
     """The ledger's flags and those that follow from its contents.
 
     ``diverged`` (the paper's †): every clean image is predicted as one class. ``not-data-free``: trained on real
-    images. ``reduced-classes``: AutoAttack with fewer targets than its standard.
+    images. ``reduced-classes``: AutoAttack with fewer targets than its standard, for want of classes.
+    ``masked-gradients:…``: a sign that gradients mislead the attack.
     """
-    found = [flag.replace(";", ",") for flag in ledger.flags]
+    found = [f"masked-gradients:{flag}" if flag in MASKED else flag for flag in ledger.flags]
     if np.count_nonzero(ledger.labels) > 1 and len(np.unique(ledger.clean_prediction)) == 1:
         found.append("diverged")
     if ledger.real_data in ("train", "test"):
         found.append("not-data-free")
-    if "[" in ledger.protocol:
+    if "[C=" in ledger.protocol:
         found.append("reduced-classes")
     return tuple(dict.fromkeys(found))
 
@@ -135,11 +160,12 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([_text(getattr(row, name)) for name in COLUMNS] for row in rows)
+    writer.writerows([cell_text(getattr(row, name)) for name in COLUMNS] for row in rows)
     write_text(path, stream.getvalue())
 
 
-def _text(value: object) -> str:
+def cell_text(value: object) -> str:
+    """A value as the CSV has it: two decimals, flags joined by semicolons, nothing for None."""
     if value is None:
         return ""
     if isinstance(value, tuple):

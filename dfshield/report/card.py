@@ -1,0 +1,159 @@
+"""What a user gets: the hardened model, its report and a model card whose every figure is read from ledgers."""
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfshield.models.checkpoints import Card, read_card
+from dfshield.plan import DATA, HARDEN
+from dfshield.report.flags import notes
+from dfshield.report.layout import METRICS
+from dfshield.report.tables import Row, build, write_csv
+from dfshield.runtime import InputError, atomic, write_text
+from dfshield.shards import header
+
+if TYPE_CHECKING:
+    from dfshield.plan import Plan
+
+MODEL, REPORT, CARD = "model.safetensors", "report.csv", "MODEL_CARD.md"
+
+
+def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
+    """Write ``model.safetensors``, ``report.csv`` and ``MODEL_CARD.md`` of the entry `name` under harden: to `out`.
+
+    Figures come from the ledgers of the entry's evaluation, if it has one. Raises InputError if the student, its data
+    and the ledgers do not belong together.
+    """
+    entry = plan.hardened(name)
+    card = read_card(student)
+    rows = build(plan.harden_cells(name))
+    _check_ledgers(plan, name, card)
+    data = Path(plan.path(DATA, HARDEN, name, source=entry.source, seed=plan.config.seeds[0]))
+    synthesis = header(data) if data.is_file() else None
+    if synthesis and synthesis["content_sha256"] != card.provenance.get("data_sha256"):
+        raise InputError(f"{student}: was trained on other data than {data}; train it again")
+    text = model_card(name, card, rows, synthesis)
+    with atomic(out / MODEL) as temporary:
+        shutil.copyfile(student, temporary)
+    write_csv(out / REPORT, rows)
+    write_text(out / CARD, text)
+
+
+def _check_ledgers(plan: "Plan", name: str, card: Card) -> None:
+    from dfshield.attacks.ledger import read_ledger
+
+    expected = {"Ours": card.tensors_sha256, "Undefended": card.provenance.get("teacher_sha256")}
+    for cell in plan.harden_cells(name):
+        if read_ledger(Path(cell.ledger)).model_sha256 != expected[cell.method]:
+            raise InputError(f"{cell.ledger}: is the ledger of another model than this one; attack again")
+
+
+def model_card(name: str, card: Card, rows: Sequence[Row], synthesis: Mapping[str, Any] | None) -> str:
+    """The card in Markdown. `synthesis` is the header of the training data, if it is still there."""
+    sections = (
+        [f"# {name}, hardened against adversarial attack", ""],
+        _what(card),
+        _data_free(card),
+        ["## Figures", "", *_figures(rows)],
+        _load(card),
+        _made(card, synthesis),
+    )
+    return "\n".join(line for section in sections for line in section).rstrip() + "\n"
+
+
+def _what(card: Card) -> list[str]:
+    built = f"factory `{card.factory}`" if card.factory else f"registered model `{card.model}`"
+    threat = card.provenance.get("options", {}).get("threat", "unknown")
+    return [
+        f"An image classifier ({built}), input {'×'.join(map(str, card.input_shape))} (channels, height, width) with "
+        f"pixels in [0,1], {card.classes} classes. It started as a trained classifier without any defence and was "
+        f"fine-tuned adversarially against perturbations within `{threat}`. It keeps the architecture of the "
+        "original and costs nothing extra at run time.",
+        "",
+    ]
+
+
+def _data_free(card: Card) -> list[str]:
+    if card.real_data == "none":
+        claim = (
+            "Hardening read the original model and nothing else: its training images are synthetic, made from the "
+            "original model's own weights and batch-normalisation statistics. No real image was read before the "
+            "evaluation."
+        )
+    else:
+        claim = f"**This model is not data-free**: real images (`{card.real_data}` split) went into its training."
+    return [
+        "## Data",
+        "",
+        claim,
+        "",
+        "This is not a claim of privacy. Synthetic images are made from what the original model remembers and may "
+        "reveal information about its training data, as may the model itself. Nor is it a certificate: the figures "
+        "are upper bounds found by the attacks named, and hold for the given threat model and test images only.",
+        "",
+    ]
+
+
+def _figures(rows: Sequence[Row]) -> list[str]:
+    if not rows:
+        return ["Not evaluated: the config names no evaluation set.", ""]
+    marks = notes(flag for row in rows for flag in row.flags)
+    lines = [
+        "| Model | Metric | Accuracy % | 95 % interval | n | Protocol |",
+        "| --- | --- | ---: | --- | ---: | --- |",
+    ]
+    for row in rows:
+        symbols = ",".join(dict.fromkeys(marks[flag][0] for flag in row.flags))
+        raised = f"<sup>{symbols}</sup>" if symbols else ""
+        metric = METRICS.get(row.metric, row.metric)
+        lines.append(
+            f"| {row.method} | {metric} | {row.value:.2f}{raised} | {row.ci_low:.1f} to {row.ci_high:.1f} | {row.n} "
+            f"| {row.protocol}{'' if row.metric == 'clean' else f' at `{row.threat}`'} |"
+        )
+    explained = (
+        f"Undefended is the original model. Always answering the majority class scores {rows[0].majority:.2f} %; "
+        f"intervals are Wilson's. Every figure is read from a per-image ledger whose hash stands in `{REPORT}`."
+    )
+    lines += ["", explained, ""]
+    return lines + [line for mark, text in dict.fromkeys(marks.values()) for line in (f"{mark} {text}.", "")]
+
+
+def _load(card: Card) -> list[str]:
+    if card.factory:
+        place, _, function = card.factory.rpartition(":")
+        module = Path(place).stem if place.endswith(".py") else place
+        arguments = ", ".join(f"{key}={value!r}" for key, value in card.arguments.items())
+        names = f"from {module} import {function}", f"net = {function}({arguments})"
+    else:
+        arguments = f'"{card.model}", {tuple(card.input_shape)}, {card.classes}'
+        names = "from dfshield.models.checkpoints import build_network", f"net = build_network({arguments})"
+    mean, std = (f"images.new_tensor({list(values)}).view(-1, 1, 1)" for values in (card.mean, card.std))
+    shape = ", ".join(map(str, card.input_shape))
+    code = [
+        "from safetensors.torch import load_file",
+        names[0],
+        f"{names[1]}.eval()",
+        f'net.load_state_dict(load_file("{MODEL}"))',
+        f"logits = net((images - {mean}) / {std})  # images: (N, {shape}) in [0,1]",
+    ]
+    return ["## Use", "", "```python", *code, "```", ""]
+
+
+def _made(card: Card, synthesis: Mapping[str, Any] | None) -> list[str]:
+    source = card.provenance
+    lines = [
+        "## How it was made",
+        "",
+        f"- this model: tensors SHA-256 `{card.tensors_sha256}`",
+        f"- original model: tensors SHA-256 `{source.get('teacher_sha256')}`",
+        f"- training data: content SHA-256 `{source.get('data_sha256')}`, source `{source.get('source')}`",
+        f"- recipe `{source.get('recipe')}`, seed {source.get('seed')}, {source.get('updates')} updates, "
+        f"dfshield {source.get('package_version')}",
+        "",
+    ]
+    tables = {"Training options": source.get("options", {}), "Synthesis options": (synthesis or {}).get("options", {})}
+    for title, options in tables.items():
+        if options:
+            lines += [f"{title}: " + ", ".join(f"{key} `{value}`" for key, value in sorted(options.items())) + ".", ""]
+    return lines

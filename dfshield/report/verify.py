@@ -1,0 +1,176 @@
+"""Trace every row of a table CSV to ledger, student, data and teacher by hash."""
+
+import re
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import h5py
+
+from dfshield.attacks.ledger import Ledger, read_ledger
+from dfshield.config import threat_name
+from dfshield.plan import DATA, LEDGER, NONE, RESULTS, STUDENT, TEACHER
+from dfshield.report.cells import SYMBOLS, Cell, load_tables, swept
+from dfshield.report.published import published
+from dfshield.report.tables import COLUMNS, Row, cell_text, read_csv, row_of
+from dfshield.runtime import InputError
+
+if TYPE_CHECKING:
+    from dfshield.models.checkpoints import Card
+
+T = TypeVar("T")
+
+
+class BrokenLink(Exception):
+    """Something in the chain from a cell to its teacher is missing or has another hash."""
+
+
+Place = dict[str, str]
+"""The fields of the path grammar that a ledger's path holds."""
+LEDGER_PATH = re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]+)", re.escape(LEDGER)))
+
+
+def verify(table: Path) -> int:
+    """Print one line per row of a table CSV, OK or the first broken link; returns 1 if any is broken, else 0.
+
+    Files are sought below the folder ``results`` that holds the table, or else below the table's own folder. Raises
+    InputError if `table` is not a table CSV.
+    """
+    rows = read_csv(table)
+    if not rows:
+        raise InputError(f"{table}: has no rows, so there is nothing to trace")
+    folders = [folder for folder in table.resolve().parents if folder.name == RESULTS]
+    tracer = Tracer(folders[0] if folders else table.resolve().parent, table)
+    broken = 0
+    for row in rows:
+        name = " ".join(filter(None, (row.dataset, row.model, row.method, row.variant, row.metric, f"seed {row.seed}")))
+        try:
+            tracer.trace(row)
+            print(f"OK      {name}")
+        except BrokenLink as link:
+            broken += 1
+            print(f"BROKEN  {name}: {link}")
+    print(f"{len(rows) - broken} of {len(rows)} rows of {table} are traced to ledger, model, data and teacher")
+    return 1 if broken else 0
+
+
+class Tracer:
+    """Follows rows of `table` through the files below `root`; every file is read and hashed once."""
+
+    def __init__(self, root: Path, table: Path) -> None:
+        self.root = root
+        number = re.fullmatch(r"table(\d+)", table.stem)
+        self.paper = {entry.key: entry.value for entry in published(int(number[1]))} if number else {}
+        specs = root.parent / "config" / "tables.yaml"
+        spec = load_tables(specs).get(table.stem) if specs.is_file() else None
+        self.methods = {row.method: row for row in spec.rows} if spec else {}
+        self.seen: dict[tuple[str, Path], Any] = {}
+
+    @cached_property
+    def ledgers(self) -> dict[str, list[Path]]:
+        """Ledger paths by the content hash that each states (checked when it is read)."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.root.rglob("ledger.h5")):
+            try:
+                with h5py.File(path, "r", locking=False) as file:
+                    found.setdefault(str(file.attrs.get("content_sha256")), []).append(path)
+            except OSError:
+                continue  # a damaged ledger cannot be a row's: that row's hash will not be found
+        return found
+
+    def trace(self, row: Row) -> None:
+        """Raise BrokenLink at the first link of `row` that does not hold."""
+        if row.paper is not None and f"{self.paper.get(row.key, -1.0):.2f}" != f"{row.paper:.2f}":
+            raise BrokenLink(f"the paper column says {row.paper:.2f}, the paper does not")
+        paths = self.ledgers.get(row.ledger_sha256)
+        if not paths:
+            raise BrokenLink(f"no ledger with content {row.ledger_sha256[:16]} below {self.root}")
+        mine = [(path, place) for path in paths if (place := self._place(path, row))]
+        if not mine:
+            raise BrokenLink(f"{paths[0]}: the path is not that of this cell")
+        path, place = mine[0]
+        ledger = self._read(read_ledger, path)
+        self._compare(row, ledger, path)
+        self._model(place, row, ledger)
+
+    def _place(self, path: Path, row: Row) -> Place | None:
+        """The fields of a ledger's path; None if it lies elsewhere than the row's ledger should."""
+        match = LEDGER_PATH.fullmatch((RESULTS / path.relative_to(self.root)).as_posix())
+        place = match.groupdict() if match else {}
+        expected = {
+            "dataset": row.dataset,
+            "model": row.model,
+            "defence": row.defence,
+            "threat": threat_name(row.threat),
+            "seed": str(row.seed),
+        }
+        method = self.methods.get(row.method)
+        if method:
+            expected["source"] = method.source
+            if not f"{place.get('recipe')}.".startswith(f"{method.recipe}."):  # a swept recipe has its base first
+                return None
+        return place if expected.items() <= place.items() else None
+
+    def _at(self, template: str, place: Place) -> Path:
+        return self.root / Path(template.format(**place)).relative_to(RESULTS)
+
+    def _compare(self, row: Row, ledger: Ledger, path: Path) -> None:
+        cell = Cell("", row.dataset, row.model, row.method, row.variant, row.defence, row.threat, row.metric, row.seed,
+                    str(path))  # fmt: skip
+        try:
+            again = row_of(cell, ledger, {})
+        except InputError as error:
+            raise BrokenLink(str(error)) from None
+        for name in COLUMNS:
+            stated, found = cell_text(getattr(row, name)), cell_text(getattr(again, name))
+            if stated != found and name != "paper":
+                raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its ledger {path}")
+
+    def _model(self, place: Place, row: Row, ledger: Ledger) -> None:
+        from dfshield.models.checkpoints import read_card
+
+        teacher = self._at(TEACHER, place)
+        if place["recipe"] == NONE:
+            self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, ledger.model_sha256)
+            return
+        student = self._at(STUDENT, place)
+        card = self._read(read_card, student)
+        self._same(student, "its tensors", card.tensors_sha256, ledger.model_sha256)
+        self._same(student, "real_data", card.real_data, ledger.real_data)
+        for name, value in swept(row.variant).items():
+            option = next((key for key, symbol in SYMBOLS.items() if symbol == name), name)
+            self._same(student, option, card.provenance.get("options", {}).get(option), value)
+        if place["source"] != NONE:
+            self._data(self._at(DATA, place), card)
+        taught = card.provenance.get("teacher_sha256")
+        self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, taught)
+
+    def _data(self, data: Path, card: "Card") -> None:
+        from dfshield.shards import header, verify
+
+        provenance = card.provenance
+        self._same(data, "its content", self._read(verify, data), provenance.get("data_sha256"))
+        self._same(data, "teacher_sha256", self._read(header, data)["teacher_sha256"], provenance.get("teacher_sha256"))
+        self._same(data, "real_data", self._read(header, data)["real_data"], card.real_data)
+
+    def _same(self, path: Path, what: str, found: object, expected: object) -> None:
+        if found != expected:
+            raise BrokenLink(f"{path}: {what} is {str(found)[:16]}, not {str(expected)[:16]}")
+
+    def _read(self, reader: Callable[[Path], T], path: Path) -> T:
+        """`reader(path)`, once per file; what it refuses is a broken link."""
+        key = (reader.__name__, path)
+        if key not in self.seen:
+            try:
+                value: Any = reader(path)
+                # a ledger is of one row as a rule, and large
+                if isinstance(value, Ledger):
+                    return value  # type: ignore[return-value]
+                self.seen[key] = value
+            except InputError as error:
+                self.seen[key] = error
+        if isinstance(self.seen[key], InputError):
+            raise BrokenLink(str(self.seen[key]))
+        found: T = self.seen[key]
+        return found

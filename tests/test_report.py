@@ -1,0 +1,414 @@
+"""Tables, their Markdown and LaTeX, the model card, and what `dfshield inspect` prints: all from ledgers."""
+
+import re
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from ledgers import make_ledger
+
+from dfshield.models.checkpoints import Card, Classifier, build_network, load_checkpoint, save_checkpoint
+from dfshield.report import card as model_card
+from dfshield.report import inspect, render, tables
+from dfshield.report.cells import Cell, TableSpec, load_tables, swept, variant
+from dfshield.runtime import InputError
+from dfshield.shards import Writer
+
+SPECS = load_tables(Path(__file__).parents[1] / "config" / "tables.yaml")
+
+
+def cell(ledger: Path, **changes: object) -> Cell:
+    fields = {"table": "table4", "dataset": "digits", "model": "cnn-s", "method": "Ours", "variant": ""}
+    fields |= {"defence": "none", "threat": "linf:8/255", "metric": "pgd10", "seed": 0, "ledger": str(ledger)}
+    return Cell(**(fields | changes))  # type: ignore[arg-type]
+
+
+def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: int, scale: str = "demo") -> list[Cell]:
+    """Cells of a table with ledgers whose accuracies differ by method, sweep and seed."""
+    threat = spec.paper.threat if dataset in spec.paper.datasets else "linf:8/255"
+    values = product(*(getattr(sweep, scale) for sweep in spec.sweep.values()))
+    settings = [dict(zip(spec.sweep, value, strict=True)) for value in values]
+    found = []
+    for (i, row), (j, setting), model in product(enumerate(spec.rows), enumerate(settings), models):
+        for metric, seed in product(spec.metrics, range(seeds if row.source != "none" else 1)):
+            protocol = "aa-standard" if metric == "autoattack" else metric
+            path = folder / f"{dataset}-{model}-{i}-{j}-{metric}-{seed}.h5"
+            clean, robust = 150 + i + seed, 60 + 10 * i + 2 * j + seed
+            make_ledger(
+                path,
+                clean,
+                clean if metric == "clean" else robust,
+                protocol=protocol,
+                threat=threat,
+                real_data="train" if row.source == "real" else "none",
+            )
+            found.append(
+                cell(
+                    path,
+                    table=spec.key,
+                    dataset=dataset,
+                    model=model,
+                    method=row.method,
+                    metric=metric,
+                    seed=seed,
+                    variant=variant(setting),
+                    threat=threat,
+                )
+            )
+    return found
+
+
+# --- rows and CSV -----------------------------------------------------------------------------------------------------
+
+
+def test_row_holds_the_ledgers_figures(tmp_path: Path) -> None:
+    sha = make_ledger(tmp_path / "l.h5", clean=150, robust=50, n=200)
+    (row,) = tables.build([cell(tmp_path / "l.h5")])
+    assert (row.value, row.n, row.majority, row.protocol, row.ledger_sha256) == (25.0, 200, 10.0, "pgd10", sha)
+    assert (row.ci_low, row.ci_high) == pytest.approx((19.5082, 31.4341), abs=1e-4)  # Wilson, 50 of 200
+    assert row.balanced == pytest.approx(25.0)
+    assert row.flags == () and row.paper is None and row.unit == "%"
+
+
+def test_clean_is_of_the_unperturbed_images_whatever_the_ledger(tmp_path: Path) -> None:
+    make_ledger(tmp_path / "l.h5", clean=150, robust=50, flags=("zero-gradients",))
+    (row,) = tables.build([cell(tmp_path / "l.h5", metric="clean")])
+    assert row.value == 75.0 and row.balanced == pytest.approx(75.0) and row.flags == ()
+
+
+def test_flags(tmp_path: Path) -> None:
+    label = np.arange(200) % 10
+    constant = np.zeros(200, dtype=np.int64)
+    wrong = label > 0
+    make_ledger(
+        tmp_path / "constant.h5",
+        0,
+        0,
+        clean_prediction=constant,
+        prediction=constant,
+        broken=wrong,
+        component=wrong.astype(np.uint8),
+        perturbed_index=np.zeros(0, dtype=np.int64),
+        perturbation=np.zeros((0, 1, 4, 4), dtype=np.float16),
+        real_data="train",
+        protocol="aa-standard[C=7: 6 targets]",
+        flags=("zero-gradients", "randomised"),
+    )
+    (row,) = tables.build([cell(tmp_path / "constant.h5", metric="autoattack")])
+    assert row.flags == (
+        "masked-gradients:zero-gradients",
+        "randomised",
+        "diverged",
+        "not-data-free",
+        "reduced-classes",
+    )
+    make_ledger(tmp_path / "teacher.h5", 150, 50, real_data="teacher")
+    assert tables.build([cell(tmp_path / "teacher.h5")])[0].flags == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "paper"),
+    [
+        ({}, 51.13),
+        ({"dataset": "digits"}, None),
+        ({"threat": "linf:8/255"}, None),
+        ({"threat": "linf:0.01568627450980392"}, 51.13),
+        ({"model": "resnet18"}, None),
+        ({"method": "Undefended"}, None),
+        ({"variant": "tau=0.5"}, None),
+    ],
+)
+def test_paper_column_only_where_the_cell_is_the_papers(tmp_path: Path, changes: dict, paper: float | None) -> None:
+    own = {"dataset": "cifar10", "model": "wrn28_10", "threat": "linf:4/255"} | changes
+    make_ledger(tmp_path / "l.h5", 150, 50, threat=own["threat"])
+    assert tables.build([cell(tmp_path / "l.h5", **own)], SPECS["table4"])[0].paper == paper
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"metric": "autoattack"}, "protocol is pgd10"), ({"threat": "linf:4/255"}, "threat is linf:8/255")],
+)
+def test_ledger_of_another_cell_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
+    make_ledger(tmp_path / "l.h5", 150, 50)
+    with pytest.raises(InputError, match=message):
+        tables.build([cell(tmp_path / "l.h5", **changes)])
+
+
+def test_csv_is_tidy_and_comes_back(tmp_path: Path) -> None:
+    rows = tables.build(grid(tmp_path, SPECS["table25"], "digits", ["cnn-s"], seeds=2), SPECS["table25"])
+    tables.write_csv(tmp_path / "table25.csv", rows)
+    head, first, *_ = (tmp_path / "table25.csv").read_text().splitlines()
+    assert head == (
+        "dataset,model,method,variant,defence,threat,metric,value,unit,ci_low,ci_high,n,seed,protocol,flags,"
+        "majority,balanced,macro_f1,paper,ledger_sha256"
+    )
+    assert first.startswith('digits,cnn-s,Ours,"lambda1=0.1,lambda2=0.1",none,linf:8/255,autoattack,30.00,%,24.')
+    again = tables.read_csv(tmp_path / "table25.csv")
+    assert len(again) == 9 * 2 * 2
+    assert [tables.cell_text(row.ci_low) for row in again] == [tables.cell_text(row.ci_low) for row in rows]
+    assert [(row.key, row.seed, row.flags, row.paper) for row in again] == [
+        (row.key, row.seed, row.flags, row.paper) for row in rows
+    ]
+
+
+@pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(tables.COLUMNS) + "\nx,y\n", "\x00\xff"])
+def test_foreign_csv_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "t.csv"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(InputError, match=r"t\.csv"):
+        tables.read_csv(path)
+
+
+def test_variant_and_back() -> None:
+    assert variant({"aggregate": 20}) == "B=20"
+    assert variant({"lambda1": 0.1, "lambda2": 10}) == "lambda1=0.1,lambda2=10"
+    assert swept("lambda1=0.1,lambda2=10") == {"lambda1": 0.1, "lambda2": 10}
+    assert swept("") == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("layout: rows", "layout: pile", "layout"),
+        ("number: 4", "number: 5", "must be table5"),
+        ("recipe: dfshield}", "recipe: dfshield, colour: red}", "unknown key"),
+        ("layout: matrix", "layout: sweep", "takes 1 swept"),
+        ("tau: {demo", "taus: {demo", "not a training option"),
+    ],
+)
+def test_bad_specification_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = (Path(__file__).parents[1] / "config" / "tables.yaml").read_text()
+    assert old in text
+    (tmp_path / "tables.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=message):
+        load_tables(tmp_path / "tables.yaml")
+
+
+# --- Markdown and LaTeX -----------------------------------------------------------------------------------------------
+
+
+def test_seeds_are_averaged_and_one_ledger_counts_once(tmp_path: Path) -> None:
+    cells = grid(tmp_path, SPECS["table4"], "digits", ["cnn-s"], seeds=3)
+    text = render.markdown(tables.build(cells, SPECS["table4"]), SPECS["table4"])
+    # robust 70, 71, 72 of 200: mean 35.5, sample standard deviation 0.5
+    assert "| Ours | 76.00 ± 0.50 [69.6, 81.4] | 35.50 ± 0.50 [29.2, 42.3] | 35.50 ± 0.50 [29.2, 42.3] |" in text
+    assert "| Undefended | 75.00 [68.6, 80.5] | 30.00 [" in text
+    assert "over 3 seeds" in text and "n = 200 images" in text
+    assert "majority class scores 10.00 %" in text
+    assert "<sup>‡</sup>" in text and "‡ trained on real images" in text
+
+
+def test_stand_in_prints_the_papers_table_as_other_data(tmp_path: Path) -> None:
+    spec = SPECS["table4"]
+    digits = render.markdown(tables.build(grid(tmp_path, spec, "digits", ["cnn-s", "cnn-m"], 1), spec), spec)
+    assert "Stand-in data: Digits in place of SVHN, CIFAR-10, CIFAR-100." in digits
+    assert "not comparable" in digits and digits.count("**Digits**") == 1
+    assert "| DaST | 20.66 |" in digits and "10.00<sup>†</sup>" in digits
+    own = render.markdown(tables.build(grid(tmp_path, spec, "cifar10", ["resnet20"], 1), spec), spec)
+    assert "Stand-in" not in own and "not comparable" not in own and "62.66" in own
+
+
+def test_ablation_has_ticks_and_gains(tmp_path: Path) -> None:
+    spec = SPECS["table8"]
+    text = render.markdown(tables.build(grid(tmp_path, spec, "digits", ["cnn-s", "cnn-m"], 1), spec), spec)
+    assert "| Model | L_DFShield | DSS | GradRefine | Clean | AA (gain) |" in text
+    assert "| CNN-S | ✗ | ✗ | ✗ | 75.00" in text
+    assert re.search(r"\|  \| ✓ \| ✓ \| ✗ \| 76\.00 \S+ \S+ \| 40\.00 \S+ \S+ \(\+10\.00\) \|", text)
+    assert "| 36.34 (-1.62) |" in text  # the paper's own
+
+
+def test_sweep_and_matrix(tmp_path: Path) -> None:
+    spec = SPECS["table24"]
+    text = render.markdown(tables.build(grid(tmp_path, spec, "digits", ["cnn-s"], 1), spec), spec)
+    assert "| τ | CNN-S Clean | CNN-S PGD-10 | CNN-S AA |" in text
+    assert re.search(r"\| 0\.5 \| 75\.00 \[.*\] \| 31\.00 ", text)
+    assert "| τ | SVHN Clean |" in text
+    spec = SPECS["table26"]
+    text = render.markdown(tables.build(grid(tmp_path, spec, "cifar10", ["resnet20"], 1, "full"), spec), spec)
+    assert "| λ1 \\ λ2 | 0 | 0.01 | 0.1 | 1 | 10 | 100 |" in text
+    assert "| 0.01 | 36.00 [29.7, 42.9] (75.00) |" in text
+    assert "| 1 | 20.83 (78.49) |" in text
+
+
+def test_missing_cells_are_dashes(tmp_path: Path) -> None:
+    spec = SPECS["table4"]
+    rows = tables.build(grid(tmp_path, spec, "digits", ["cnn-s", "cnn-m"], 1), spec)
+    rows = [row for row in rows if (row.model, row.method) != ("cnn-m", "Original")]
+    assert re.search(r"\| Original \| 76.*\| – \| – \| – \|", render.markdown(rows, spec))
+
+
+@pytest.mark.parametrize("key", SPECS)
+def test_latex_is_well_formed(tmp_path: Path, key: str) -> None:
+    spec = SPECS[key]
+    text = render.latex(tables.build(grid(tmp_path, spec, "digits", ["cnn-s", "cnn-m"], 2), spec), spec)
+    bare = re.sub(r"\\[\\{}%&$#_]", "", text)
+    depth = 0
+    for character in bare:
+        depth += {"{": 1, "}": -1}.get(character, 0)
+        assert depth >= 0
+    assert depth == 0 and bare.count("$") % 2 == 0
+    assert text.isascii(), [c for c in text if not c.isascii()]
+    stack: list[str] = []
+    for kind, name in re.findall(r"\\(begin|end)\{(\w+)\}", text):
+        if kind == "begin":
+            stack.append(name)
+        else:
+            assert stack.pop() == name
+    assert not stack
+    width = len(re.search(r"\\begin\{tabular\}\{([lrc]+)\}", text)[1])  # type: ignore[index]
+    for line in text.splitlines():
+        if line.endswith(r" \\"):
+            spans = [int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", line)]
+            assert line.count(" & ") + line.startswith("& ") + 1 + sum(spans) == width, line
+
+
+def test_latex_escapes() -> None:
+    assert render._tex("a_b 5 % & L_DFShield, λ1 ε τ") == (
+        r"a\_b 5 \% \& $\mathcal{L}_{\mathrm{DFShield}}$, $\lambda_1$ $\varepsilon$ $\tau$"
+    )
+
+
+# --- inspect ----------------------------------------------------------------------------------------------------------
+
+
+def surrogate(path: Path, dtype: type = np.float32, last_group: int = 1) -> None:
+    attributes = {
+        "teacher_sha256": "t" * 64,
+        "dataset": "digits",
+        "model": "cnn-s",
+        "source": "dss",
+        "real_data": "none",
+        "options": '{"iterations":7,"lr":0.1}',
+        "seed": 3,
+        "classes": 4,
+        "groups": 2,
+        "first_group": 0,
+        "last_group": last_group,
+    }
+    labels = np.arange(48) % 4
+    images = np.broadcast_to((labels / 3).astype(np.float32)[:, None, None, None], (48, 8, 8, 1))
+    if dtype is np.uint8:
+        images = np.rint(images * 255).astype(np.uint8)
+    writer = Writer(path, attributes, ("class", "feature"))
+    losses = {"class": np.array([0.25, 0.75]), "feature": np.array([1.0, 2.0])}
+    writer.append(images, labels, np.repeat([0, 1], 24), losses, losses)
+    writer.finish()
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.uint8])
+def test_inspect_surrogate(tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: type) -> None:
+    from PIL import Image
+
+    surrogate(tmp_path / "data.h5", dtype)
+    inspect.run(tmp_path / "data.h5", tmp_path / "sheet.png")
+    out = capsys.readouterr().out
+    for wanted in (
+        "surrogate data",
+        "groups 0 to 1 of 2",
+        f"48 of 8×8×1 (H×W×C), {np.dtype(dtype)}",
+        "12 12 12 12",
+        "0.25 to 0.75, mean 0.5",
+        "iterations=7, lr=0.1",
+        "real data: none",
+        "t" * 64,
+        "40 images",
+    ):
+        assert wanted in out
+    sheet = np.asarray(Image.open(tmp_path / "sheet.png"))
+    assert sheet.shape == (4 * 50 + 2, 28 + 10 * 50, 3)
+    assert [int(sheet[50 * row + 20, 60, 0]) for row in range(4)] == [0, 85, 170, 255]
+    assert (sheet[:, :26].min(axis=(1, 2)) < 128).any()  # class labels are drawn
+
+
+def test_inspect_shard_ledger_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    surrogate(tmp_path / "shard.h5", last_group=0)
+    inspect.run(tmp_path / "shard.h5", None)
+    make_ledger(tmp_path / "ledger.h5", 150, 50, flags=("zero-gradients",))
+    inspect.run(tmp_path / "ledger.h5", tmp_path / "ledger.png")
+    checkpoint(tmp_path / "student.safetensors", "student", "none", 0)
+    inspect.run(tmp_path / "student.safetensors", None)
+    out = capsys.readouterr().out
+    for wanted in (
+        "shard",
+        "one shard",
+        "evaluation ledger",
+        "75.00 % (150 of 200), 95 % interval 68.57 to 80.49",
+        "25.00 % (50 of 200)",
+        "100 images, 50.00 %",
+        "masked-gradients:zero-gradients",
+        "checkpoint",
+        "student, real data: none",
+        "1×8×8 (C×H×W), 10 classes",
+        "lambda1=1.0",
+    ):
+        assert wanted in out, wanted
+    assert (tmp_path / "ledger.png").is_file()
+    with pytest.raises(InputError, match="no images"):
+        inspect.run(tmp_path / "student.safetensors", tmp_path / "s.png")
+    with pytest.raises(InputError, match="PNG"):
+        inspect.run(tmp_path / "ledger.h5", tmp_path / "s.jpg")
+
+
+def test_inspect_refuses(tmp_path: Path) -> None:
+    (tmp_path / "page.h5").write_text("<html>")
+    surrogate(tmp_path / "cut.h5")
+    (tmp_path / "cut.h5").write_bytes((tmp_path / "cut.h5").read_bytes()[:-600])
+    for name in ("none.h5", "page.h5", "cut.h5"):
+        with pytest.raises(InputError, match=name):
+            inspect.run(tmp_path / name, None)
+
+
+def test_perturbations_are_drawn_around_grey(tmp_path: Path) -> None:
+    from dfshield.attacks.ledger import read_ledger
+
+    shape = (100, 3, 4, 4)
+    delta = np.zeros(shape, dtype=np.float16)
+    delta[:, 0], delta[:, 1] = 8 / 255, -8 / 255
+    make_ledger(tmp_path / "l.h5", 150, 50, perturbation=delta)
+    drawing = inspect.draw_ledger(read_ledger(tmp_path / "l.h5"))
+    assert drawing is not None
+    images, labels = drawing
+    assert images.shape == (100, 4, 4, 3) and len(labels) == 100
+    assert images[0, 0, 0].tolist() == [255, 0, 128]
+    make_ledger(tmp_path / "clean.h5", 150, 150)
+    assert inspect.draw_ledger(read_ledger(tmp_path / "clean.h5")) is None
+
+
+# --- model card -------------------------------------------------------------------------------------------------------
+
+
+def checkpoint(path: Path, kind: str, real_data: str, seed: int, **provenance: object) -> str:
+    net = build_network("cnn-s", (1, 8, 8), 10, seed=seed)
+    details = {"options": {"lambda1": 1.0, "threat": "linf:8/255"}, "seed": 0, "recipe": "dfshield", "source": "dss"}
+    card = Card(kind, "digits", "cnn-s", (1, 8, 8), 10, (0.3,), (0.38,), real_data,  # type: ignore[arg-type]
+                provenance=details | provenance)  # fmt: skip
+    return save_checkpoint(path, Classifier(net, (0.3,), (0.38,)), card)
+
+
+def test_model_card_says_what_the_ledgers_say_and_its_code_runs(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    checkpoint(tmp_path / "model.safetensors", "student", "none", 1, teacher_sha256="t" * 64, data_sha256="d" * 64)
+    classifier, card = load_checkpoint(tmp_path / "model.safetensors")
+    make_ledger(tmp_path / "a.h5", 150, 50)
+    make_ledger(tmp_path / "b.h5", 190, 3, flags=("randomised",))
+    rows = tables.build([cell(tmp_path / "b.h5", method="Undefended"), cell(tmp_path / "a.h5")])
+    text = model_card.model_card("mine", card, rows, {"options": {"iterations": 7}})
+    assert "| Ours | PGD-10 | 25.00 | 19.5 to 31.4 | 200 | pgd10 at `linf:8/255` |" in text
+    assert "| Undefended | PGD-10 | 1.50<sup>‖</sup> |" in text and "‖ the model's output varies" in text
+    for wanted in (card.tensors_sha256, "t" * 64, "d" * 64, "iterations `7`", "not a claim of privacy", "synthetic"):
+        assert wanted in text
+    monkeypatch.chdir(tmp_path)
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]  # type: ignore[index]
+    assert len(code.splitlines()) == 5
+    space: dict = {"images": images}
+    exec(code, space)
+    assert torch.allclose(space["logits"], classifier(images), atol=1e-6)
+
+
+def test_model_card_of_real_data_and_without_figures(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "model.safetensors", "student", "train", 1)
+    text = model_card.model_card("mine", load_checkpoint(tmp_path / "model.safetensors")[1], [], None)
+    assert "not data-free" in text and "No real image was read" not in text
+    assert "Not evaluated" in text

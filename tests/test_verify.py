@@ -1,0 +1,224 @@
+"""`dfshield verify`: a table's rows are traced to ledger, student, data and teacher, and any break is named."""
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from ledgers import make_ledger
+
+from dfshield.config import check_config
+from dfshield.models.checkpoints import Card, Classifier, build_network, save_checkpoint
+from dfshield.plan import DATA, HARDEN, STUDENT, TEACHER, Plan
+from dfshield.report import card as model_card
+from dfshield.report import tables
+from dfshield.report.cells import load_tables
+from dfshield.report.verify import verify
+from dfshield.runtime import InputError
+from dfshield.shards import Writer
+
+SPECS = Path(__file__).parents[1] / "config" / "tables.yaml"
+CONFIG = {
+    "name": "demo",
+    "tables": str(SPECS),
+    "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}},
+}
+SHAPE = (1, 8, 8)
+
+
+def save(path: Path, weights: int, kind: str, **provenance: object) -> str:
+    real_data = str(provenance.pop("real_data", "teacher"))
+    card = Card(kind, "digits", "cnn-s", SHAPE, 10, (0.3,), (0.38,), real_data, provenance=provenance)  # type: ignore[arg-type]
+    return save_checkpoint(path, Classifier(build_network("cnn-s", SHAPE, 10, seed=weights), (0.3,), (0.38,)), card)
+
+
+def save_data(path: Path, teacher: str, real_data: str, seed: int) -> str:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    attributes = {"teacher_sha256": teacher, "dataset": "digits", "model": "cnn-s", "source": path.parts[-3]}
+    attributes |= {"real_data": real_data, "options": "{}", "seed": seed, "classes": 10, "groups": 1}  # type: ignore[dict-item]
+    writer = Writer(path, attributes | {"first_group": 0, "last_group": 0}, ())
+    images = np.full((20, 8, 8, 1), 0.5, dtype=np.float32)
+    writer.append(images, np.arange(20) % 10, np.zeros(20), {}, {})
+    return writer.finish()
+
+
+def fake_run(plan: Plan, dataset: str, model: str, cells: list, rows: dict) -> None:
+    """Every file of a run's cells, with hashes that belong together."""
+    teacher = save(Path(plan.path(TEACHER, dataset, model)), 0, "teacher")
+    students = {}
+    for number, cell in enumerate(cells):
+        source, recipe = rows[cell.method]
+        real_data, sha = "teacher", teacher
+        if recipe != "none":
+            real_data = "train" if source == "real" else "none"
+            place = {"source": source, "seed": cell.seed}
+            folder = Path(cell.ledger).parts[-7] if dataset != HARDEN else recipe  # the recipe with its swept values
+            student = plan.path(STUDENT, dataset, model, recipe=folder, **place)
+            if student not in students:
+                data = save_data(Path(plan.path(DATA, dataset, model, **place)), teacher, real_data, cell.seed)
+                options = dict.fromkeys(("lambda1", "lambda2"), 1.0) | {"tau": 0.5, "threat": "linf:8/255"}
+                for part in cell.variant.split(",") if cell.variant else []:
+                    options[part.partition("=")[0]] = float(part.partition("=")[2])
+                students[student] = save(
+                    Path(student), 1 + number, "student", teacher_sha256=teacher, data_sha256=data,
+                    real_data=real_data, options=options, source=source, recipe=recipe, seed=cell.seed,
+                )  # fmt: skip
+            sha = students[student]
+        protocol = {"autoattack": "aa-standard"}.get(cell.metric, cell.metric)
+        robust = 150 if cell.metric == "clean" else 60 + number
+        make_ledger(
+            Path(cell.ledger), 150, robust, protocol=protocol, threat=cell.threat, model_sha256=sha, real_data=real_data
+        )
+
+
+@pytest.fixture
+def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
+    """Makes the files of one table and the table itself."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config").mkdir()
+    shutil.copy(SPECS, tmp_path / "config" / "tables.yaml")
+
+    def make(name: str) -> Path:
+        plan = Plan.of(check_config(CONFIG))
+        rows = {row.method: (row.source, row.recipe) for row in load_tables(SPECS)[name].rows}
+        fake_run(plan, "digits", "cnn-s", plan.cells(name), rows)
+        out = Path("results") / f"{name}.csv"
+        tables.run(plan, name, out)
+        assert out.with_suffix(".md").is_file() and out.with_suffix(".tex").is_file()
+        return out
+
+    return make
+
+
+@pytest.mark.parametrize(("name", "count"), [("table4", 9), ("table24", 9)])
+def test_whole_chain(table: Callable[[str], Path], capsys: pytest.CaptureFixture[str], name: str, count: int) -> None:
+    assert verify(table(name)) == 0
+    out = capsys.readouterr().out
+    assert out.count("OK ") == count and f"{count} of {count} rows" in out
+
+
+def change(path: str, column: str, value: object, method: str = "Ours") -> Callable[[], None]:
+    def apply() -> None:
+        rows = tables.read_csv(Path(path))
+        first = next(i for i, row in enumerate(rows) if row.method == method)
+        rows[first] = dataclasses.replace(rows[first], **{column: value})
+        tables.write_csv(Path(path), rows)
+
+    return apply
+
+
+TABLE4 = "results/table4.csv"
+HOME = "results/demo/digits/cnn-s"
+STUDENT_FILE = f"{HOME}/dss/dfshield/linf-8-255/seed-0/student.safetensors"
+DATA_FILE = f"{HOME}/dss/seed-0/data.h5"
+LEDGER_FILE = f"{HOME}/dss/dfshield/linf-8-255/seed-0/eval/none/pgd10@linf-8-255/ledger.h5"
+
+
+def flip(path: str) -> Callable[[], None]:
+    def apply() -> None:
+        content = bytearray(Path(path).read_bytes())
+        content[len(content) // 2] ^= 1
+        Path(path).write_bytes(content)
+
+    return apply
+
+
+def other_student() -> None:
+    save(Path(STUDENT_FILE), 99, "student", real_data="none", teacher_sha256="t", data_sha256="d")
+
+
+def other_data() -> None:
+    save_data(Path(DATA_FILE), "x" * 64, "none", seed=7)
+
+
+def other_teacher() -> None:
+    save(Path(f"{HOME}/teacher.safetensors"), 98, "teacher")
+
+
+def swapped_method() -> None:
+    rows = tables.read_csv(Path(TABLE4))
+    shown = {row.metric: row for row in rows if row.method == "Original"}
+    moved = [dataclasses.replace(shown[r.metric], method="Ours") if r.method == "Ours" else r for r in rows]
+    tables.write_csv(Path(TABLE4), moved)
+
+
+@pytest.mark.parametrize(
+    ("damage", "broken", "message"),
+    [
+        (change(TABLE4, "value", 99.0), 1, "value is '99.00' in the table but '75.00' by its ledger"),
+        (change(TABLE4, "flags", ("diverged",)), 1, "flags is 'diverged'"),
+        (change(TABLE4, "n", 10_000), 1, "n is '10000'"),
+        (change(TABLE4, "paper", 50.0), 1, "the paper does not"),
+        (change(TABLE4, "ledger_sha256", "0" * 64), 1, "no ledger with content 0000000000000000"),
+        (change(TABLE4, "seed", 5), 1, "not that of this cell"),
+        (swapped_method, 3, "not that of this cell"),
+        (flip(LEDGER_FILE), 1, "ledger"),
+        (lambda: Path(LEDGER_FILE).unlink(), 1, "no ledger with content"),
+        (flip(STUDENT_FILE), 3, "student.safetensors"),
+        (lambda: Path(STUDENT_FILE).unlink(), 3, "no such file"),
+        (other_student, 3, "student.safetensors: its tensors is"),
+        (flip(DATA_FILE), 3, "data.h5"),
+        (lambda: Path(DATA_FILE).unlink(), 3, "no such file"),
+        (other_data, 3, "data.h5: its content is"),
+        (other_teacher, 9, "teacher.safetensors: its tensors is"),
+    ],
+)
+def test_broken_links_are_named(
+    table: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[], None],
+    broken: int,
+    message: str,
+) -> None:
+    path = table("table4")
+    damage()
+    assert verify(path) == 1
+    out = capsys.readouterr().out
+    assert out.count("BROKEN ") == broken and message in out
+
+
+def test_variant_is_checked_against_the_student(
+    table: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table("table24")
+    change(str(path), "variant", "tau=0.9")()
+    assert verify(path) == 1
+    assert "tau is 0.0, not 0.9" in capsys.readouterr().out
+
+
+def test_bad_input(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no such file"):
+        verify(tmp_path / "none.csv")
+    tables.write_csv(tmp_path / "empty.csv", [])
+    with pytest.raises(InputError, match="no rows"):
+        verify(tmp_path / "empty.csv")
+
+
+def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The card stage writes model, report and card; the report verifies; a foreign ledger is refused."""
+    monkeypatch.chdir(tmp_path)
+    entry = {
+        "factory": "my_model:build",
+        "weights": "w.pt",
+        "input_shape": [1, 8, 8],
+        "classes": 10,
+        "mean": [0.3],
+        "std": [0.38],
+        "threat": "linf:8/255",
+        "evaluation": {"file": "eval.npz"},
+    }
+    plan = Plan.of(check_config({"name": "harden", "tables": str(SPECS), "harden": {"mine": entry}}))
+    cells = plan.harden_cells("mine")
+    fake_run(plan, HARDEN, "mine", cells, {"Undefended": ("none", "none"), "Ours": ("dss", "dfshield")})
+    student = Path(plan.path(STUDENT, HARDEN, "mine", source="dss", recipe="dfshield", seed=0))
+    out = Path("results/harden/mine")
+    model_card.run(plan, "mine", student, out)
+    assert (out / "model.safetensors").read_bytes() == student.read_bytes()
+    assert verify(out / "report.csv") == 0
+    text = (out / "MODEL_CARD.md").read_text()
+    assert "| Ours | AA |" in text and "No real image was read" in text
+    make_ledger(Path(cells[0].ledger), 150, 150, protocol="clean", model_sha256="x" * 64)
+    with pytest.raises(InputError, match="another model"):
+        model_card.run(plan, "mine", student, out)
