@@ -41,6 +41,7 @@ class Shortcut(nn.Module):
         self.second, self.bn2 = nn.Conv2d(6, 6, 3, padding=1, groups=3), nn.BatchNorm2d(6, affine=False)
         self.third, self.bn3 = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
         self.shared, self.bn4 = nn.Conv2d(6, 6, 1), nn.BatchNorm2d(6)
+        self.bn5 = nn.BatchNorm2d(6)
         self.local = nn.BatchNorm2d(6, track_running_stats=False)
         self.head = nn.Linear(6, 4)
 
@@ -49,8 +50,8 @@ class Shortcut(nn.Module):
         x = torch.relu(self.bn2(self.second(x)))
         y = self.third(x)
         x = self.bn3(y) + y
-        x = torch.relu(self.shared(self.bn4(self.shared(x))))
-        x = self.local(self.third(x))
+        x = self.bn5(self.shared(torch.relu(self.bn4(self.shared(x)))))
+        x = self.local(torch.relu(x))
         return self.head(x.mean((2, 3)))
 
 
