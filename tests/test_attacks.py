@@ -280,15 +280,15 @@ def test_default_budget_is_autoattacks():
     assert reference.apgd_targeted.n_target_classes == reference.fab.n_target_classes == autoattack.TARGETS
 
 
-def reference_verdicts(net, x, y, threat, seed, budget):
-    """What pyautoattack's own ensemble makes of all images as one batch."""
+def reference(net, threat, seed, budget):
+    """pyautoattack's own ensemble with a smaller budget."""
     ensemble = AutoAttack(net, norm=autoattack.NORMS[threat.norm], eps=threat.eps, seed=seed, version="standard")
     ensemble.fab.n_iter, ensemble.square.n_queries = budget.iterations, budget.queries
     for part in (ensemble.apgd, ensemble.apgd_targeted):
         part.n_iter = part.n_iter_orig = budget.iterations
         part.n_iter_2, part.n_iter_min, part.size_decr = (max(int(s * part.n_iter), 1) for s in (0.22, 0.06, 0.03))
-    _, prediction = ensemble.run_standard_evaluation(x, y, batch_size=len(x))
-    return (prediction != y).numpy()
+    ensemble.fab.targeted = True  # which their loop sets, too
+    return ensemble
 
 
 @pytest.mark.parametrize("classes, seed", [(10, 0), (11, 7)])
@@ -300,9 +300,25 @@ def test_verdicts_equal_those_of_the_reference(classes, threat, seed, monkeypatc
     x, y = images(net, n=32)
     y[0] = (y[0] + 1) % classes
     rows, _ = attack(net, x, y, threat, attack="autoattack", seed=seed)
-    expected = reference_verdicts(net, x, y, parse_threat(threat), seed, budget)
+    _, prediction = reference(net, parse_threat(threat), seed, budget).run_standard_evaluation(x, y, batch_size=32)
     assert len(np.unique(rows["component"])) >= 3  # broken by different components, and survivors
-    assert np.array_equal(rows["broken"], expected)
+    assert np.array_equal(rows["broken"], (prediction != y).numpy())
+
+
+@pytest.mark.parametrize("threat", ["linf:0.02", "l2:0.15"])
+def test_each_component_finds_the_references_images(threat, monkeypatch):
+    """One by one: in the ensemble the first attacks leave little to the others."""
+    monkeypatch.setattr(autoattack, "BUDGET", Budget(iterations=10, queries=100))
+    net = network(10)
+    x, y = images(net, n=32)
+    options, limit = AttackOptions(threat=threat), parse_threat(threat)
+    theirs = reference(net, limit, 5, autoattack.BUDGET)
+    parts = autoattack.autoattack(options, (1, 8, 8), 10).components
+    for part, other in zip(parts, (theirs.apgd, theirs.apgd_targeted, theirs.fab, theirs.square), strict=True):
+        x_adv = part.attack(net, x, y, limit, options, key(5))
+        assert not torch.equal(x_adv, x)
+        with torch.no_grad():
+            assert torch.equal(x_adv, other.perturb(x, y)), part.name
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 14, 14), (1, 6, 9), (3, 9, 6), (2, 1, 1), (1, 1, 30), (1, 3, 3)])
@@ -497,6 +513,13 @@ def test_pieces_of_other_options_or_models_are_not_used(checkpoint, monkeypatch)
     stage(folder, "c.h5", attack="pgd", threat="linf:4/255")
     assert (folder / "b.h5").read_bytes() == (folder / "c.h5").read_bytes() != (folder / "a.h5").read_bytes()
     assert len(list((folder / "state").iterdir())) == 2
+
+
+def test_a_kept_piece_of_other_survivors_is_not_used(tmp_path):
+    verdict = evaluate.Verdict(np.zeros(4, np.int64), np.ones(4, np.float32), np.zeros((4, 1, 2, 2), np.float16))
+    evaluate._save(tmp_path / "a.npz", np.array([0, 2]), verdict)
+    assert np.array_equal(evaluate._load(tmp_path / "a.npz", np.array([0, 2])).margin, verdict.margin)
+    assert evaluate._load(tmp_path / "a.npz", np.array([0, 3])) is None
 
 
 def test_stage_on_a_registered_set_with_a_limit(checkpoint):

@@ -196,7 +196,6 @@ def attack_chunk(
             prediction[won] = verdict.prediction[won]
             perturbation[won] = verdict.perturbation[won]
             margin[alive] = np.minimum(margin[alive], verdict.margin[alive])
-            margin[won] = verdict.margin[won]
         yield rows()
 
 

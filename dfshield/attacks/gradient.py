@@ -102,15 +102,14 @@ def pgd(
     """Projected gradient ascent on the cross entropy from uniform random starts (Madry et al. 2018, Eq 2).
 
     `options.steps` steps of ε/4 (linf) or `options.l2_step` (l2); the last point of a run counts. Each of
-    `options.restarts` runs has only the images that the runs before it did not break. Starts are drawn for all
-    images, so that more restarts can only break more.
+    `options.restarts` runs has only the images that the runs before it did not break.
     """
     size = threat.eps / 4 if threat.norm == "linf" else fraction(options.l2_step)
     result = x.clone()
     alive = torch.arange(len(x), device=x.device)
     with frozen(model):
         for _ in range(options.restarts):
-            x_adv = random_start(x, threat, generator)[alive]
+            x_adv = random_start(x[alive], threat, generator)
             for _ in range(options.steps):
                 gradient = input_gradient(model, x_adv, y[alive])
                 x_adv = project(x[alive], step(x_adv, gradient, size, threat.norm), threat)
