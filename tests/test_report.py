@@ -11,7 +11,7 @@ from ledgers import make_ledger
 
 from dfshield.models.checkpoints import Card, Classifier, build_network, load_checkpoint, save_checkpoint
 from dfshield.report import card as model_card
-from dfshield.report import inspect, render, tables
+from dfshield.report import inspect, layout, render, tables
 from dfshield.report.cells import Cell, TableSpec, load_tables, swept, variant
 from dfshield.runtime import InputError
 from dfshield.shards import Writer
@@ -153,6 +153,18 @@ def test_csv_is_tidy_and_comes_back(tmp_path: Path) -> None:
     ]
 
 
+@pytest.mark.parametrize(("column", "text"), [("variant", "tau"), ("threat", "linf"), ("n", "many"), ("value", "")])
+def test_csv_with_bad_cell_is_refused(tmp_path: Path, column: str, text: str) -> None:
+    make_ledger(tmp_path / "l.h5", 150, 50)
+    tables.write_csv(tmp_path / "t.csv", tables.build([cell(tmp_path / "l.h5", variant="tau=1")]))
+    head, first = (tmp_path / "t.csv").read_text().splitlines()
+    values = first.split(",")
+    values[tables.COLUMNS.index(column)] = text
+    (tmp_path / "t.csv").write_text(f"{head}\n{','.join(values)}\n")
+    with pytest.raises(InputError, match=r"t\.csv"):
+        tables.read_csv(tmp_path / "t.csv")
+
+
 @pytest.mark.parametrize("text", ["", "a,b\n1,2\n", ",".join(tables.COLUMNS) + "\nx,y\n", "\x00\xff"])
 def test_foreign_csv_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "t.csv"
@@ -198,6 +210,17 @@ def test_seeds_are_averaged_and_one_ledger_counts_once(tmp_path: Path) -> None:
     assert "over 3 seeds" in text and "n = 200 images" in text
     assert "majority class scores 10.00 %" in text
     assert "<sup>‡</sup>" in text and "‡ trained on real images" in text
+
+
+def test_seeds_that_share_a_ledger_have_no_spread(tmp_path: Path) -> None:
+    make_ledger(tmp_path / "l.h5", 150, 50)
+    make_ledger(tmp_path / "other.h5", 150, 54, seed=1)
+    same, again = (cell(tmp_path / "l.h5", seed=seed) for seed in (0, 1))
+    other = cell(tmp_path / "other.h5", seed=1)
+    (one,) = layout.measured(tables.build([same, again])).values()
+    (two,) = layout.measured(tables.build([same, other])).values()
+    assert (one.mean, one.spread) == (25.0, None)
+    assert (two.mean, two.spread) == (26.0, pytest.approx(2**0.5))
 
 
 def test_stand_in_prints_the_papers_table_as_other_data(tmp_path: Path) -> None:
@@ -412,3 +435,21 @@ def test_model_card_of_real_data_and_without_figures(tmp_path: Path) -> None:
     text = model_card.model_card("mine", load_checkpoint(tmp_path / "model.safetensors")[1], [], None)
     assert "not data-free" in text and "No real image was read" not in text
     assert "Not evaluated" in text
+
+
+def test_model_card_of_a_users_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "users_net.py").write_text(
+        "from dfshield.models.demo import cnn_s\n\n"
+        "def make(width):\n    assert width == 2\n    return cnn_s((1, 8, 8), 10)\n"
+    )
+    factory = "users_net.py:make"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = build_network("x", (1, 8, 8), 10, factory, {"width": 2}, seed=4)
+    card = Card("student", "harden", "mine", (1, 8, 8), 10, (0.3,), (0.38,), "none", factory, {"width": 2})
+    save_checkpoint(tmp_path / "model.safetensors", Classifier(net, (0.3,), (0.38,)), card)
+    text = model_card.model_card("mine", card, [], None)
+    space: dict = {"images": torch.zeros(2, 1, 8, 8)}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], space)  # type: ignore[index]
+    classifier = load_checkpoint(tmp_path / "model.safetensors", factory=factory)[0]
+    assert torch.allclose(space["logits"], classifier(space["images"]), atol=1e-6)

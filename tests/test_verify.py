@@ -179,6 +179,15 @@ def test_broken_links_are_named(
     assert out.count("BROKEN ") == broken and message in out
 
 
+def test_methods_of_one_recipe_are_told_apart_by_source(table: Callable[[str], Path]) -> None:
+    path = table("table8")
+    assert verify(path) == 0
+    rows = tables.read_csv(path)
+    fixed = [row for row in rows if row.method == "+ L_DFShield"]
+    tables.write_csv(path, [dataclasses.replace(row, method="+ DSS") for row in fixed])
+    assert verify(path) == 1
+
+
 def test_variant_is_checked_against_the_student(
     table: Callable[[str], Path], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from dfshield.attacks.ledger import Ledger, confidence_interval, read_ledger
 from dfshield.config import parse_threat
-from dfshield.report.cells import Cell, TableSpec
+from dfshield.report.cells import Cell, TableSpec, swept
 from dfshield.report.published import published
 from dfshield.runtime import InputError, existing_file, write_text
 
@@ -187,6 +187,8 @@ def read_csv(path: Path) -> list[Row]:
 
 
 def _parse(row: dict[str, str]) -> Row:
+    parse_threat(row["threat"])
+    swept(row["variant"])
     parsers = {"n": int, "seed": int, "flags": lambda text: tuple(f for f in text.split(";") if f)}
     parsers |= dict.fromkeys(("value", "ci_low", "ci_high", "majority", "balanced", "macro_f1"), float)
     parsers["paper"] = lambda text: float(text) if text else None

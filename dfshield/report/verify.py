@@ -56,7 +56,7 @@ def verify(table: Path) -> int:
 
 
 class Tracer:
-    """Follows rows of `table` through the files below `root`; every file is read and hashed once."""
+    """Follows rows of `table` through the files below `root`; models and data are read and hashed once."""
 
     def __init__(self, root: Path, table: Path) -> None:
         self.root = root
@@ -90,8 +90,17 @@ class Tracer:
         if not mine:
             raise BrokenLink(f"{paths[0]}: the path is not that of this cell")
         path, place = mine[0]
-        ledger = self._read(read_ledger, path)
-        self._compare(row, ledger, path)
+        cell = Cell("", row.dataset, row.model, row.method, row.variant, row.defence, row.threat, row.metric, row.seed,
+                    str(path))  # fmt: skip
+        try:
+            ledger = read_ledger(path)
+            again = row_of(cell, ledger, {})
+        except InputError as error:
+            raise BrokenLink(str(error)) from None
+        for name in COLUMNS:
+            stated, found = cell_text(getattr(row, name)), cell_text(getattr(again, name))
+            if stated != found and name != "paper":
+                raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its ledger {path}")
         self._model(place, row, ledger)
 
     def _place(self, path: Path, row: Row) -> Place | None:
@@ -114,18 +123,6 @@ class Tracer:
 
     def _at(self, template: str, place: Place) -> Path:
         return self.root / Path(template.format(**place)).relative_to(RESULTS)
-
-    def _compare(self, row: Row, ledger: Ledger, path: Path) -> None:
-        cell = Cell("", row.dataset, row.model, row.method, row.variant, row.defence, row.threat, row.metric, row.seed,
-                    str(path))  # fmt: skip
-        try:
-            again = row_of(cell, ledger, {})
-        except InputError as error:
-            raise BrokenLink(str(error)) from None
-        for name in COLUMNS:
-            stated, found = cell_text(getattr(row, name)), cell_text(getattr(again, name))
-            if stated != found and name != "paper":
-                raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its ledger {path}")
 
     def _model(self, place: Place, row: Row, ledger: Ledger) -> None:
         from dfshield.models.checkpoints import read_card
@@ -161,16 +158,10 @@ class Tracer:
     def _read(self, reader: Callable[[Path], T], path: Path) -> T:
         """`reader(path)`, once per file; what it refuses is a broken link."""
         key = (reader.__name__, path)
-        if key not in self.seen:
-            try:
-                value: Any = reader(path)
-                # a ledger is of one row as a rule, and large
-                if isinstance(value, Ledger):
-                    return value  # type: ignore[return-value]
-                self.seen[key] = value
-            except InputError as error:
-                self.seen[key] = error
-        if isinstance(self.seen[key], InputError):
-            raise BrokenLink(str(self.seen[key]))
+        try:
+            if key not in self.seen:
+                self.seen[key] = reader(path)
+        except InputError as error:
+            raise BrokenLink(str(error)) from None
         found: T = self.seen[key]
         return found
