@@ -4,7 +4,8 @@ import argparse
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from dfshield.config import PROFILES, STAGES, Compute, build
+from dfshield.config import PROFILES, STAGES, Compute
+from dfshield.validation import build
 
 
 class Parser(argparse.ArgumentParser):

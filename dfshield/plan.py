@@ -18,11 +18,11 @@ from dfshield.config import (
     Config,
     HardenConfig,
     StageOverrides,
-    build,
     threat_name,
 )
 from dfshield.report.cells import Cell, RowSpec, TableSpec, load_tables, variant
 from dfshield.runtime import InputError
+from dfshield.validation import build
 
 RESULTS = "results"
 HARDEN = "harden"

@@ -144,6 +144,7 @@ class Synthesizer:
         options, k = self.options, len(alphas)
         statistics = BatchStatistics(self.model.net)
         z = start.to(self.device).contiguous(memory_format=torch.channels_last).requires_grad_()
+        black, white = -self.model.mean / self.model.std, (1 - self.model.mean) / self.model.std
         weights = alphas.to(self.device, torch.float32)
         adam = torch.optim.Adam([z], lr=options.lr, fused=True)
         offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
@@ -155,6 +156,9 @@ class Synthesizer:
                 terms = self._terms(statistics, rolled, labels, k)
                 (z.grad,) = torch.autograd.grad((weights * terms).sum(), z)
                 adam.step()
+                if options.clamp == "step":
+                    with torch.no_grad():
+                        z.copy_(z.clamp(black, white))
                 if bar is not None:
                     if step % 50 == 0:
                         values = terms.detach().mean(0).tolist()

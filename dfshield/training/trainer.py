@@ -174,7 +174,7 @@ class Trainer:
                         f", held-out agreement clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
                     )
                 )
-                bar.write(
+                say(
                     f"epoch {epoch + 1}: loss {row['loss']:.4f}{held}, {row['updates']} updates, "
                     f"{100 * row['passed']:.1f} % of parameters passed"
                 )
