@@ -34,6 +34,7 @@ SHARD = SOURCE + "/shard-{shard}.h5"
 DATA = SOURCE + "/data.h5"
 TRAINED = RESULTS + "/{run}/{dataset}/{model}/{source}/{recipe}/{train_threat}/seed-{seed}"
 STUDENT = TRAINED + "/student.safetensors"
+METRICS = TRAINED + "/metrics.csv"
 LEDGER = TRAINED + "/eval/{defence}/{protocol}@{threat}/ledger.h5"
 """The path grammar; Snakemake's wildcards and these fields are the same names."""
 
@@ -79,6 +80,27 @@ class Plan:
     def threat(self, dataset: str, model: str) -> str:
         """Threat model of a data set or of a user's model."""
         return self.config.harden[model].threat if dataset == HARDEN else self.config.datasets[dataset].threat
+
+    @cached_property
+    def vocabulary(self) -> dict[str, list[str]]:
+        """Every value that each field of the path grammar may take."""
+        config = self.config
+        threats = {threat_name(self.threat(d, m)) for d in self.datasets for m in self.models(d)}
+        return {
+            "run": [config.name],
+            "dataset": self.datasets,
+            "model": sorted({m for d in self.datasets for m in self.models(d)}),
+            "source": [*config.sources, NONE],
+            "recipe": [*self.recipes, NONE],
+            "train_threat": [*sorted(threats), NONE],
+            "threat": sorted(threats),
+            "seed": [str(seed) for seed in config.seeds],
+            "shard": [str(shard) for shard in range(config.shards)],
+            "defence": [NONE],
+            "protocol": list(PROTOCOLS),
+            "table": list(self.tables),
+            "name": list(config.harden),
+        }
 
     # --- options -----------------------------------------------------------------------------------------------------
 
@@ -164,6 +186,11 @@ class Plan:
         if not found:
             raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")
         return found
+
+    @cached_property
+    def own_tables(self) -> list[str]:
+        """The tables that this config has cells in."""
+        return [table for table, spec in self.tables.items() if any(models for _, models in self.blocks(spec))]
 
     def _shared_recipe(self, dataset: str, model: str, row: RowSpec, overrides: dict[str, Any]) -> str:
         """The base recipe where the swept values are its own, so that nothing is trained twice."""

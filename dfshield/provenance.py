@@ -8,7 +8,6 @@ value), so adding a loss or an option reruns nothing.
 import ast
 import functools
 import hashlib
-import importlib.util
 from pathlib import Path
 
 from dfshield import registry
@@ -48,12 +47,18 @@ def stage_digest(stage: str, *chosen: registry.Entry) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _file(module: str) -> Path | None:
+    """The file of a module of this package, found without importing anything; None if there is no such module."""
+    place = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
+
+
 @functools.cache
 def _tree(module: str) -> ast.Module:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    file = _file(module)
+    if file is None:
         raise ModuleNotFoundError(module)
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return ast.parse(file.read_text(encoding="utf-8"))
 
 
 @functools.cache
@@ -75,17 +80,8 @@ def _imports(tree: ast.AST) -> dict[str, str]:
         if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
             for alias in node.names:
                 whole = f"{node.module}.{alias.name}"
-                is_module = importlib.util.find_spec(node.module) is not None and _is_module(whole)
-                found[alias.asname or alias.name] = whole if is_module else f"{node.module}:{alias.name}"
+                found[alias.asname or alias.name] = whole if _file(whole) else f"{node.module}:{alias.name}"
     return found
-
-
-@functools.cache
-def _is_module(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        return False
 
 
 @functools.cache
@@ -118,4 +114,4 @@ class _Strip(ast.NodeTransformer):
 def _without_docstrings(node: ast.AST) -> ast.AST:
     import copy
 
-    return _Strip().visit(copy.deepcopy(node))  # type: ignore[no-any-return]
+    return _Strip().visit(copy.deepcopy(node))

@@ -52,6 +52,8 @@ def atomic(path: Path) -> Iterator[Path]:
 
     So a file that exists is whole.
     """
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder; give the path of a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
@@ -86,6 +88,17 @@ def existing_file(path: Path, what: str, remedy: str) -> Path:
     return path
 
 
+def data_dir(config_value: Path | None) -> Path:
+    """Folder of real data and weights: the variable DFSHIELD_DATA, else the config's value, else ``./data``."""
+    return Path(os.environ.get("DFSHIELD_DATA") or config_value or "data").expanduser()
+
+
+def data_file(path: Path, folder: Path) -> Path:
+    """A user's file: `path` itself if absolute, else below `folder` or, if it is only there, the current folder."""
+    path = path.expanduser()
+    return path if path.is_file() and not (folder / path).is_file() else folder / path
+
+
 def generator(*key: Any) -> "torch.Generator":
     """A CPU random generator that depends on `key` alone (strings, numbers), not on process or order."""
     import torch
@@ -114,11 +127,18 @@ def select_device(device: str, threads: int) -> "torch.device":
     return torch.device("cuda" if use_cuda else "cpu")
 
 
+def cuda_devices() -> list[str]:
+    """CUDA devices of this machine that this process may use, told without importing torch."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        return [name for name in visible.split(",") if name]
+    return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
+
+
 def _lease_cuda_device() -> None:
     global _lease
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    devices = visible.split(",") if visible else [p.name[6:] for p in sorted(Path("/dev").glob("nvidia[0-9]*"))]
-    if _lease is not None or not [d for d in devices if d]:
+    devices = cuda_devices()
+    if _lease is not None or not devices:
         return
     folder = Path(tempfile.gettempdir()) / f"dfshield-devices-{os.getuid()}"
     folder.mkdir(exist_ok=True)
@@ -136,8 +156,23 @@ def _lease_cuda_device() -> None:
         time.sleep(1)
 
 
+class _Lines:
+    """A stream that gives every state of a progress bar its own line, for logs."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            sys.stderr.write(text.strip("\r\n") + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress(total: int, label: str, unit: str = "it") -> "tqdm[Any]":
-    """A progress bar with rate and time left on standard error; in a log file one line every half minute."""
+    """A progress bar with rate and time left on standard error; in a log file one line every half minute.
+
+    What is over (or refused) within a second shows none.
+    """
     from tqdm import tqdm
 
     terminal = sys.stderr.isatty()
@@ -145,9 +180,11 @@ def progress(total: int, label: str, unit: str = "it") -> "tqdm[Any]":
         total=total,
         desc=label,
         unit=unit,
+        file=None if terminal else _Lines(),
         dynamic_ncols=terminal,
         ncols=None if terminal else 100,
         mininterval=0.5 if terminal else 30,
+        delay=1,
         ascii=not terminal,
     )
 

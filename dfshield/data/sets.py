@@ -5,7 +5,6 @@ Whatever the file format, the program sees float32 images in [0,1], NCHW, and in
 
 import hashlib
 import importlib
-import os
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from dfshield import registry
 from dfshield.runtime import InputError, existing_file
+from dfshield.runtime import data_dir as data_dir
 
 Shape = tuple[int, int, int]
 
@@ -42,11 +42,6 @@ class Images:
         digest.update(self.x.contiguous().numpy().data)
         digest.update(self.y.contiguous().numpy().data)
         return digest.hexdigest()
-
-
-def data_dir(config_value: Path | None) -> Path:
-    """Folder of real data and weights: the variable DFSHIELD_DATA, else the config's value, else ``./data``."""
-    return Path(os.environ.get("DFSHIELD_DATA") or config_value or "data").expanduser()
 
 
 def load(name: str, split: str, data_dir: Path) -> Images:

@@ -18,7 +18,7 @@ from dfshield.models.checkpoints import Card, Classifier, save_checkpoint
 from dfshield.models.factory import build_network
 from dfshield.models.general import find_pretrained
 from dfshield.models.weights import fit, load_state
-from dfshield.runtime import InputError, generator, progress, say, select_device, sha256_file
+from dfshield.runtime import InputError, data_file, generator, progress, say, select_device, sha256_file
 
 NOT_IN_PROVENANCE = {"device", "threads", "seed"}
 LARGEST_MEAN = 10.0
@@ -132,9 +132,9 @@ def _input(
 
 
 def _find(weights: Path, data_dir: Path) -> Path:
-    for path in (data_dir / weights, weights):
-        if path.is_file():
-            return path
+    path = data_file(weights, data_dir)
+    if path.is_file():
+        return path
     places = weights if weights.is_absolute() else f"{data_dir / weights} or {weights.absolute()}"
     raise InputError(f"no weights file at {places}; give the path of a .safetensors, .pt or .pth file")
 
