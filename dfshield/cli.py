@@ -135,9 +135,9 @@ Setup = Callable[[argparse.ArgumentParser], None]
 
 def _file(*names: str, help: str, required: bool = True, **settings: Any) -> Setup:
     def add(parser: argparse.ArgumentParser) -> None:
-        positional = not names[0].startswith("-")
-        more = {} if positional else {"required": required, "default": argparse.SUPPRESS if required else None}
-        parser.add_argument(*names, type=Path, help=help, **more, **settings)
+        if names[0].startswith("-"):
+            settings.update(required=required, default=argparse.SUPPRESS if required else None)
+        parser.add_argument(*names, type=Path, help=help, **settings)
 
     return add
 
@@ -145,7 +145,11 @@ def _file(*names: str, help: str, required: bool = True, **settings: Any) -> Set
 def _value(name: str, help: str, **settings: Any) -> Setup:
     default = settings.setdefault("default", None)
     shown = f" (default: {default})" if default not in (None, "", argparse.SUPPRESS) else ""
-    return lambda parser: parser.add_argument(name, help=help + shown, **settings) and None
+
+    def add(parser: argparse.ArgumentParser) -> None:
+        parser.add_argument(name, help=help + shown, **settings)
+
+    return add
 
 
 OUT = _file("--out", help="file to write")

@@ -131,7 +131,7 @@ class SynthesisOptions(Compute):
     roll: Annotated[int, Field(ge=0)] = 2
     """largest circular shift in pixels applied at each step"""
     clamp: Literal["end", "step"] = "end"
-    """bring pixels into [0,1] at the end (paper) or after every step, which keeps the optimised and stored images alike"""
+    """bring pixels into [0,1] at the end (paper), or after every step: what is optimised is what is stored"""
     storage: Literal["float32", "uint8"] = "float32"
     """number type of the stored images; uint8 rounds to 1/255"""
     precision: Precision = "fp32"
@@ -205,6 +205,12 @@ class TrainingOptions(Compute):
     """surrogate images kept out of training for the per-epoch metrics; 0 for none"""
     precision: Precision = "fp32"
     """arithmetic of the inner maximisation; weight gradients are always fp32"""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "TrainingOptions":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0; set momentum or nesterov to false")
+        return self
 
 
 class AttackOptions(Compute):
@@ -400,11 +406,14 @@ class Config(StageOverrides):
             check_keys(recipe, TrainingOptions, f"recipes.{name}")
         for name, source in self.sources.items():
             check_keys(source.synthesis, SynthesisOptions, f"sources.{name}.synthesis")
+        for key in ("recipes", "sources"):
+            if "none" in getattr(self, key):
+                raise ValueError(f"{key}.none: this name stands for the teacher itself; choose another")
         for name, dataset in self.datasets.items():
             _among(dataset.by_model, dataset.models, f"datasets.{name}.by_model")
             _among(dataset.by_recipe, self.recipes, f"datasets.{name}.by_recipe")
-            for recipe, options in dataset.by_recipe.items():
-                check_keys(options, TrainingOptions, f"datasets.{name}.by_recipe.{recipe}")
+            for base, options in dataset.by_recipe.items():
+                check_keys(options, TrainingOptions, f"datasets.{name}.by_recipe.{base}")
         for name, harden in self.harden.items():
             _among([harden.source], self.sources, f"harden.{name}.source")
             _among([harden.recipe], self.recipes, f"harden.{name}.recipe")

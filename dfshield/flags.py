@@ -11,8 +11,8 @@ from dfshield.validation import build
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and that never abbreviates options."""
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, allow_abbrev=False, **kwargs)
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"allow_abbrev": False, **settings})
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see {self.prog} --help)\n")
@@ -73,4 +73,4 @@ def given_options(stage: str, arguments: argparse.Namespace) -> Any:
     """The stage's options from parsed arguments, defaults from the chosen profile."""
     profile = PROFILES[getattr(arguments, "profile", "paper")].get(stage, {})
     given = {k.removeprefix("option_"): v for k, v in vars(arguments).items() if k.startswith("option_")}
-    return build(STAGES[stage], profile | given, f"dfshield {arguments.command}")
+    return build(STAGES[stage], profile | given, "options")

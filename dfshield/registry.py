@@ -101,7 +101,7 @@ ATTACKS = {
     "autoattack": Attack("dfshield.attacks.autoattack:autoattack", ensemble=True),
 }
 
-_CIFAR = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+_CIFAR: dict[str, Any] = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
 _MEDMNIST_CLASSES = {
     "tissuemnist": ("Tissue", 8),
     "bloodmnist": ("Blood", 8),

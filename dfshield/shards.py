@@ -13,18 +13,24 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import h5py
 import numpy as np
 
+from dfshield.registry import RealData
 from dfshield.runtime import InputError, atomic, canonical_json, existing_file, progress
 
 FORMAT = "dfshield-surrogate"
 VERSION = 1
 PLACEMENT = ("first_group", "last_group", "content_sha256", "complete")
 """Attributes outside of the content hash: which part of the set this file is."""
-HEADER = ("teacher_sha256", "dataset", "model", "source", "real_data", "options", "seed", "classes", "groups")
+HEADER: dict[str, type] = {
+    **dict.fromkeys(("teacher_sha256", "dataset", "model", "source", "real_data", "options"), str),
+    **dict.fromkeys(("seed", "classes", "groups", "first_group", "last_group"), int),
+}
+MAX_RATIO = 1100
+"""Deflate cannot shrink more than 1032-fold: a file that claims to hold more is refused before memory is asked for."""
 ROWS = ("images", "labels", "batch")
 CHUNK_BYTES = 2**20
 
@@ -108,9 +114,17 @@ def _plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
+def _kind(dataset: h5py.Dataset) -> tuple[Any, ...]:
+    return dataset.dtype, dataset.shape[1:]
+
+
 def _names(file: h5py.File) -> list[str]:
     terms = [f"{group}/{term}" for group in ("coefficients", "final_loss") if group in file for term in file[group]]
     return [*ROWS, *terms]
+
+
+def _options(file: h5py.File) -> Any:
+    return json.loads(file.attrs["options"])
 
 
 @contextlib.contextmanager
@@ -134,14 +148,18 @@ def opened(path: Path) -> Iterator[h5py.File]:
                     file[name], h5py.Dataset
                 ):
                     raise InputError(f"{path}: data set {name!r} is missing; {remedy}")
-            missing = [key for key in HEADER if key not in file.attrs]
-            if missing:
-                raise InputError(f"{path}: attribute {missing[0]!r} is missing; {remedy}")
-            n = len(file["images"])
-            if file["images"].ndim != 4 or n == 0 or len(file["labels"]) != n or len(file["batch"]) != n:
-                raise InputError(f"{path}: images {file['images'].shape} and labels do not fit together; {remedy}")
+            for key, kind in HEADER.items():
+                if not isinstance(_plain(file.attrs.get(key)), kind):
+                    raise InputError(f"{path}: attribute {key!r} is missing or no {kind.__name__}; {remedy}")
+            if file.attrs["real_data"] not in get_args(RealData) or not isinstance(_options(file), dict):
+                raise InputError(f"{path}: attribute 'real_data' or 'options' cannot be read; {remedy}")
+            shape = file["images"].shape
+            if len(shape) != 4 or 0 in shape or not file["labels"].shape == file["batch"].shape == shape[:1]:
+                raise InputError(f"{path}: images {shape} and labels do not fit together or are empty; {remedy}")
+            if file["images"].nbytes > MAX_RATIO * path.stat().st_size:
+                raise InputError(f"{path}: claims images of {file['images'].nbytes} bytes, more than it can hold")
             yield file
-    except (OSError, KeyError, RuntimeError, ValueError) as error:
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: truncated, damaged or not an HDF5 file ({reason}); {remedy}") from None
 
@@ -156,7 +174,9 @@ def blocks(file: h5py.File, name: str) -> Iterator[np.ndarray]:
 
 def _check_values(path: Path, name: str, values: np.ndarray, classes: int) -> None:
     if name == "labels" and len(values) and (values.min() < 0 or values.max() >= classes):
-        raise InputError(f"{path}: label {int(values.max())} out of range 0..{classes - 1}; make the file again")
+        raise InputError(
+            f"{path}: labels {values.min()}..{values.max()} out of range 0..{classes - 1}; make the file again"
+        )
     if name == "images" and values.dtype != np.uint8 and not (values.min() >= 0 and values.max() <= 1):
         raise InputError(f"{path}: pixels out of range [0,1] or not finite; make the file again")
 
@@ -181,14 +201,17 @@ def _confirm(path: Path, file: h5py.File, hashes: Mapping[str, str]) -> str:
     content = _content_hash(file, hashes)
     if content != file.attrs.get("content_sha256"):
         raise InputError(f"{path}: content does not match its SHA-256 (edited or damaged); make the file again")
+    # the hash leaves out which part of the set this is: the batch numbers, which it covers, say so too
+    size = _options(file).get("group", 1)
+    if [file["batch"][row] // size for row in (0, -1)] != [file.attrs["first_group"], file.attrs["last_group"]]:
+        raise InputError(f"{path}: its batches are not of the groups that it states (edited); make the file again")
     return content
 
 
 def header(path: Path) -> dict[str, Any]:
     """The attributes of a surrogate file, `options` parsed."""
     with opened(path) as file:
-        attributes = {key: _plain(value) for key, value in file.attrs.items()}
-    return {**attributes, "options": json.loads(attributes["options"])}
+        return {key: _plain(value) for key, value in file.attrs.items()} | {"options": _options(file)}
 
 
 def read(path: Path) -> Surrogate:
@@ -215,15 +238,15 @@ def merge(paths: Sequence[Path], out: Path) -> str:
     untouched, for a missing, repeated, incomplete or damaged shard and for shards of different sets.
     """
     if not paths:
-        raise InputError("merge: no shards given; list them as arguments")
+        raise InputError("no shards given; list them as arguments")
     headers = {path: header(path) for path in paths}
     first = headers[paths[0]]
     for path, attributes in headers.items():
         for key in ("teacher_sha256", "seed", "options", *(k for k in first if k not in PLACEMENT)):
             if attributes.get(key) != first.get(key):
                 raise InputError(
-                    f"{path}: {key} differs from {paths[0]} ({attributes.get(key)!r:.60} against {first.get(key)!r:.60}); "
-                    "merge shards of one synthesis only"
+                    f"{path}: {key} differs from {paths[0]} ({str(attributes.get(key))[:60]} against "
+                    f"{str(first.get(key))[:60]}); merge shards of one synthesis only"
                 )
     ordered = sorted(paths, key=lambda path: headers[path]["first_group"])
     expected = 0
@@ -232,10 +255,15 @@ def merge(paths: Sequence[Path], out: Path) -> str:
         if start < expected or len(set(paths)) != len(paths):
             raise InputError(f"{path}: group {start} is there twice (duplicate shard); give each shard once")
         if start > expected:
-            raise InputError(f"merge: groups {expected}..{start - 1} of {first['groups']} are missing; give all shards")
+            raise InputError(
+                f"{out}: not written, groups {expected}..{start - 1} of {first['groups']} are missing; give all shards"
+            )
         expected = last + 1
     if expected != first["groups"]:
-        raise InputError(f"merge: groups {expected}..{first['groups'] - 1} are missing; give all shards")
+        raise InputError(
+            f"{out}: not written, groups {expected}..{first['groups'] - 1} of {first['groups']} are missing; "
+            "give all shards"
+        )
 
     attributes = {k: v for k, v in first.items() if k not in PLACEMENT} | {"options": canonical_json(first["options"])}
     attributes |= {"first_group": 0, "last_group": first["groups"] - 1}
@@ -248,6 +276,8 @@ def merge(paths: Sequence[Path], out: Path) -> str:
                 hashes = {}
                 for name in _names(file):
                     running = hashlib.sha256()
+                    if name in writer.file and _kind(writer.file[name]) != _kind(file[name]):
+                        raise InputError(f"{path}: {name} are of another type or size than in {ordered[0]}")
                     for values in blocks(file, name):
                         _check_values(path, name, values, int(file.attrs["classes"]))
                         running.update(values.tobytes())

@@ -316,7 +316,7 @@ def surrogate(path: Path, dtype: type = np.float32, last_group: int = 1) -> None
         images = np.rint(images * 255).astype(np.uint8)
     writer = Writer(path, attributes, ("class", "feature"))
     losses = {"class": np.array([0.25, 0.75]), "feature": np.array([1.0, 2.0])}
-    writer.append(images, labels, np.repeat([0, 1], 24), losses, losses)
+    writer.append(images, labels, np.repeat([0, last_group], 24), losses, losses)
     writer.finish()
 
 

@@ -72,7 +72,6 @@ def run(
     kept = None
     if state is not None:
         kept = state / f"synthesis-{digest(attributes, shard, shards)[:16]}"
-        kept.mkdir(parents=True, exist_ok=True)
     synthesizer = Synthesizer(model, card.input_shape, card.classes, options)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
         groups = []
@@ -98,7 +97,7 @@ def run(
             )
         content = writer.finish()
     if kept:
-        shutil.rmtree(kept)
+        shutil.rmtree(kept, ignore_errors=True)
     say(f"{out}: {sum(len(g['labels']) for g in groups)} images, content {content[:16]}")
 
 
@@ -167,6 +166,8 @@ class Synthesizer:
             with torch.no_grad():
                 mean, std = self.model.mean, self.model.std
                 images = (mean + std * z).clamp(0, 1)
+                if options.storage == "uint8":
+                    images = (images * 255).round() / 255
                 final = self._terms(statistics, (images - mean) / std, labels, k)
         finally:
             statistics.remove()

@@ -42,7 +42,7 @@ class BatchStatistics:
 
     def __init__(self, network: nn.Module) -> None:
         self.seen: list[tuple[nn.BatchNorm2d, torch.Tensor]] = []
-        layers = [layer for layer in network.modules() if isinstance(layer, nn.BatchNorm2d)]
+        layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
         self.hooks = [layer.register_forward_pre_hook(self._record) for layer in layers]
 
     def _record(self, layer: nn.BatchNorm2d, inputs: tuple[torch.Tensor, ...]) -> None:

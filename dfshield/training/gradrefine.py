@@ -29,9 +29,13 @@ class GradRefine:
 
     def add(self, gradients: Sequence[torch.Tensor]) -> None:
         """Add the gradients of one mini-batch."""
-        torch._foreach_add_(self.signs, torch._foreach_sign(gradients))
-        torch._foreach_add_(self.positive, torch._foreach_clamp_min(gradients, 0.0))
-        torch._foreach_add_(self.negative, torch._foreach_clamp_max(gradients, 0.0))
+        given = list(gradients)
+        for total, part in (
+            (self.signs, torch._foreach_sign(given)),
+            (self.positive, torch._foreach_clamp_min(given, 0.0)),
+            (self.negative, torch._foreach_clamp_max(given, 0.0)),
+        ):
+            torch._foreach_add_(total, list(part))
         self.count += 1
 
     def refine(self, size: int | None = None) -> tuple[list[torch.Tensor], float]:

@@ -61,8 +61,6 @@ def run(
     sources = {"teacher_sha256": card.tensors_sha256, "data_sha256": surrogate.attributes["content_sha256"]}
     kept = state / f"training-{digest(sources, described, code)[:16]}" if state else None
     trainer.fit(kept / "epoch.pt" if kept else None)
-    if metrics:
-        write_text(metrics, table(trainer.history))
     student = Card(
         kind="student",
         dataset=card.dataset,
@@ -86,6 +84,8 @@ def run(
         },
     )
     sha = save_checkpoint(out, trainer.student, student)
+    if metrics:
+        write_text(metrics, table(trainer.history))
     if kept:
         shutil.rmtree(kept, ignore_errors=True)
     say(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")
@@ -98,6 +98,17 @@ def table(history: list[dict[str, Any]]) -> str:
     writer.writeheader()
     writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
     return stream.getvalue()
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One epoch's metrics as a line for the person who watches."""
+    held = ""
+    if not math.isnan(row["clean_agreement"]):
+        held = f", held-out agreement clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
+    return (
+        f"epoch {row['epoch']}: loss {row['loss']:.4f}{held}, {row['updates']} updates, "
+        f"{100 * row['passed']:.1f} % of parameters passed"
+    )
 
 
 def check_fit(surrogate: Surrogate, card: Card, teacher: Path, data: Path) -> None:
@@ -135,12 +146,16 @@ class Trainer:
         self.images, self.labels, self.targets = images[kept], labels[kept], targets[kept]
         self.held = (images[held], targets[held].argmax(1)) if len(held) else None
         self.batches = len(kept) // options.batch
+        if not self.batches:
+            raise InputError(
+                f"holdout {options.holdout} leaves {len(kept)} of {len(images)} images to train on, less than one "
+                f"mini-batch of {options.batch}; use a smaller holdout or batch, or more images"
+            )
         if self.batches < options.aggregate:
-            best = max(1, min(self.batches, options.aggregate))
             raise InputError(
                 f"aggregate (B = {options.aggregate}) mini-batches of {options.batch} do not fit in an epoch of "
                 f"{len(kept)} images ({self.batches} mini-batches), so no update could ever be made: "
-                f"use aggregate <= {best}, batch <= {len(kept) // options.aggregate} or more images"
+                f"use aggregate <= {self.batches}, batch <= {len(kept) // options.aggregate} or more images"
             )
         entry = registry.LOSSES[options.loss]
         self.loss, self.start = entry.load(), entry.start
@@ -167,17 +182,7 @@ class Trainer:
             for epoch in range(done, self.options.epochs):
                 row = self.epoch(epoch, bar)
                 self.history.append(row)
-                held = (
-                    ""
-                    if self.held is None
-                    else (
-                        f", held-out agreement clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
-                    )
-                )
-                say(
-                    f"epoch {epoch + 1}: loss {row['loss']:.4f}{held}, {row['updates']} updates, "
-                    f"{100 * row['passed']:.1f} % of parameters passed"
-                )
+                say(describe(row))
                 if checkpoint:
                     self._save(checkpoint, epoch + 1)
         self.student.eval()
@@ -191,6 +196,11 @@ class Trainer:
         for index in range(self.batches):
             rows = order[index * options.batch : (index + 1) * options.batch].to(self.images.device)
             loss, gradients = self.gradients(rows, generator("inner", options.seed, epoch, index))
+            if not math.isfinite(loss):
+                raise InputError(
+                    f"training diverged: the loss is {float(loss)} in epoch {epoch + 1}, mini-batch {index + 1}; "
+                    f"lower lr ({options.lr}) or reduction/lr_factor"
+                )
             total += float(loss)
             self.refiner.add(gradients)
             last = index == self.batches - 1
@@ -278,7 +288,10 @@ class Trainer:
     def _restore(self, path: Path | None) -> int:
         if path is None or not path.is_file():
             return 0
-        saved = torch.load(path, map_location=self.images.device, weights_only=True)
+        try:
+            saved = torch.load(path, map_location=self.images.device, weights_only=True)
+        except Exception as error:  # a damaged file may raise anything
+            raise InputError(f"{path}: damaged state of a stopped run ({type(error).__name__}); delete it") from None
         self.student.load_state_dict(saved["student"])
         self.optimiser.load_state_dict(saved["optimiser"])
         self.updates, self.history = saved["updates"], saved["history"]
