@@ -141,7 +141,7 @@ class Synthesizer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images."""
         options, k = self.options, len(alphas)
-        statistics = BatchStatistics(self.model.net)
+        statistics = BatchStatistics(self.model.net, k)
         z = start.to(self.device).contiguous(memory_format=torch.channels_last).requires_grad_()
         black, white = -self.model.mean / self.model.std, (1 - self.model.mean) / self.model.std
         weights = alphas.to(self.device, torch.float32)
@@ -176,4 +176,4 @@ class Synthesizer:
     def _terms(self, statistics: BatchStatistics, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             logits = self.model.net(z)
-        return torch.stack([class_loss(logits, labels, k), statistics.feature_loss(k), total_variation(z, k)], dim=1)
+        return torch.stack([class_loss(logits, labels, k), statistics.feature_loss(), total_variation(z, k)], dim=1)
