@@ -1,0 +1,67 @@
+# Table of contents: the config in force, the rules by stage, what can be asked for.
+#
+#   snakemake --cores all results/table4.csv                        one table (default: the digits demo)
+#   snakemake tables --cores all --configfile config/paper.yaml     every table that a config has cells in
+#   snakemake harden --cores all --configfile mine.yaml             your own models
+import sys
+
+from snakemake.utils import min_version
+
+min_version("9.25")
+
+from dfshield.config import check_config
+from dfshield.plan import Plan
+from dfshield.runtime import InputError
+
+# Exactly one config is in force: Snakemake would merge --configfile onto this one, and its data sets would survive.
+if not workflow.overwrite_configfiles:
+
+    configfile: "config/config.yaml"
+
+
+try:
+    plan = Plan.of(check_config(config, " + ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles))))
+except InputError as error:
+    sys.exit(f"snakemake: {error}")
+
+
+include: "workflow/rules/common.smk"
+include: "workflow/rules/teacher.smk"
+include: "workflow/rules/synthesis.smk"
+include: "workflow/rules/training.smk"
+include: "workflow/rules/evaluation.smk"
+include: "workflow/rules/report.smk"
+
+
+wildcard_constraints:
+    **{field: one_of(names) for field, names in plan.vocabulary.items()},
+
+
+localrules:
+    all,
+    tables,
+    harden,
+
+
+rule all:
+    default_target: True
+    input:
+        default_results(),
+
+
+rule tables:
+    input:
+        expand(TABLE, table=plan.own_tables),
+
+
+rule harden:
+    input:
+        hardened,
+
+
+onstart:
+    write_config(CONFIG)  # not by a dry run, which may be of another config than the run in progress
+
+
+if workflow.is_main_process and not Path(CONFIG).exists():
+    write_config(CONFIG)  # so that commands printed by a first dry run work by hand

@@ -1,0 +1,244 @@
+# Helpers of the rules. Paths, options and cells come from dfshield.plan; here is what only Snakemake needs.
+#
+# Snakemake leaves a param out of its rerun decision if its function takes `threads` or `input`. That is used for what
+# says where and by what a job runs (interpreter, data folder, threads, device); everything else is an ordinary param.
+import functools
+import re
+import shlex
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import yaml
+from snakemake.settings.types import DeploymentMethod
+
+from dfshield import provenance, registry
+from dfshield.config import Compute, threat_name
+from dfshield.flags import as_flags
+from dfshield.plan import DATA, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
+from dfshield.report.published import published
+from dfshield.runtime import canonical_json, cuda_devices, data_dir, data_file, digest, write_text
+
+STATE = f"{RESULTS}/.state"
+CONFIG = f"{RESULTS}/{plan.config.name}/config.yaml"
+TABLE = f"{RESULTS}/{{table}}.csv"
+CARD = f"{RESULTS}/{HARDEN}/{{name}}/MODEL_CARD.md"
+IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
+PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
+MINUTES = {"teacher": 240, "synthesis": 480, "training": 1440, "attack": 1440}
+"""Time to ask a cluster for: the paper's largest model on one GPU. A job that runs out resumes, with more."""
+MEMORY_MB = {"teacher": 4000, "synthesis": 4000, "training": 8000, "attack": 6000}
+"""Memory to ask for: PyTorch with CUDA takes 2 to 3 GB, 60,000 CIFAR images 740 MB."""
+
+
+# --- targets and the config in force ---------------------------------------------------------------------------------
+
+
+def one_of(names):
+    """Regular expression of a closed vocabulary; an empty one matches nothing."""
+    return "|".join(map(re.escape, names)) or "(?!)"
+
+
+def default_results():
+    """Table 4, or what there is of it: the config's other tables, or its own models."""
+    if "table4" in plan.own_tables:
+        return expand(TABLE, table="table4")
+    return expand(TABLE, table=plan.own_tables) or expand(CARD, name=plan.config.harden)
+
+
+def hardened(wildcards):
+    """Model cards of all entries under harden:."""
+    if not plan.config.harden:
+        raise WorkflowError("this config has no models under harden:; give one that has: --configfile FILE")
+    return expand(CARD, name=plan.config.harden)
+
+
+def write_config(path):
+    """Keep the config in force, --config overrides and all, for commands that take a config and for the record."""
+    values = plan.config.model_dump(mode="json", exclude_unset=True)
+    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if not Path(path).is_file() or Path(path).read_text(encoding="utf-8") != text:
+        write_text(Path(path), text)
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+def log_of(output):
+    """Log of the job that makes `output`."""
+    return Path("logs", *Path(output).with_suffix(".log").parts[1:])
+
+
+def benchmark_of(output):
+    """Time and memory of the job that makes `output`, beside its log."""
+    return log_of(output).with_suffix(".benchmark.tsv")
+
+
+def below_data(path):
+    """A file that the config names, below the data folder if it is not absolute."""
+    return str(data_file(path, data_dir(plan.config.data_dir)))
+
+
+def own_files(wildcards):
+    """What a user's own model is made of: weights and, where it is a file, the factory's code."""
+    if wildcards.dataset != HARDEN:
+        return {}
+    entry = plan.hardened(wildcards.model)
+    place = entry.factory.rpartition(":")[0]
+    return {"weights": below_data(entry.weights)} | ({"factory": place} if place.endswith(".py") else {})
+
+
+def shards(wildcards):
+    """Shards of a surrogate set."""
+    return plan.shards(wildcards.dataset, wildcards.model, wildcards.source, int(wildcards.seed))
+
+
+def attacked(wildcards):
+    """The checkpoint to attack: the teacher itself where nothing was trained."""
+    return (TEACHER if wildcards.recipe == NONE else STUDENT).format(**wildcards)
+
+
+def evaluation_file(wildcards):
+    """A user's own evaluation set."""
+    return below_data(plan.hardened(wildcards.model).evaluation.file) if wildcards.dataset == HARDEN else []
+
+
+def ledgers(cells):
+    """The ledgers that cells are read from, each once."""
+    return sorted({cell.ledger for cell in cells})
+
+
+# --- options of a job: where it runs, what it does -------------------------------------------------------------------
+
+OUTPUT = {"teacher": TEACHER, "synthesis": SHARD, "training": STUDENT, "attack": LEDGER}
+
+
+def job_options(stage, wildcards):
+    """The options of one job. Refuses names that are each known but do not belong together, as in another threat."""
+    w = wildcards
+    names = {name: value for name, value in w.items() if name not in ("run", "threat", "train_threat")}
+    path = OUTPUT[stage].format(**w)
+    if w.model not in plan.models(w.dataset) or path != plan.path(OUTPUT[stage], **names):
+        raise WorkflowError(f"{path}: {w.dataset} has no such model or threat in {CONFIG}")
+    if stage == "teacher":
+        return plan.options(stage, w.dataset, w.model)
+    if stage == "synthesis":
+        return plan.synthesis(w.dataset, w.model, w.source, int(w.seed))
+    if stage == "training":
+        return plan.training(w.dataset, w.model, w.recipe, int(w.seed))
+    return plan.attack(w.dataset, w.model, w.protocol, int(w.seed))
+
+
+def cores(stage):
+    return lambda wildcards: job_options(stage, wildcards).threads
+
+
+def gpus(stage):
+    """One GPU where the job will use CUDA: otherwise a limit on GPUs would run CPU jobs one by one."""
+    on_cuda = {"cuda": 1, "cpu": 0, "auto": min(1, len(cuda_devices()))}
+    return lambda wildcards: on_cuda[job_options(stage, wildcards).device]
+
+
+def minutes(stage):
+    return lambda wildcards, attempt: MINUTES[stage] * attempt
+
+
+def memory(stage):
+    return lambda wildcards, attempt: MEMORY_MB[stage] * attempt
+
+
+# --- params: words of the command and reasons to run again -----------------------------------------------------------
+
+
+def program(wildcards, threads):
+    return f"{PYTHON} -m dfshield"
+
+
+def data_words(wildcards, threads):
+    return f"--data-dir {shlex.quote(str(plan.config.data_dir))}" if plan.config.data_dir else ""
+
+
+def flags(stage):
+    """Every option that is not the default, as flags, with the threads that Snakemake granted."""
+    return lambda wildcards, threads: shlex.join(
+        as_flags(job_options(stage, wildcards).model_copy(update={"threads": threads}))
+    )
+
+
+def options(stage):
+    """Every option by value: a job is repeated when one changes, be it by its default. Where it runs is no reason."""
+    apart = set(Compute.model_fields) - {"seed"}
+    return lambda wildcards: canonical_json(job_options(stage, wildcards).model_dump(mode="json", exclude=apart))
+
+
+@functools.cache
+def code_digest(stage, *targets):
+    return provenance.stage_digest(stage, *map(registry.Entry, targets))
+
+
+def code(stage):
+    """Digest of the stage's code with the network, data set, loss… that the job uses."""
+
+    def of(wildcards):
+        chosen = [registry.MODELS.get(wildcards.model)]
+        if stage in ("teacher", "export", "attack"):
+            chosen.append(registry.DATASETS.get(wildcards.dataset))
+        if stage == "synthesis":
+            chosen.append(registry.COEFFICIENTS[job_options(stage, wildcards).coefficients])
+        if stage == "training":
+            chosen.append(registry.LOSSES[job_options(stage, wildcards).loss])
+        if stage == "attack":
+            chosen.append(registry.ATTACKS[job_options(stage, wildcards).attack])
+        return code_digest(stage, *(entry.target for entry in chosen if entry))
+
+    return of
+
+
+def model_words(wildcards):
+    """What the teacher stage is to make: a registered model, or the user's own."""
+    words = ["--dataset", wildcards.dataset, "--model", wildcards.model]
+    if wildcards.dataset == HARDEN:
+        entry = plan.hardened(wildcards.model)
+        words += ["--factory", entry.factory, "--arguments", canonical_json(entry.arguments)]
+        words += ["--input-shape", *entry.input_shape, "--classes", entry.classes]
+        words += ["--mean", *entry.mean, "--std", *entry.std]
+    return shlex.join(map(str, words))
+
+
+def weights_words(wildcards, input):
+    return f"--weights {shlex.quote(input.weights)}" if wildcards.dataset == HARDEN else ""
+
+
+def factory_words(wildcards):
+    """A user's model is rebuilt by the user's code, which a checkpoint alone must never be able to run."""
+    return f"--factory {shlex.quote(plan.hardened(wildcards.model).factory)}" if wildcards.dataset == HARDEN else ""
+
+
+def images_words(wildcards, input):
+    if wildcards.dataset == HARDEN:
+        return f"--evaluation {shlex.quote(input.images)}"
+    return f"--dataset {wildcards.dataset}"
+
+
+def subject(wildcards):
+    """What is attacked, for the ledger."""
+    fields = ("dataset", "model", "source", "recipe", "train_threat")
+    return canonical_json({field: wildcards[field] for field in fields} | {"seed": int(wildcards.seed)})
+
+
+# --- reports ---------------------------------------------------------------------------------------------------------
+
+
+def table_content(table):
+    """Digest of what a table shows, for the rerun decision: its cells, its layout and the paper's figures."""
+    cells = [asdict(cell) for cell in plan.cells(table)]
+    spec = plan.tables[table]
+    return digest(cells, spec.model_dump(mode="json"), [asdict(entry) for entry in published(spec.number)])
+
+
+def card_files(wildcards):
+    """What a model card tells of: the student, its training data, and the ledgers of its evaluation."""
+    entry, seed = plan.hardened(wildcards.name), plan.config.seeds[0]
+    path = functools.partial(plan.path, dataset=HARDEN, model=wildcards.name, source=entry.source, seed=seed)
+    cells = plan.harden_cells(wildcards.name)
+    return {"student": path(STUDENT, recipe=entry.recipe), "data": path(DATA), "ledgers": ledgers(cells)}

@@ -1,0 +1,95 @@
+# Training data: synthesised from the teacher alone, in shards, or (the upper bound) the real training set.
+SYNTHETIC = one_of(name for name, source in plan.config.sources.items() if source.kind == "synthetic")
+REAL = one_of(name for name, source in plan.config.sources.items() if source.kind == "real")
+
+
+rule synthesize:
+    input:
+        teacher=TEACHER,
+    output:
+        SHARD,
+    log:
+        log_of(SHARD),
+    benchmark:
+        benchmark_of(SHARD)
+    message:
+        "Synthesis {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}, shard {wildcards.shard}"
+    wildcard_constraints:
+        source=SYNTHETIC,
+    threads: cores("synthesis")
+    retries: 1  # it goes on where it stopped
+    resources:
+        gpu=gpus("synthesis"),
+        mem_mb=memory("synthesis"),
+        runtime=minutes("synthesis"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        dfshield=program,
+        shards=lambda wildcards: len(shards(wildcards)),
+        factory=factory_words,
+        state=STATE,
+        flags=flags("synthesis"),
+        options=options("synthesis"),
+        code=code("synthesis"),
+    shell:
+        "{params.dfshield} synthesize --teacher {input.teacher} --out {output} --source {wildcards.source}"
+        " --shard {wildcards.shard} --shards {params.shards} {params.factory} --state {params.state}"
+        " {params.flags} --code {params.code} 2>&1 | tee {log}"
+
+
+rule merge:
+    input:
+        shards,
+    output:
+        DATA,
+    log:
+        log_of(DATA),
+    benchmark:
+        benchmark_of(DATA)
+    message:
+        "Merge {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}"
+    wildcard_constraints:
+        source=SYNTHETIC,
+    threads: 1
+    retries: 1  # files of other machines may come late on a network drive
+    resources:
+        mem_mb=2000,
+        runtime=60,
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        dfshield=program,
+        code=code("merge"),
+    shell:
+        "{params.dfshield} merge {input} --out {output} 2>&1 | tee {log}"
+
+
+rule export:
+    input:
+        teacher=TEACHER,
+    output:
+        DATA,
+    log:
+        log_of(DATA),
+    benchmark:
+        benchmark_of(DATA)
+    message:
+        "Real training data {wildcards.dataset}/{wildcards.model}/{wildcards.source} (not data-free)"
+    wildcard_constraints:
+        source=REAL,
+        dataset=one_of(plan.config.datasets),
+    threads: 1
+    retries: 2  # it may download the data set
+    resources:
+        mem_mb=4000,
+        runtime=60,
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        dfshield=program,
+        data=data_words,
+        code=code("export"),
+    shell:
+        "{params.dfshield} export --dataset {wildcards.dataset} --teacher {input.teacher} --out {output}"
+        " --source {wildcards.source} {params.data} --code {params.code} 2>&1 | tee {log}"

@@ -1,0 +1,37 @@
+# Adversarial fine-tuning of a copy of the teacher on the training data.
+
+
+rule train:
+    input:
+        teacher=TEACHER,
+        data=DATA,
+    output:
+        student=STUDENT,
+        metrics=METRICS,
+    log:
+        log_of(STUDENT),
+    benchmark:
+        benchmark_of(STUDENT)
+    message:
+        "Training {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe} seed {wildcards.seed}"
+    wildcard_constraints:
+        recipe=one_of(plan.recipes),
+    threads: cores("training")
+    retries: 1  # it goes on where it stopped
+    resources:
+        gpu=gpus("training"),
+        mem_mb=memory("training"),
+        runtime=minutes("training"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        dfshield=program,
+        factory=factory_words,
+        state=STATE,
+        flags=flags("training"),
+        options=options("training"),
+        code=code("training"),
+    shell:
+        "{params.dfshield} train --teacher {input.teacher} --data {input.data} --out {output.student}"
+        " --metrics {output.metrics} --recipe {wildcards.recipe} {params.factory} --state {params.state}"
+        " {params.flags} --code {params.code} 2>&1 | tee {log}"
