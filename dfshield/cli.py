@@ -119,7 +119,7 @@ def _verify(a: argparse.Namespace) -> None:
 
 
 def _schema(a: argparse.Namespace) -> None:
-    from dfshield.config import schema_text
+    from dfshield.schema import schema_text
 
     sys.stdout.write(schema_text())
 

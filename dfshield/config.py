@@ -417,6 +417,8 @@ class Config(StageOverrides):
         for name, harden in self.harden.items():
             _among([harden.source], self.sources, f"harden.{name}.source")
             _among([harden.recipe], self.recipes, f"harden.{name}.recipe")
+            if self.sources[harden.source].kind == "real":
+                raise ValueError(f"harden.{name}.source: {harden.source!r} is real data; choose a synthetic source")
         if not self.datasets and not self.harden:
             raise ValueError("there is nothing to do: give datasets: (a grid) or harden: (your own models)")
         return self
@@ -444,12 +446,3 @@ def check_config(values: dict[str, Any], where: str = "config") -> Config:
     """Check a config that is already parsed (Snakemake's); raises InputError naming the key."""
     config: Config = build(Config, values, where)
     return config
-
-
-def schema_text() -> str:
-    """The JSON schema of config files, for editors; stage overrides are typed by the stages' own options."""
-    import json
-
-    schema = Config.model_json_schema()
-    schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
-    return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
