@@ -13,7 +13,10 @@ from pathlib import Path
 from dfshield import registry
 
 PACKAGE = "dfshield"
-LEFT_OUT = {"dfshield.registry", "dfshield.config", "dfshield.runtime", "dfshield.provenance"}
+ROOT = Path(__file__).parent
+LEFT_OUT = {"dfshield", "dfshield.registry", "dfshield.config", "dfshield.provenance"}
+RUNTIME = {"generator", "digest", "canonical_json", "fraction"}
+"""What of ``dfshield.runtime`` decides about results; the rest is progress, messages and files."""
 
 ENTRY_POINTS = {
     "teacher": ("dfshield.models.teacher:run",),
@@ -30,26 +33,44 @@ ENTRY_POINTS = {
 
 def stage_digest(stage: str, *chosen: registry.Entry) -> str:
     """SHA-256 (first 16 hex digits) of the code of a stage together with the registry entries chosen for it."""
-    roots = [*ENTRY_POINTS[stage], *(entry.target for entry in chosen)]
+    todo = [*ENTRY_POINTS[stage], *(entry.target for entry in chosen)]
+    for root in todo:
+        if not _resolve(root):
+            raise LookupError(f"{root}: there is no such code")
     seen: dict[str, str] = {}
-    todo = list(roots)
     while todo:
-        target = todo.pop()
-        if target in seen:
+        target = _resolve(todo.pop())
+        if target is None or target in seen:
             continue
         module, _, name = target.partition(":")
-        node = _definitions(module).get(name)
-        if node is None:
-            continue
-        seen[target] = ast.dump(_without_docstrings(node))
-        todo += _references(module, node)
+        nodes = _definitions(module)[name]
+        seen[target] = " ".join(ast.dump(_without_docstrings(node)) for node in nodes)
+        todo += [found for node in nodes for found in _references(module, node)]
     text = "\n".join(f"{target} {seen[target]}" for target in sorted(seen))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def _resolve(target: str) -> str | None:
+    """Where ``module:name`` is defined, followed through re-exports; None for modules and code that does not count."""
+    followed: set[str] = set()
+    while ":" in target and target not in followed:
+        followed.add(target)
+        module, _, name = target.partition(":")
+        counts = module not in LEFT_OUT and (module != f"{PACKAGE}.runtime" or name in RUNTIME)
+        if not counts or _file(module) is None:
+            return None
+        if name in _definitions(module):
+            return target
+        target = _imports(module).get(name, "")
+    return None
+
+
 def _file(module: str) -> Path | None:
     """The file of a module of this package, found without importing anything; None if there is no such module."""
-    place = Path(__file__).parent.joinpath(*module.split(".")[1:])
+    package, *parts = module.split(".")
+    if package != PACKAGE:
+        return None
+    place = ROOT.joinpath(*parts)
     return next((file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()), None)
 
 
@@ -62,48 +83,78 @@ def _tree(module: str) -> ast.Module:
 
 
 @functools.cache
-def _definitions(module: str) -> dict[str, ast.stmt]:
-    found: dict[str, ast.stmt] = {}
-    for node in _tree(module).body:
+def _definitions(module: str) -> dict[str, list[ast.stmt]]:
+    """Statements at module level, those within ``if``, ``try`` and ``with`` too, by the names that they bind."""
+    found: dict[str, list[ast.stmt]] = {}
+    todo: list[ast.AST] = list(reversed(_tree(module).body))
+    while todo:
+        node = todo.pop()
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
-            found[node.name] = node
-        elif isinstance(node, ast.Assign | ast.AnnAssign):
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            found.update({target.id: node for target in targets if isinstance(target, ast.Name)})
-    return found
-
-
-def _imports(tree: ast.AST) -> dict[str, str]:
-    """Local name to ``module`` or ``module:name`` for what is imported from this package."""
-    found: dict[str, str] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == PACKAGE:
-            for alias in node.names:
-                whole = f"{node.module}.{alias.name}"
-                found[alias.asname or alias.name] = whole if _file(whole) else f"{node.module}:{alias.name}"
+            found.setdefault(node.name, []).append(node)
+        elif isinstance(node, ast.Assign | ast.AnnAssign | ast.AugAssign):
+            for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                for child in ast.walk(target):
+                    if isinstance(child, ast.Name):
+                        found.setdefault(child.id, []).append(node)
+        else:
+            inner = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.stmt | ast.ExceptHandler)]
+            todo += reversed(inner)
     return found
 
 
 @functools.cache
-def _module_imports(module: str) -> dict[str, str]:
-    return _imports(_tree(module))
+def _imports(module: str) -> dict[str, str]:
+    """Local name to ``module`` or ``module:name`` for what a module imports from this package, anywhere in it."""
+    return _imports_in(module, _tree(module))
+
+
+def _imports_in(module: str, tree: ast.AST) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            base = _absolute(module, node)
+            for alias in node.names if base.split(".")[0] == PACKAGE else ():
+                whole = f"{base}.{alias.name}"
+                found[alias.asname or alias.name] = whole if _file(whole) else f"{base}:{alias.name}"
+        elif isinstance(node, ast.Import):
+            for alias in node.names:
+                if alias.name.split(".")[0] == PACKAGE:
+                    found[alias.asname or PACKAGE] = alias.name if alias.asname else PACKAGE
+    return found
+
+
+def _absolute(module: str, node: ast.ImportFrom) -> str:
+    """The module that an import names, relative ones resolved."""
+    if not node.level:
+        return node.module or ""
+    file = _file(module)
+    package = module.split(".") if file and file.name == "__init__.py" else module.split(".")[:-1]
+    return ".".join([*package[: len(package) - node.level + 1], *([node.module] if node.module else [])])
 
 
 def _references(module: str, node: ast.AST) -> list[str]:
-    imported = _module_imports(module)
-    local = _definitions(module)
+    """What a definition mentions of this package: names, and attributes of its modules (``a.b.name``)."""
+    imported, local = _imports(module) | _imports_in(module, node), _definitions(module)
     found = []
     for child in ast.walk(node):
         if isinstance(child, ast.Name):
-            target = f"{module}:{child.id}" if child.id in local else imported.get(child.id, "")
-        elif isinstance(child, ast.Attribute) and isinstance(child.value, ast.Name):
-            base = imported.get(child.value.id, "")
-            target = f"{base}:{child.attr}" if base and ":" not in base else ""
-        else:
-            continue
-        if ":" in target and target.partition(":")[0] not in LEFT_OUT:
-            found.append(target)
-    return found
+            found.append(f"{module}:{child.id}" if child.id in local else imported.get(child.id, ""))
+        elif isinstance(child, ast.Attribute):
+            base = _module_of(child.value, imported)
+            found.append(f"{base}:{child.attr}" if base else "")
+    return [target for target in found if ":" in target]
+
+
+def _module_of(node: ast.expr, imported: dict[str, str]) -> str:
+    """The module of this package that an expression such as ``dfshield.shards`` stands for; empty for others."""
+    if isinstance(node, ast.Name):
+        found = imported.get(node.id, "")
+    elif isinstance(node, ast.Attribute):
+        base = _module_of(node.value, imported)
+        found = f"{base}.{node.attr}" if base else ""
+    else:
+        return ""
+    return found if ":" not in found and _file(found) else ""
 
 
 class _Strip(ast.NodeTransformer):

@@ -84,7 +84,7 @@ COEFFICIENTS = {
 }
 
 SOURCES = {
-    "synthetic": Source("dfshield.synthesis.inversion:synthesize"),
+    "synthetic": Source("dfshield.synthesis.inversion:run"),
     "real": Source("dfshield.data.export:export", real_data="train"),
 }
 

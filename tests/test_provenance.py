@@ -1,0 +1,180 @@
+"""Code digests: an edit reruns what depends on it and nothing else."""
+
+import ast
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dfshield import provenance, registry
+from dfshield.registry import ATTACKS, COEFFICIENTS, LOSSES, MODELS, Loss
+
+CHOSEN = {
+    "teacher": (MODELS["cnn-s"],),
+    "synthesis": (MODELS["cnn-s"], COEFFICIENTS["dss"]),
+    "training": (MODELS["cnn-s"], LOSSES["dfshield"]),
+    "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
+    "export": (),
+    "merge": (),
+    "table": (),
+    "card": (),
+}
+READS_SHARDS = {"synthesis", "training", "export", "merge"}
+USES_MODELS = {"teacher", "synthesis", "training", "attack"}
+
+
+@pytest.fixture
+def package(tmp_path, monkeypatch):
+    """A copy of the package that `provenance` reads in place of the real one."""
+    copy = tmp_path / "dfshield"
+    shutil.copytree(provenance.ROOT, copy, ignore=shutil.ignore_patterns("__pycache__", "*.csv"))
+    monkeypatch.setattr(provenance, "ROOT", copy)
+    _forget()
+    yield copy
+    _forget()
+
+
+def _forget():
+    for function in (provenance._tree, provenance._definitions, provenance._imports):
+        function.cache_clear()
+
+
+def _digests():
+    _forget()
+    return {stage: provenance.stage_digest(stage, *chosen) for stage, chosen in CHOSEN.items()}
+
+
+def _edit(file: Path, old: str, new: str):
+    text = file.read_text()
+    assert text.count(old) == 1, (file, old, text.count(old))
+    file.write_text(text.replace(old, new))
+
+
+def _alter(file: Path, name: str):
+    """Put a statement into the function or method `name`, or change the constant `name`."""
+    lines = file.read_text().split("\n")
+    nodes = [node for node in ast.walk(ast.parse("\n".join(lines))) if getattr(node, "name", None) == name]
+    if nodes:
+        last = nodes[0].body[-1]
+        lines.insert(last.lineno - 1, " " * last.col_offset + "altered = 1")
+    else:
+        index = next(i for i, line in enumerate(lines) if line.startswith(f"{name} = "))
+        lines[index] = lines[index].replace(" = ", " = 2 * ", 1)
+    file.write_text("\n".join(lines))
+
+
+EDITS = {
+    "the loss": ("training/losses.py", "dfshield", {"training"}),
+    "what the loss calls": ("training/losses.py", "kl", {"training"}),
+    "another loss": ("training/losses.py", "trades", set()),
+    "the inner maximisation": ("training/inner.py", "maximise", {"training"}),
+    "a method": ("training/gradrefine.py", "refine", {"training"}),
+    "threat geometry": ("attacks/threat.py", "step", {"training", "attack"}),
+    "a constant": ("attacks/threat.py", "NORMAL_START", {"training", "attack"}),
+    "an objective term": ("synthesis/objective.py", "feature_loss", {"synthesis"}),
+    "the chosen sampler": ("synthesis/coefficients.py", "dss", {"synthesis"}),
+    "another sampler": ("synthesis/coefficients.py", "fixed", set()),
+    "the chosen model": ("models/demo.py", "cnn_s", USES_MODELS),
+    "another model": ("models/demo.py", "cnn_m", set()),
+    "the shard contract": ("shards.py", "_content_hash", READS_SHARDS),
+    "the merge": ("shards.py", "merge", {"merge"}),
+    "a re-exported function": ("models/factory.py", "build_network", USES_MODELS),
+    "an import in a function": ("data/sets.py", "load_npz", {"attack"}),
+    "the writing of ledgers": ("attacks/ledger.py", "write_ledger", {"attack"}),
+    "seeding": ("runtime.py", "generator", USES_MODELS),
+    "progress bars": ("runtime.py", "progress", set()),
+    "an option class": ("config.py", "_whole_batches", set()),
+    "the command line": ("cli.py", "parser", set()),
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_changes_the_stages_that_use_it(package, name):
+    file, function, expected = EDITS[name]
+    before = _digests()
+    _alter(package / file, function)
+    after = _digests()
+    assert {stage for stage in before if before[stage] != after[stage]} == expected
+
+
+def test_a_new_version_number_changes_nothing(package):
+    before = _digests()
+    _edit(package / "__init__.py", '__version__ = "', '__version__ = "9')
+    assert _digests() == before
+
+
+def test_docstrings_comments_and_layout_change_nothing(package):
+    before = _digests()
+    for file in package.rglob("*.py"):
+        text = file.read_text().replace('"""', '"""Said otherwise. ', 1).replace("\n\n\n", "\n\n\n\n# a comment\n\n")
+        file.write_text(text.replace(" -> Tensor:\n", " -> Tensor:  # a tensor\n"))
+    _edit(package / "training/losses.py", '"""Standard adversarial training', '"""Plain adversarial training')
+    assert _digests() == before
+
+
+def test_a_new_loss_reruns_nothing_and_has_a_digest_of_its_own(package):
+    before = _digests()
+    losses = package / "training/losses.py"
+    losses.write_text(
+        losses.read_text() + "\n\ndef mart(clean, adversarial, teacher, labels, options):\n    return 1\n"
+    )
+    entry = '    "mart": Loss("dfshield.training.losses:mart"),\n    "std": Loss('
+    _edit(package / "registry.py", '    "std": Loss(', entry)
+    assert _digests() == before
+    own = provenance.stage_digest("training", MODELS["cnn-s"], Loss("dfshield.training.losses:mart"))
+    assert own != before["training"]
+
+
+def test_the_chosen_entries_are_part_of_the_digest():
+    digests = {provenance.stage_digest("training", MODELS[m], loss) for m in MODELS for loss in LOSSES.values()}
+    assert len(digests) == len(MODELS) * len(LOSSES)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "from dfshield.shards import CHUNK_BYTES\ndef start():\n    return CHUNK_BYTES\n",
+        "from dfshield.shards import CHUNK_BYTES as c\nstart = lambda: c\n",
+        "from dfshield import shards as s\ndef start():\n    return s.CHUNK_BYTES\n",
+        "import dfshield.shards\ndef start():\n    return dfshield.shards.CHUNK_BYTES\n",
+        "import dfshield.shards as s\nclass start:\n    def method(self):\n        return s.CHUNK_BYTES\n",
+        "def start():\n    from dfshield.shards import CHUNK_BYTES\n    return CHUNK_BYTES\n",
+        "def start():\n    import dfshield.shards\n    return dfshield.shards.CHUNK_BYTES\n",
+        "from .shards import CHUNK_BYTES\ndef start():\n    return CHUNK_BYTES\n",
+        "from . import shards\ndef start():\n    return shards.CHUNK_BYTES\n",
+        "try:\n    from dfshield.shards import CHUNK_BYTES as c\nexcept ImportError:\n    pass\nstart, other = c, 1\n",
+        "def a():\n    from dfshield.plan import DATA as c\n    return c\n"
+        "def start():\n    from dfshield.shards import CHUNK_BYTES as c\n    return c\n"
+        "def b():\n    from dfshield.plan import DATA as c\n    return c\n",
+        "if True:\n    def start():\n        return helper()\n    def helper():\n"
+        "        from dfshield.shards import CHUNK_BYTES\n        return CHUNK_BYTES\n",
+    ],
+)
+def test_every_way_to_reach_other_code_is_followed(package, monkeypatch, text):
+    (package / "new.py").write_text(text)
+    (package / "again.py").write_text("from dfshield.new import start as begin\n")
+    monkeypatch.setitem(provenance.ENTRY_POINTS, "new", ("dfshield.again:begin",))
+    before = provenance.stage_digest("new")
+    _edit(package / "shards.py", "CHUNK_BYTES = 2**20", "CHUNK_BYTES = 2**21")
+    _forget()
+    assert provenance.stage_digest("new") != before
+
+
+@pytest.mark.parametrize("target", ["dfshield.training.losses:mistyped", "dfshield.nowhere:run", "elsewhere:run"])
+def test_an_entry_without_code_is_an_error(target):
+    with pytest.raises(LookupError, match=target):
+        provenance.stage_digest("training", Loss(target))
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        entry
+        for table in ("COEFFICIENTS", "SOURCES", "LOSSES", "ATTACKS", "DATASETS", "MODELS")
+        for entry in getattr(registry, table).values()
+    ],
+    ids=lambda entry: entry.target,
+)
+def test_every_registered_target_can_be_read_and_loaded(entry):
+    assert provenance.stage_digest("merge", entry) != provenance.stage_digest("merge")
+    assert callable(entry.load())
