@@ -1,6 +1,8 @@
 """Synthesis of surrogate data by optimising pixels against the teacher (Eq 3-6 and 8, Algorithm 1 lines 4-10)."""
 
 import shutil
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -74,13 +76,13 @@ def run(
         kept = state / f"synthesis-{digest(attributes, shard, shards)[:16]}"
     synthesizer = Synthesizer(model, card.input_shape, card.classes, options)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
-        groups = []
+        groups: list[dict[str, Any]] = []
         for index in range(first, last + 1):
             path = kept / f"group-{index:06d}.npz" if kept else None
-            if path and path.is_file():
+            saved = _saved(path)
+            if saved is not None:
                 bar.update(options.iterations)
-                with np.load(path, allow_pickle=False) as saved:
-                    groups.append(dict(saved))
+                groups.append(saved)
                 continue
             groups.append(synthesizer.group(index, bar))
             if path:
@@ -99,6 +101,17 @@ def run(
     if kept:
         shutil.rmtree(kept, ignore_errors=True)
     say(f"{out}: {sum(len(g['labels']) for g in groups)} images, content {content[:16]}")
+
+
+def _saved(path: Path | None) -> dict[str, Any] | None:
+    """The group that a stopped run left in `path`; None if there is none that is whole."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return dict(saved)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
 
 
 class Synthesizer:

@@ -55,7 +55,7 @@ class _WatchedNorm(torch.autograd.Function):
         return output, mean, variance
 
     @staticmethod
-    def backward(  # type: ignore[override]
+    def backward(
         ctx: Any, output: torch.Tensor, mean: torch.Tensor, variance: torch.Tensor
     ) -> tuple[torch.Tensor, None, None]:
         x, means = ctx.saved_tensors
@@ -91,7 +91,7 @@ class BatchStatistics:
     def _forward(self, layer: nn.BatchNorm2d, x: torch.Tensor) -> torch.Tensor:
         output, mean, variance = _WatchedNorm.apply(x, layer, self.k)
         self.seen.append((layer, mean, variance))
-        return output  # type: ignore[no-any-return]
+        return output
 
     def feature_loss(self) -> torch.Tensor:
         """Shape (k,); forgets what was recorded."""
