@@ -22,8 +22,10 @@ def schema_text() -> str:
         for stage in STAGES:
             _refer(parts[name]["properties"], stage, stage)
     _refer(parts["SourceConfig"]["properties"], "synthesis", "synthesis")
-    _refer(parts["Config"]["properties"]["recipes"], "additionalProperties", "training")
     _refer(parts["DatasetConfig"]["properties"]["by_recipe"], "additionalProperties", "training")
+    by_name = parts["Config"]["properties"]["recipes"]["patternProperties"]
+    for pattern in by_name:
+        _refer(by_name, pattern, "training")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
