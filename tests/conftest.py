@@ -1,7 +1,11 @@
 """Set-up that all tests share."""
 
+import sys
+
 import pytest
 import torch
+
+from dfshield import runtime
 
 torch.set_num_threads(1)
 
@@ -20,3 +24,10 @@ def torchvision():
     module = pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
     yield module
     del libraries
+
+
+@pytest.fixture(autouse=True)
+def fresh_process(monkeypatch):
+    """Every test may run data-free stages, whatever other tests have imported, and they bind no other test."""
+    monkeypatch.delitem(sys.modules, "dfshield.data", raising=False)
+    monkeypatch.setattr(runtime, "_data_free_stage", None)
