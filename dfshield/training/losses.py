@@ -5,19 +5,23 @@ Every loss takes `clean` and `adversarial` (student logits on x̂ and x̂', shap
 entry.
 """
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 
 from dfshield.config import TrainingOptions
 
 
-def kl(target: torch.Tensor, student: torch.Tensor, reduction: str = "batchmean") -> torch.Tensor:
+def kl(
+    target: torch.Tensor, student: torch.Tensor, reduction: Literal["batchmean", "mean", "sum"] = "batchmean"
+) -> torch.Tensor:
     """KL(target ‖ student) of the softmax distributions of two sets of logits (N,C).
 
-    `reduction` is that of ``torch.nn.functional.kl_div``: ``batchmean`` divides the sum by N, ``mean`` by N·C, ``sum``
-    by nothing.
+    The sum is divided by N (``batchmean``), by N·C (``mean``) or by nothing (``sum``).
     """
-    return F.kl_div(F.log_softmax(student, 1), F.log_softmax(target, 1), reduction=reduction, log_target=True)
+    total = F.kl_div(F.log_softmax(student, 1), F.log_softmax(target, 1), reduction="sum", log_target=True)
+    return total / {"batchmean": len(student), "mean": student.numel(), "sum": 1}[reduction]
 
 
 def dfshield(
