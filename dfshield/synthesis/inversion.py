@@ -166,7 +166,9 @@ class Synthesizer:
                     [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
                 )
                 terms = self._terms(statistics, rolled, labels, k)
-                (z.grad,) = torch.autograd.grad((weights * terms).sum(), z)
+                (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
+                # the fused optimiser walks both in memory order, so the layouts have to agree
+                z.grad = gradient.contiguous(memory_format=torch.channels_last)
                 adam.step()
                 if options.clamp == "step":
                     with torch.no_grad():
