@@ -64,7 +64,7 @@ class Plan:
         found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in self.config.recipes}
         for spec in self.tables.values():
             for row, overrides in product(spec.rows, self.sweeps(spec)):
-                if row.recipe != NONE:
+                if row.recipe in self.config.recipes:
                     found[recipe_name(row.recipe, overrides)] = (row.recipe, overrides)
         return found
 
@@ -177,6 +177,13 @@ class Plan:
         if table not in self.tables:
             raise InputError(f"{self.config.tables}: no {table!r}; tables are {', '.join(self.tables)}")
         spec = self.tables[table]
+        for row, kind in product(spec.rows, ("recipe", "source")):
+            name, known = getattr(row, kind), getattr(self.config, f"{kind}s")
+            if name != NONE and name not in known:
+                raise InputError(
+                    f"{table}: its row {row.method!r} takes {kind} {name!r}, which the config lacks; "
+                    f"add it under {kind}s: (there are {', '.join(known)})"
+                )
         found = []
         for (dataset, models), row, overrides in product(self.blocks(spec), spec.rows, self.sweeps(spec)):
             for model, metric in product(models, spec.metrics):

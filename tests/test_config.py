@@ -1,0 +1,269 @@
+"""Options and configs: what is accepted, what is refused and how."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dfshield import config, registry
+from dfshield.config import (
+    PROFILES,
+    PROTOCOLS,
+    STAGES,
+    AttackOptions,
+    Config,
+    SynthesisOptions,
+    TrainingOptions,
+    check_config,
+    load_config,
+    parse_threat,
+    threat_name,
+)
+from dfshield.runtime import InputError
+from dfshield.validation import Options, build
+
+GRID = {"name": "run", "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}}}
+MINE = {
+    "name": "mine",
+    "harden": {
+        "net": {
+            "factory": "net.py:build",
+            "weights": "net.pt",
+            "input_shape": [3, 32, 32],
+            "classes": 10,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.2, 0.2, 0.2],
+            "threat": "linf:8/255",
+            "evaluation": {"file": "test.npz"},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "eps"),
+    [("linf:8/255", "linf", 8 / 255), ("l2:0.5", "l2", 0.5), ("l2:128/255", "l2", 128 / 255), ("linf:0", "linf", 0),
+     ("linf:1", "linf", 1), ("linf: 8 / 255", "linf", 8 / 255)],
+)  # fmt: skip
+def test_threats(text, norm, eps):
+    assert parse_threat(text) == (norm, eps)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("8/255", "is not NORM:EPS"),
+        ("linf", "is not NORM:EPS"),
+        ("l1:1", "NORM one of linf, l2; write for example linf:8/255"),
+        ("linf:8", "between 0 and 1; for 8 pixel units write linf:8/255"),
+        ("l2:128", "between 0 and 16; for 128 pixel units write l2:128/255"),
+        ("linf:-1/255", "between 0 and 1"),
+        ("linf:nan", "not a number or fraction such as 8/255"),
+        ("linf:inf", "not a number or fraction"),
+        ("linf:8/0", "not a number or fraction"),
+        ("linf:eight", "not a number or fraction"),
+        ("linf:", "not a number or fraction"),
+    ],
+)
+def test_wrong_threats(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_threat(text)
+    with pytest.raises(InputError, match="threat: ") as error:
+        build(TrainingOptions, {"threat": text}, "here")
+    assert message in str(error.value)
+    assert str(error.value).count("\n") == 0
+
+
+def test_names_of_threats_are_file_names():
+    names = [threat_name(text) for text in ("linf:8/255", "linf:4/255", "l2:0.5", "l2:128/255")]
+    assert names == ["linf-8-255", "linf-4-255", "l2-0.5", "l2-128-255"]
+    assert TrainingOptions(threat="linf: 8 /255").threat == "linf:8/255"
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "key"),
+    [
+        (TrainingOptions, {"tau": 1.1}, "tau"),
+        (TrainingOptions, {"tau": -0.1}, "tau"),
+        (TrainingOptions, {"lr": 0}, "lr"),
+        (TrainingOptions, {"lr": float("nan")}, "lr"),
+        (TrainingOptions, {"lambda1": float("inf")}, "lambda1"),
+        (TrainingOptions, {"epochs": 0}, "epochs"),
+        (TrainingOptions, {"epochs": 1.5}, "epochs"),
+        (TrainingOptions, {"epochs": "many"}, "epochs"),
+        (TrainingOptions, {"seed": -1}, "seed"),
+        (TrainingOptions, {"loss": "mart"}, "loss"),
+        (TrainingOptions, {"l2_step": "2"}, "l2_step"),
+        (TrainingOptions, {"l2_step": "0"}, "l2_step"),
+        (TrainingOptions, {"l2_step": "eps/4"}, "l2_step"),
+        (TrainingOptions, {"nesterov": True, "momentum": 0}, "nesterov"),
+        (TrainingOptions, {"aggregat": 3}, "did you mean 'aggregate'"),
+        (TrainingOptions, {"zzz": 3}, "allowed: device, threads, seed"),
+        (SynthesisOptions, {"images": 1000, "batch": 300}, r"images \(1000\) must be a multiple of batch \(300\)"),
+        (SynthesisOptions, {"images": 100}, "the nearest is 200"),
+        (SynthesisOptions, {"coefficients": "dice"}, "coefficients"),
+        (SynthesisOptions, {"roll": -1}, "roll"),
+        (AttackOptions, {"attack": "bim"}, "attack"),
+        (AttackOptions, {"limit": -1}, "limit"),
+    ],
+)
+def test_wrong_options(options, values, key):
+    with pytest.raises(InputError, match=key) as error:
+        build(options, values, "file.yaml")
+    assert str(error.value).startswith("file.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_says_what_it_is(stage):
+    for name, field in STAGES[stage].model_fields.items():
+        assert field.description, name
+        assert not field.is_required(), name
+        assert "\n" not in field.description
+
+
+def nested(options: type[Options]) -> set[type[Options]]:
+    found = {options}
+    for field in options.model_fields.values():
+        todo = [field.annotation]
+        while todo:
+            annotation = todo.pop()
+            todo += getattr(annotation, "__args__", ())
+            if isinstance(annotation, type) and issubclass(annotation, Options) and annotation not in found:
+                found |= nested(annotation)
+    return found
+
+
+def test_every_key_of_a_config_says_what_it_is():
+    classes = nested(Config)
+    assert {c.__name__ for c in classes} >= {"Config", "DatasetConfig", "HardenConfig", "EvaluationConfig"}
+    for options in classes:
+        assert all(field.description for field in options.model_fields.values()), options
+
+
+def test_vocabularies_are_the_registries():
+    fields = {
+        ("loss", TrainingOptions): registry.LOSSES,
+        ("coefficients", SynthesisOptions): registry.COEFFICIENTS,
+        ("attack", AttackOptions): registry.ATTACKS,
+    }
+    for (name, options), table in fields.items():
+        assert list(options.model_fields[name].annotation.__args__) == list(table)
+    assert set(config.ProtocolName.__args__) == set(PROTOCOLS)
+    models = config.DatasetConfig.model_fields["models"].annotation.__args__[0]
+    assert list(models.__args__) == list(registry.MODELS)
+    for values in PROTOCOLS.values():
+        assert AttackOptions(**values)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_hold_options_that_there_are(profile):
+    for stage, values in PROFILES[profile].items():
+        made = STAGES[stage](**values)
+        assert all(getattr(made, key) == value for key, value in values.items())
+
+
+def test_options_do_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        TrainingOptions().lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "group", "groups"), [(60_000, 200, 1, 300), (100, 10, 4, 3), (40, 10, 4, 1)]
+)
+def test_number_of_groups(images, batch, group, groups):
+    assert SynthesisOptions(images=images, batch=batch, group=group).groups == groups
+
+
+# --- configs ---------------------------------------------------------------------------------------------------------
+
+
+def changed(base: dict, path: str, value: object) -> dict:
+    result = json.loads(json.dumps(base))
+    *parents, last = path.split("/")
+    place = result
+    for key in parents:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "value", "message"),
+    [
+        (GRID, "name", "a/b", "name: "),
+        (GRID, "name", "../up", "name: "),
+        (GRID, "seedz", [1], "seedz: unknown key; did you mean 'seeds'"),
+        (GRID, "seeds", [], "seeds: "),
+        (GRID, "seeds", [-1], r"seeds\.0: "),
+        (GRID, "profile", "mine", "profile: "),
+        (GRID, "datasets/cifar11", {"models": ["cnn-s"], "threat": "linf:1/255"}, "datasets.cifar11"),
+        (GRID, "datasets/digits/models", ["cnn-x"], r"datasets\.digits\.models\.0: "),
+        (GRID, "datasets/digits/models", [], r"datasets\.digits\.models: "),
+        (GRID, "datasets/digits/threat", "linf:8", r"datasets\.digits\.threat: .*linf:8/255"),
+        (GRID, "datasets/digits/training", {"learning_rate": 1}, r"training: unknown option 'learning_rate'"),
+        (GRID, "datasets/digits/training", {"lr": float("nan")}, r"training\.lr: "),
+        (GRID, "datasets/digits/by_model", {"cnn-m": {}}, r"by_model: 'cnn-m' is not one of cnn-s"),
+        (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of dfshield"),
+        (GRID, "datasets/digits/by_recipe", {"std": {"taus": 1}}, "did you mean 'tau'"),
+        (GRID, "training", {"tau": 2}, r"training\.tau: .*less than or equal to 1"),
+        (GRID, "synthesis", {"batc": 2}, "synthesis: unknown option 'batc'; did you mean 'batch'"),
+        (GRID, "recipes", {"a b": {}}, "recipes"),
+        (GRID, "recipes", {"mine": {"loss": "mart"}}, r"recipes\.mine\.loss: "),
+        (GRID, "recipes", {"none": {}}, r"recipes\.none: this name stands for the teacher itself"),
+        (GRID, "sources", {"none": {}}, r"sources\.none: this name"),
+        (GRID, "sources", {"mine": {"kind": "stolen"}}, r"sources\.mine\.kind: "),
+        (GRID, "sources", {"mine": {"synthesis": {"lr": -1}}}, r"sources\.mine\.synthesis\.lr: "),
+        (GRID, "datasets", {}, "there is nothing to do"),
+        (MINE, "harden/net/mean", [0.5], "mean has 1 values but input_shape has 3 channels"),
+        (MINE, "harden/net/std", [0.5, 0.5, 0], r"harden\.net\.std\.2: "),
+        (MINE, "harden/net/factory", "net.py", r"harden\.net\.factory: "),
+        (MINE, "harden/net/classes", 1, r"harden\.net\.classes: "),
+        (MINE, "harden/net/input_shape", [3, 32], r"harden\.net\.input_shape"),
+        (MINE, "harden/net/source", "mine", r"harden\.net\.source: 'mine' is not one of dss, fixed, real"),
+        (MINE, "harden/net/recipe", "mine", r"harden\.net\.recipe: 'mine' is not one of"),
+        (MINE, "harden/net/evaluation", {}, r"harden\.net\.evaluation\.file: Field required"),
+        (MINE, "harden/net/evaluation", {"file": "x.npz", "protocols": ["aa"]}, r"evaluation\.protocols\.0: "),
+        (MINE, "harden/net/wieghts", "x", "did you mean 'weights'"),
+        (MINE, "harden/my net", {}, "harden"),
+    ],
+)
+def test_wrong_configs(base, path, value, message):
+    with pytest.raises(InputError, match=message) as error:
+        check_config(changed(base, path, value), "my.yaml")
+    assert str(error.value).startswith("my.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+def test_right_configs():
+    assert check_config(GRID).recipes["dfshield-plain"] == {"loss": "dfshield", "aggregate": 1}
+    assert check_config(MINE).harden["net"].evaluation.protocols == ("clean", "pgd10", "aa-standard")
+    assert check_config(changed(GRID, "training/lr", "1e-4")).training == {"lr": "1e-4"}  # YAML reads 1e-4 as a text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "a config is a mapping of keys to values, this is list"),
+        ("", "this is NoneType"),
+        ("name: [", "cannot be read as YAML"),
+        ("name: !!python/object/apply:os.system [ls]", "cannot be read as YAML"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        load_config(file)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "paper.yaml"])
+def test_the_configs_that_come_along(name):
+    assert load_config(Path(__file__).parent.parent / "config" / name).datasets
