@@ -1,0 +1,243 @@
+"""The plan: options by layers, paths, what is shared, the cells of every table."""
+
+from pathlib import Path
+
+import pytest
+from test_config import GRID, MINE, changed
+
+from dfshield.config import check_config, load_config
+from dfshield.plan import DATA, LEDGER, SHARD, STUDENT, TEACHER, Plan, recipe_name, title
+from dfshield.runtime import InputError
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def at_root(monkeypatch):
+    monkeypatch.chdir(ROOT)
+
+
+def plan(base=GRID, **paths) -> Plan:
+    for path, value in paths.items():
+        base = changed(base, path.replace("__", "/").replace("_of_", "-"), value)
+    return Plan.of(check_config(base))
+
+
+def paper() -> Plan:
+    return Plan.of(load_config(ROOT / "config/paper.yaml"))
+
+
+# --- options ---------------------------------------------------------------------------------------------------------
+
+
+def test_later_layers_win():
+    """Profile, config, data set, model, recipe; each layer sets what the ones before it set too."""
+    keys = ("weight_decay", "lr", "batch", "epochs", "tau")
+    layers = {
+        "profile": None,
+        "training": {key: 0.2 if key == "lr" else 2 for key in keys[1:4]} | {"tau": 0.2},
+        "datasets__digits__training": {"batch": 3, "epochs": 3, "tau": 0.3},
+        "datasets__digits__by_model": {"cnn-s": {"training": {"epochs": 4, "tau": 0.4}}},
+        "recipes": {"dfshield": {"tau": 0.6}},
+    }
+    layers["profile"] = "repo"
+    made = plan(**layers).training("digits", "cnn-s", "dfshield", 7)
+    assert (made.weight_decay, made.temperature, made.lr, made.batch, made.epochs) == (1e-4, 20, 0.2, 3, 4)
+    assert (made.tau, made.seed, made.threat) == (0.6, 7, "linf:8/255")
+    by_recipe = plan(**layers, datasets__digits__by_recipe={"dfshield": {"tau": 0.7}})
+    assert by_recipe.training("digits", "cnn-s", "dfshield", 0).tau == 0.7
+
+
+def test_another_model_or_recipe_does_not_see_them():
+    made = plan(
+        datasets__digits__models=["cnn-s", "cnn-m"],
+        datasets__digits__by_model={"cnn-m": {"training": {"epochs": 4}}},
+        datasets__digits__by_recipe={"std": {"tau": 0.1}},
+    )
+    assert made.training("digits", "cnn-s", "dfshield", 0).epochs == 100
+    assert made.training("digits", "cnn-m", "dfshield", 0).epochs == 4
+    assert made.training("digits", "cnn-m", "dfshield", 0).tau == 0.5
+    assert made.training("digits", "cnn-m", "std", 0).tau == 0.1
+
+
+def test_options_of_sources_recipes_and_protocols():
+    made = plan(synthesis={"iterations": 9}, attack={"chunk": 11}, split="dev", device="cpu")
+    assert made.synthesis("digits", "cnn-s", "fixed", 3).coefficients == "fixed"
+    assert made.synthesis("digits", "cnn-s", "dss", 3).model_dump().items() >= {
+        "coefficients": "dss", "iterations": 9, "seed": 3, "device": "cpu",
+    }.items()  # fmt: skip
+    assert made.training("digits", "cnn-s", "trades", 0).loss == "trades"
+    assert made.training("digits", "cnn-s", "dfshield-plain", 0).aggregate == 1
+    attack = made.attack("digits", "cnn-s", "pgd50x5", 0)
+    assert (attack.attack, attack.steps, attack.restarts, attack.split, attack.chunk) == ("pgd", 50, 5, "dev", 11)
+    assert made.attack("digits", "cnn-s", "aa-paper", 0).targets == "paper"
+
+
+def test_options_that_do_not_fit_name_the_job():
+    with pytest.raises(InputError, match=r"synthesis options of digits/cnn-s: images \(60000\) must be a multiple"):
+        plan(synthesis={"batch": 7}).synthesis("digits", "cnn-s", "dss", 0)
+
+
+def test_a_users_own_model():
+    made = plan(
+        MINE, harden__net__training={"epochs": 7, "tau": 0.9}, harden__net__evaluation={"file": "t.npz", "limit": 5}
+    )
+    assert (made.training("harden", "net", "dfshield", 0).epochs, made.datasets) == (7, ["harden"])
+    assert made.training("harden", "net", "dfshield", 0).tau == 0.9
+    assert made.attack("harden", "net", "clean", 0).limit == 5
+    assert made.hardened("net").classes == 10
+    with pytest.raises(InputError, match="harden: no entry 'other'; there are net"):
+        made.hardened("other")
+
+
+# --- paths -----------------------------------------------------------------------------------------------------------
+
+
+def test_path_grammar():
+    made = plan(name="r")
+    fields = {"source": "dss", "recipe": "dfshield", "seed": 3}
+    assert made.path(TEACHER, "digits", "cnn-s") == "results/r/digits/cnn-s/teacher.safetensors"
+    assert made.path(SHARD, "digits", "cnn-s", shard=4, **fields) == "results/r/digits/cnn-s/dss/seed-3/shard-4.h5"
+    assert made.path(DATA, "digits", "cnn-s", **fields) == "results/r/digits/cnn-s/dss/seed-3/data.h5"
+    trained = "results/r/digits/cnn-s/dss/dfshield/linf-8-255/seed-3"
+    assert made.path(STUDENT, "digits", "cnn-s", **fields) == f"{trained}/student.safetensors"
+    ledger = made.path(LEDGER, "digits", "cnn-s", protocol="pgd10", **fields)
+    assert ledger == f"{trained}/eval/none/pgd10@linf-8-255/ledger.h5"
+    bare = made.path(LEDGER, "digits", "cnn-s", protocol="clean", source="none", recipe="none", seed=0)
+    assert bare == "results/r/digits/cnn-s/none/none/none/seed-0/eval/none/clean@linf-8-255/ledger.h5"
+    assert (
+        made.path(TEACHER, "harden", "net") == "results/r/harden/net/teacher.safetensors"
+        if made.config.harden
+        else True
+    )
+
+
+@pytest.mark.parametrize(("shards", "images", "expected"), [(1, 1000, 1), (3, 1000, 3), (9, 1000, 5), (9, 200, 1)])
+def test_no_more_shards_than_groups(shards, images, expected):
+    paths = plan(shards=shards, synthesis={"images": images}).shards("digits", "cnn-s", "dss", 0)
+    assert [path.rpartition("/")[2] for path in paths] == [f"shard-{i}.h5" for i in range(expected)]
+
+
+def test_recipe_names():
+    assert recipe_name("dfshield", {}) == "dfshield"
+    assert recipe_name("dfshield", {"tau": 0.3}) == "dfshield.tau-0.3"
+    assert recipe_name("dfshield", {"lambda1": 0.1, "lambda2": 10}) == "dfshield.lambda1-0.1.lambda2-10"
+    assert recipe_name("dfshield", {"tau": 0.0}) == recipe_name("dfshield", {"tau": 0}) == "dfshield.tau-0"
+
+
+def test_swept_recipes_have_their_options():
+    made = paper()
+    assert made.training("cifar10", "resnet20", "dfshield.tau-0.3", 0).tau == 0.3
+    two = made.training("svhn", "resnet56", "dfshield.lambda1-0.01.lambda2-100", 0)
+    assert (two.lambda1, two.lambda2, two.tau) == (0.01, 100, 0.5)
+    assert set(made.recipes) >= {f"dfshield.aggregate-{b}" for b in (1, 2, 4, 8, 10, 20, 40)}
+
+
+# --- cells -----------------------------------------------------------------------------------------------------------
+
+FULL = {  # data sets x models x methods or swept values x metrics
+    "table4": 3 * 3 * 3 * 3,
+    "table8": 3 * 4 * 2,
+    "table23": 2 * 7 * 3,
+    "table24": 2 * 11 * 3,
+    "table25": 3 * 36 * 2,
+    "table26": 3 * 36 * 2,
+}
+DEMO = {
+    "table4": 2 * 3 * 3,
+    "table8": 2 * 4 * 2,
+    "table23": 3 * 3,
+    "table24": 3 * 3,
+    "table25": 9 * 2,
+    "table26": 9 * 2,
+}
+TWO = {"datasets__digits__models": ["cnn-s", "cnn-m"]}
+
+
+@pytest.mark.parametrize("table", FULL)
+def test_cells_of_the_papers_grid(table):
+    made = paper()
+    cells = made.cells(table)
+    assert len(cells) == FULL[table] * len(made.config.seeds)
+    assert len({cell.ledger for cell in cells}) == len(set(cells)) == len(cells)
+    assert table in made.own_tables
+
+
+@pytest.mark.parametrize("table", DEMO)
+def test_cells_of_the_demo(table):
+    cells = plan(**TWO).cells(table)
+    assert len(cells) == DEMO[table]
+    assert {cell.dataset for cell in cells} == {"digits"}
+    assert {cell.model for cell in cells} == ({"cnn-s", "cnn-m"} if table in ("table4", "table8") else {"cnn-s"})
+
+
+def test_every_row_of_table_4():
+    cells = {(cell.method, cell.metric): cell for cell in plan().cells("table4")}
+    assert {method for method, _ in cells} == {"Undefended", "Ours", "Original"}
+    assert "/none/none/none/seed-0/" in cells["Undefended", "clean"].ledger
+    assert "/dss/dfshield/linf-8-255/seed-0/eval/none/pgd10@" in cells["Ours", "pgd10"].ledger
+    assert "/real/std/" in cells["Original", "autoattack"].ledger
+    assert "/aa-standard@" in cells["Ours", "autoattack"].ledger
+    assert "/aa-paper@" in plan(autoattack="aa-paper").cells("table4")[2].ledger
+
+
+def test_seeds_repeat_students_and_not_the_teacher():
+    cells = plan(seeds=[0, 5]).cells("table4")
+    seeds = {method: sorted({c.seed for c in cells if c.method == method}) for method in ("Undefended", "Ours")}
+    assert seeds == {"Undefended": [0], "Ours": [0, 5]}
+
+
+@pytest.mark.parametrize(("table", "key", "own"), [("table23", "B=20", 20), ("table24", "tau=0.5", 0.5)])
+def test_a_swept_value_that_is_the_recipes_own_shares_its_files(table, key, own):
+    ledgers = {cell.variant: cell.ledger for cell in plan().cells(table)}
+    assert "/dss/dfshield/" in ledgers[key]
+    assert all(("/dss/dfshield/" in ledger) == (name == key) for name, ledger in ledgers.items())
+    assert ledgers[key] in {cell.ledger for cell in plan().cells("table4")}
+    option = "aggregate" if table == "table23" else "tau"
+    elsewhere = plan(training={option: 1}).cells(table)
+    assert "/dss/dfshield/" in next(c.ledger for c in elsewhere if c.variant in ("B=1", "tau=1"))
+
+
+def test_tables_that_a_config_cannot_have():
+    with pytest.raises(InputError, match=r"no 'table5'; tables are table4, table8"):
+        plan().cells("table5")
+    with pytest.raises(InputError, match="table8: its row 'Base' takes source 'fixed', which the config lacks"):
+        plan(sources={"dss": {}}).cells("table8")
+    with pytest.raises(InputError, match=r"takes recipe 'std', which the config lacks; add it under recipes: \(there"):
+        plan(recipes={"dfshield": {}}).cells("table4")
+    lone = plan({"name": "x", "datasets": {"svhn": {"models": ["cnn-s"], "threat": "linf:4/255"}}})
+    with pytest.raises(InputError, match="table4: the config's data sets and models have no cell in it"):
+        lone.cells("table4")
+    assert "table4" not in lone.own_tables
+
+
+def test_cells_of_a_hardened_model():
+    cells = plan(MINE, seeds=[4]).harden_cells("net")
+    assert [(cell.method, cell.metric) for cell in cells] == [
+        (method, metric) for method in ("Undefended", "Ours") for metric in ("clean", "pgd10", "autoattack")
+    ]
+    assert cells[3].ledger == (
+        "results/mine/harden/net/dss/dfshield/linf-8-255/seed-4/eval/none/clean@linf-8-255/ledger.h5"
+    )
+    assert plan(MINE, harden__net__evaluation=None).harden_cells("net") == []
+
+
+def test_every_path_of_a_cell_is_within_the_vocabulary():
+    for made in (paper(), plan(**TWO, seeds=[0, 1]), plan(MINE)):
+        words = made.vocabulary
+        tables = [cell for table in made.own_tables for cell in made.cells(table)]
+        for cell in [*tables, *(c for name in made.config.harden for c in made.harden_cells(name))]:
+            run, dataset, model, source, recipe, train, seed, _, defence, last, _ = cell.ledger.split("/")[1:]
+            protocol, _, threat = last.partition("@")
+            found = {"run": run, "dataset": dataset, "model": model, "source": source, "recipe": recipe,
+                     "train_threat": train, "seed": seed.removeprefix("seed-"), "defence": defence,
+                     "protocol": protocol, "threat": threat}  # fmt: skip
+            assert all(value in words[key] for key, value in found.items())
+
+
+def test_titles():
+    assert (title("dataset", "cifar10"), title("model", "wrn28_10"), title("model", "mine")) == (
+        "CIFAR-10",
+        "WRN-28-10",
+        "mine",
+    )
