@@ -305,11 +305,29 @@ def parser() -> Parser:
     return top
 
 
+def _check_outputs(arguments: argparse.Namespace) -> None:
+    """Refuse places that cannot be written to before hours of work, not after."""
+    folders = {"state", "out"} if arguments.command == "harden" else {"state"}
+    for name in ("out", "metrics", "sheet", "state"):
+        path: Path | None = getattr(arguments, name, None)
+        if path is None:
+            continue
+        if name not in folders and path.is_dir():
+            raise InputError(f"{path}: is a folder; give the path of a file to write")
+        folder = path if name in folders else path.parent
+        while not folder.exists() and folder != folder.parent:
+            folder = folder.parent
+        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+            raise InputError(f"{path}: cannot write there ({folder} is no folder that you may write to)")
+
+
 def main(words: Sequence[str] | None = None) -> None:
     """Entry point; exits with status 2 and one line on standard error where the input is wrong."""
     arguments = parser().parse_args(words)
     try:
+        _check_outputs(arguments)
         arguments.function(arguments)
+        sys.stdout.flush()
     except InputError as error:
         print(f"dfshield {arguments.command}: {error}", file=sys.stderr)
         sys.exit(2)
