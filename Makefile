@@ -24,7 +24,7 @@ test: .venv/.ok ## style, types and all tests
 	ruff check
 	ruff format --check
 	mypy
-	pytest -n 2 --dist loadgroup
+	pytest -n 2 --dist loadscope
 
 clean: ## remove the environment and caches; results/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .snakemake *.egg-info

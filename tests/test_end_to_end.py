@@ -1,0 +1,267 @@
+"""The whole road at the smallest scale: every table, the user's own model, reruns, crashes."""
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+
+from workflow import ROOT, dfshield, environment, jobs, snakemake, workspace
+
+pytestmark = pytest.mark.slow
+TABLES = ("table4", "table8", "table23", "table24", "table25", "table26")
+# ε is half of the pixel range, so that AutoAttack is over after its first attack.
+TINY = {
+    "name": "tiny",
+    "device": "cpu",
+    "shards": 2,
+    "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/16"}},
+    "teacher": {"epochs": 4, "batch": 64},
+    "synthesis": {"images": 200, "batch": 50, "iterations": 5, "roll": 0, "labels": "random"},
+    "training": {"epochs": 1, "batch": 20, "aggregate": 2, "lr": 0.02, "holdout": 20, "attack_steps": 2},
+    "attack": {"limit": 20},
+}
+# One value per sweep, one metric besides AutoAttack where table 4 has shown all three.
+SWEEPS = {"aggregate": [1], "tau": [0], "lambda1": [0.1], "lambda2": [10]}
+MODEL = """
+from torch import nn
+
+
+def build(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 10)
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A workspace with all tables of the tiny config built, and what Snakemake said."""
+    folder = workspace(tmp_path_factory.mktemp("tables"))
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(TINY))
+    tables = yaml.safe_load((folder / "config/tables.yaml").read_text())
+    for key, table in tables.items():
+        table["sweep"] = {name: {"demo": SWEEPS[name], "full": SWEEPS[name]} for name in table.get("sweep", {})}
+        if key != "table4":
+            table["metrics"] = [metric for metric in table["metrics"] if metric != "pgd10"]
+    (folder / "config/tables.yaml").write_text(yaml.safe_dump(tables))
+    shutil.copytree(ROOT / "dfshield", folder / "copy/dfshield")
+    return folder, snakemake(folder, "tables", package=folder / "copy")
+
+
+class TestTables:
+    """Every table built once; what happens to it afterwards."""
+
+    def test_jobs(self, built):
+        # Table 4: 9 attacks on 3 models. Table 8: fixed data, 3 more students by 2 protocols. Tables 23, 24 and 25 (26
+        # is the same on digits): a student each by 2 protocols.
+        expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "train": 2 + 3 + 3}
+        assert jobs(built[1]) == expected | {"attack": 9 + 6 + 6, "table": 6, "tables": 1}
+
+    @pytest.mark.parametrize("table", TABLES)
+    def test_every_cell_is_traced_to_its_teacher(self, built, table):
+        folder, _ = built
+        for suffix in (".csv", ".md", ".tex"):
+            assert (folder / f"results/{table}{suffix}").stat().st_size
+        verified = dfshield(folder, "verify", f"results/{table}.csv")
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+
+    def test_state_is_gone(self, built):
+        assert not list((built[0] / "results/.state").iterdir())
+
+    def test_config_in_force_is_kept(self, built):
+        kept = yaml.safe_load((built[0] / "results/tiny/config.yaml").read_text())
+        assert kept == TINY
+
+    def test_a_printed_command_works_by_hand(self, built):
+        folder, run = built
+        target = "results/tiny/digits/cnn-s/dss/seed-0/data.h5"
+        (command,) = re.findall(rf"^Shell command: (.* merge .*{target} .*)$", run.stdout + run.stderr, re.MULTILINE)
+        aside = folder / "aside.h5"
+        shutil.copy2(folder / target, aside)
+        (folder / target).unlink()
+        subprocess.run(["bash", "-c", command], cwd=folder, env=environment(), check=True, capture_output=True)
+        assert (folder / target).read_bytes() == aside.read_bytes()
+        shutil.copy2(aside, folder / target)  # with its time of change
+
+    @pytest.mark.parametrize("override", [None, "device=auto", "attack={threads: 2}", "data_dir=elsewhere"])
+    def test_a_second_run_has_nothing_to_do(self, built, override):
+        words = ("--config", override) if override else ()
+        assert jobs(snakemake(built[0], "tables", "-n", *words, package=built[0] / "copy")) == {}
+
+    @pytest.mark.parametrize(
+        ("edits", "expected"),
+        [
+            # another loss, written and registered
+            (
+                {
+                    "training/losses.py": (
+                        "def trades(",
+                        "def other(clean, *more):\n    return clean.sum()\n\n\ndef trades(",
+                    )
+                }
+                | {
+                    "registry.py": (
+                        '    "std": Loss(',
+                        '    "other": Loss("dfshield.training.losses:other"),\n    "std": Loss(',
+                    )
+                },
+                {},
+            ),
+            # words about the loss
+            (
+                {"training/losses.py": ("    t = options.temperature", "    # warm\n    t = options.temperature")},
+                {},
+            ),
+            # the loss itself: the students that it trains (all but TRADES and Original), and what follows
+            (
+                {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
+                {"train": 6, "attack": 3 + 2 + 2 + 6, "table": 6, "tables": 1},
+            ),
+            # a default that the config leaves alone
+            (
+                {"config.py": ("momentum: Share = 0.9", "momentum: Share = 0.8")},
+                {"train": 8, "attack": 6 + 6 + 6, "table": 6, "tables": 1},
+            ),
+        ],
+        ids=["new-loss", "comment", "loss", "default"],
+    )
+    def test_what_an_edit_repeats(self, built, tmp_path, edits, expected):
+        shutil.copytree(built[0] / "copy/dfshield", tmp_path / "dfshield")
+        for name, (before, after) in edits.items():
+            path = tmp_path / "dfshield" / name
+            text = path.read_text()
+            assert text.count(before) == 1
+            path.write_text(text.replace(before, after))
+        assert jobs(snakemake(built[0], "tables", "-n", package=tmp_path)) == expected
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A user's model, hardened by the default target: a factory file, weights, an evaluation set."""
+    folder = workspace(tmp_path_factory.mktemp("own"))
+    shutil.copytree(ROOT / "dfshield", folder / "copy/dfshield")
+    namespace: dict = {}
+    exec(MODEL, namespace)
+    (folder / "mine.py").write_text(MODEL)
+    (folder / "data").mkdir()
+    torch.manual_seed(0)
+    save_file(namespace["build"](4).state_dict(), folder / "data/mine.safetensors")
+    np.savez(folder / "data/mine.npz", x=np.linspace(0, 1, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
+    mine = {
+        "factory": "mine.py:build",
+        "arguments": {"width": 4},
+        "weights": "mine.safetensors",
+        "input_shape": [1, 8, 8],
+        "classes": 10,
+        "mean": [0.3],
+        "std": [0.38],
+        "threat": "linf:8/16",
+        "evaluation": {"file": "mine.npz", "limit": 10, "protocols": ["clean", "pgd10"]},
+    }
+    values = {key: value for key, value in TINY.items() if key != "datasets"}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(values | {"name": "own", "harden": {"mine": mine}}))
+    return folder, snakemake(folder, "--configfile", "mine.yaml", package=folder / "copy")
+
+
+class TestYourOwnModel:
+    """Weights in, a hardened model and its card out."""
+
+    def again(self, folder):
+        return jobs(snakemake(folder, "harden", "-n", "--configfile", "mine.yaml", package=folder / "copy"))
+
+    def test_hardened_model_and_card(self, own):
+        folder, run = own
+        expected = {"teacher": 1, "synthesize": 2, "merge": 1, "train": 1, "attack": 4, "model_card": 1, "all": 1}
+        assert jobs(run) == expected
+        results = folder / "results/harden/mine"
+        card = (results / "MODEL_CARD.md").read_text()
+        assert "PGD" in card and "No real image was read before the evaluation" in card
+        assert len((results / "report.csv").read_text().splitlines()) == 1 + 4
+        student = folder / "results/own/harden/mine/dss/dfshield/linf-8-16/seed-0/student.safetensors"
+        assert (results / "model.safetensors").read_bytes() == student.read_bytes()
+
+    def test_shards_ran_at_the_same_time(self, own):
+        spans = []
+        for benchmark in (own[0] / "logs/own/harden/mine/dss/seed-0").glob("shard-*.benchmark.tsv"):
+            seconds = float(benchmark.read_text().splitlines()[1].split()[0])
+            spans.append((benchmark.stat().st_mtime - seconds, benchmark.stat().st_mtime))
+        assert len(spans) == 2
+        assert max(start for start, _ in spans) < min(end for _, end in spans)
+
+    def test_what_repeats(self, own):
+        folder, _ = own
+        assert self.again(folder) == {}
+        np.savez(folder / "data/mine.npz", x=np.linspace(1, 0, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
+        assert self.again(folder) == {"attack": 4, "model_card": 1, "harden": 1}
+        torch.manual_seed(1)
+        namespace: dict = {}
+        exec(MODEL, namespace)
+        save_file(namespace["build"](4).state_dict(), folder / "data/mine.safetensors")
+        assert self.again(folder)["teacher"] == 1
+
+
+def killed_after(command: list[str], folder: Path, pieces: str) -> bool:
+    """Start a command, kill it (-9) as soon as a file that matches `pieces` is there; whether it was still running."""
+    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.DEVNULL)
+    while process.poll() is None and not list(folder.glob(pieces)):
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    return process.wait() == -signal.SIGKILL
+
+
+SYNTHESIS = "--images 800 --batch 100 --iterations 100 --roll 0 --seed 3 --device cpu"
+TRAINING = "--epochs 6 --batch 20 --aggregate 2 --lr 0.02 --holdout 20 --device cpu --seed 3"
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A folder with a teacher t, surrogate data data.h5 and a student s, made without a crash."""
+    folder = tmp_path_factory.mktemp("crashes")
+    for command in (
+        "teacher --dataset digits --model cnn-s --epochs 2 --device cpu --out t",
+        f"synthesize --teacher t --out data.h5 {SYNTHESIS}",
+        f"train --teacher t --data data.h5 --out student {TRAINING}",
+    ):
+        made = dfshield(folder, *command.split())
+        assert made.returncode == 0, made.stderr
+    return folder
+
+
+class TestCrashes:
+    """A job that is killed goes on where it was, to the same bytes."""
+
+    @pytest.mark.parametrize(
+        ("words", "pieces", "same"),
+        [
+            (
+                f"synthesize --teacher t --out s.h5 --state state {SYNTHESIS}",
+                "state/synthesis-*/group-*3.npz",
+                "data.h5",
+            ),
+            (
+                f"train --teacher t --data data.h5 --out s --state state {TRAINING}",
+                "state/training-*/epoch.pt",
+                "student",
+            ),
+        ],
+        ids=["synthesis", "training"],
+    )
+    def test_killed_and_started_again(self, undisturbed, words, pieces, same):
+        out = undisturbed / words.split("--out ")[1].split()[0]
+        command = [sys.executable, "-m", "dfshield", *words.split()]
+        assert killed_after(command, undisturbed, pieces), "it was over before it could be killed"
+        assert not out.exists()
+        kept = set((undisturbed / "state").glob("*/*"))
+        assert kept
+        subprocess.run(command, cwd=undisturbed, env=environment(), check=True, capture_output=True)
+        assert out.read_bytes() == (undisturbed / same).read_bytes()
+        assert not list((undisturbed / "state").iterdir())

@@ -1,0 +1,183 @@
+"""What Snakemake would do, and with which commands: dry runs, no job is started."""
+
+import json
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dfshield.cli import parser
+from dfshield.config import load_config
+from dfshield.flags import given_options
+from dfshield.plan import Plan
+from workflow import ROOT, jobs, snakemake, workspace
+
+TEACHERS_AND_DATA = ("teacher", "synthesize", "merge", "export")
+# By hand from the paper: its grid has 3 data sets and 3 models, 6 shards, one seed. Table 4: 9 teachers, 9 times 6
+# shards, students Ours and Original, 3 methods by 3 metrics. Table 8: 3 models, 2 sources, 4 recipes, 2 metrics.
+# Table 23: 2 models by 7 values of B. Table 24: 2 data sets by 11 values of tau. Tables 25 and 26: 3 models by 6 x 6
+# weights, 2 metrics. Values that the base recipe has need no training of their own, so they change no count.
+PAPER = {
+    "table4": {"teacher": 9, "synthesize": 54, "merge": 9, "export": 9, "train": 18, "attack": 81, "table": 1},
+    "table8": {"teacher": 3, "synthesize": 36, "merge": 6, "train": 12, "attack": 24, "table": 1},
+    "table23": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 14, "attack": 42, "table": 1},
+    "table24": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 22, "attack": 66, "table": 1},
+    "table25": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 216, "table": 1},
+    "table26": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 216, "table": 1},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return workspace(tmp_path_factory.mktemp("workflow"))
+
+
+def test_the_default_is_table_4_of_the_demo(folder):
+    config = load_config(ROOT / "config/config.yaml")
+    models, seeds = sum(len(d.models) for d in config.datasets.values()), len(config.seeds)
+    students = models * seeds
+    expected = {
+        "teacher": models,
+        "synthesize": students * config.shards,
+        "merge": students,
+        "export": students,
+        "train": 2 * students,  # Ours and Original
+        "attack": 3 * (models + 2 * students),  # clean, PGD, AutoAttack
+        "table": 1,
+        "all": 1,
+    }
+    assert jobs(snakemake(folder, "-n")) == expected
+
+
+@pytest.mark.parametrize("table", PAPER)
+def test_the_papers_grid(folder, table):
+    run = snakemake(folder, f"results/{table}.csv", "-n", "--configfile", "config/paper.yaml")
+    assert jobs(run) == PAPER[table]
+    assert "digits" not in run.stdout + run.stderr  # the default config is not in force beside it
+    values = yaml.safe_load((folder / "results/paper/config.yaml").read_text())
+    assert set(values["datasets"]) == {"svhn", "cifar10", "cifar100"}
+
+
+def test_tables_share_what_they_can(folder):
+    found = jobs(snakemake(folder, "tables", "-n", "--configfile", "config/paper.yaml"))
+    # 9 teachers; dss for 9, fixed for CIFAR-10's 3; the base recipe is one student for all tables
+    assert (found["teacher"], found["synthesize"], found["export"], found["table"]) == (9, 72, 9, 6)
+    assert found["train"] == 18 + (12 - 3) + (14 - 2) + (22 - 2) + 2 * (108 - 3)
+
+
+def test_several_config_files_are_merged(folder):
+    (folder / "more.yaml").write_text("seeds: [4, 5]\n")
+    run = snakemake(folder, "results/table24.csv", "-n", "--configfile", "config/paper.yaml", "more.yaml")
+    assert jobs(run)["synthesize"] == 2 * PAPER["table24"]["synthesize"]
+
+
+def test_lint_is_clean(folder):
+    run = snakemake(folder, "--lint")
+    assert "in a good condition" in run.stdout + run.stderr, run.stdout + run.stderr
+
+
+@pytest.mark.parametrize("words", [("results/table8.csv", "--configfile", "config/paper.yaml"), ("all",)])
+def test_every_command_works_by_hand(folder, words):
+    run = snakemake(folder, words[0], "-n", *words[1:])
+    commands = re.findall(r"^Shell command: (.+)$", run.stdout + run.stderr, re.MULTILINE)
+    commands = [command for command in commands if command != "None"]
+    assert len(commands) == sum(jobs(run).values()) - ("all" in words)
+    config = load_config(ROOT / words[-1]) if len(words) > 1 else load_config(ROOT / "config/config.yaml")
+    plan, seen = Plan.of(config), set()
+    for command in commands:
+        program, _, log = command.rpartition(" 2>&1 | tee ")
+        assert log.startswith("logs/") and log.endswith(".log")
+        a = parser().parse_args(shlex.split(program)[3:])
+        seen.add(a.command)
+        if a.command == "train":
+            dataset, model, source, recipe, threat, seed = a.out.parts[2:8]
+            assert given_options("training", a) == plan.training(dataset, model, recipe, int(seed[5:]))
+            assert str(a.data) == f"results/{config.name}/{dataset}/{model}/{source}/{seed}/data.h5"
+            assert a.recipe == recipe and threat == plan.training(dataset, model, recipe, 0).threat.translate(
+                str.maketrans(":/", "--")
+            )
+        if a.command == "synthesize":
+            dataset, model, source, seed, shard = a.out.parts[2:7]
+            assert given_options("synthesis", a) == plan.synthesis(dataset, model, source, int(seed[5:]))
+            assert (a.source, f"shard-{a.shard}.h5", a.shards) == (source, shard, config.shards)
+        if a.command == "attack":
+            dataset, model, source, recipe, threat, seed = a.out.parts[2:8]
+            assert given_options("attack", a) == plan.attack(dataset, model, a.protocol, int(seed[5:]))
+            assert json.loads(a.subject) == {
+                "dataset": dataset,
+                "model": model,
+                "source": source,
+                "recipe": recipe,
+                "train_threat": threat,
+                "seed": int(seed[5:]),
+            }
+            undefended = f"results/{config.name}/{dataset}/{model}/teacher.safetensors"
+            student = Path(*a.out.parts[:8], "student.safetensors")
+            assert str(a.model) == (undefended if recipe == "none" else str(student))
+        if a.command == "teacher":
+            assert given_options("teacher", a) == plan.options("teacher", a.dataset, a.model)
+    assert {"teacher", "synthesize", "merge", "train", "attack", "table"} <= seen
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [
+        ("datasets={digits: {modls: [cnn-s], threat: 'linf:0.1'}}", "datasets.digits.modls: unknown key"),
+        ("seeds=[-1]", "seeds.0"),
+        ("training={epochs: many}", "training.epochs"),
+        ("name=a/b", "name:"),
+        ("tables=elsewhere.yaml", "elsewhere.yaml"),
+        ("harden={mine: 3}", "harden.mine"),
+    ],
+)
+def test_a_wrong_config_is_one_line_that_names_the_key(folder, override, key):
+    run = snakemake(folder, "-n", "--config", override)
+    assert run.returncode != 0
+    lines = [line for line in (run.stderr + run.stdout).splitlines() if not line.startswith(("Using ", "Config file "))]
+    assert len(lines) == 1 and key in lines[0], lines
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("results/demo/digits/resnet20/teacher.safetensors", "a model of no data set"),
+        ("results/demo/cifar10/cnn-s/teacher.safetensors", "a data set that is not the config's"),
+        ("results/other/digits/cnn-s/teacher.safetensors", "another run"),
+        ("results/demo/digits/cnn-s/dss/dfshield/linf-4-255/seed-0/student.safetensors", "another threat"),
+        ("results/demo/digits/cnn-s/dss/none/none/seed-0/student.safetensors", "no recipe"),
+        ("results/demo/digits/cnn-s/dss/seed-99/data.h5", "another seed"),
+        ("results/table99.csv", "no such table"),
+    ],
+)
+def test_names_outside_of_the_config_are_no_targets(folder, path, why):
+    run = snakemake(folder, path, "-n")
+    assert run.returncode != 0 and "MissingRuleException" in run.stdout + run.stderr, why
+
+
+def test_threats_of_other_data_sets_are_not_taken(folder):
+    """Each name is known, but the path as a whole is not one that the config asks for."""
+    config = yaml.safe_load((ROOT / "config/paper.yaml").read_text())
+    config["datasets"]["svhn"] = config["datasets"]["svhn"] | {"threat": "linf:8/255"}
+    (folder / "two.yaml").write_text(yaml.safe_dump(config))
+    path = "results/paper/cifar10/resnet20/dss/dfshield/linf-8-255/seed-0/student.safetensors"
+    run = snakemake(folder, path, "-n", "--configfile", "two.yaml")
+    assert run.returncode != 0 and "no such model or threat" in run.stdout + run.stderr
+    right = path.replace("linf-8", "linf-4")
+    assert jobs(snakemake(folder, right, "-n", "--configfile", "two.yaml"))["train"] == 1
+
+
+def test_harden_without_entries_says_so(folder):
+    run = snakemake(folder, "harden", "-n")
+    assert run.returncode != 0 and "no models under harden:" in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(("device", "expected"), [("cpu", "gpu=0"), ("cuda", "gpu=1")])
+def test_gpus_are_asked_for_where_cuda_is_configured(folder, device, expected):
+    target = "results/demo/digits/cnn-s/teacher.safetensors"
+    words = ("-n", "--config", f"device={device}", "--resources", "gpu=1", "--verbose")
+    snakefile = (folder / "Snakefile").read_text()
+    (folder / "Snakefile.shown").write_text(snakefile + "\nfor r in workflow.rules:\n    r.message = None\n")
+    run = snakemake(folder, target, *words, "--snakefile", "Snakefile.shown")
+    assert expected in run.stdout + run.stderr
