@@ -218,7 +218,9 @@ class Plan:
         metric: str,
         seed: int,
     ) -> Cell:
-        protocol = self.config.autoattack if metric == "autoattack" else metric
+        # every ledger holds the clean predictions, so clean accuracy needs no attack of its own
+        attacked = metric == "autoattack" or (metric == "clean" and "autoattack" in self.tables[table].metrics)
+        protocol = self.config.autoattack if attacked else metric
         ledger = self.path(LEDGER, dataset, model, source=row.source, recipe=recipe, seed=seed, protocol=protocol)
         return Cell(
             table=table,
