@@ -7,6 +7,7 @@ import argparse
 import json
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -317,8 +318,10 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         folder = path if name in folders else path.parent
         while not folder.exists() and folder != folder.parent:
             folder = folder.parent
-        if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-            raise InputError(f"{path}: cannot write there ({folder} is no folder that you may write to)")
+        try:
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as error:
+            raise InputError(f"{path}: cannot write there ({folder}: {error.strerror}); choose another place") from None
 
 
 def main(words: Sequence[str] | None = None) -> None:
