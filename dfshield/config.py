@@ -6,7 +6,7 @@ released code does instead.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeAlias
 
 import yaml
 from pydantic import AfterValidator, BeforeValidator, Field, model_validator
@@ -70,7 +70,18 @@ def _fraction(text: str) -> str:
 
 ThreatText = Annotated[str, AfterValidator(_threat), Field(pattern=r"^(linf|l2):.+$")]
 FractionText = Annotated[str, BeforeValidator(str), AfterValidator(_fraction)]
-LossName = Literal["dfshield", "trades", "std"]
+if TYPE_CHECKING:
+    LossName: TypeAlias = str
+    CoefficientsName: TypeAlias = str
+    AttackName: TypeAlias = str
+    ModelName: TypeAlias = str
+    DatasetName: TypeAlias = str
+else:  # the choices are the registries' own
+    LossName = Literal[tuple(registry.LOSSES)]
+    CoefficientsName = Literal[tuple(registry.COEFFICIENTS)]
+    AttackName = Literal[tuple(registry.ATTACKS)]
+    ModelName = Literal[tuple(registry.MODELS)]
+    DatasetName = Literal[tuple(registry.DATASETS)]
 
 
 class Compute(Options):
@@ -114,7 +125,7 @@ class SynthesisOptions(Compute):
     """Adam steps per batch (Q)"""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Adam learning rate in normalised pixel space"""
-    coefficients: Literal["fixed", "dss", "linear"] = "dss"
+    coefficients: CoefficientsName = "dss"
     """how the loss coefficients of a batch are drawn: dss is U(0,1) for each term (Eq 8)"""
     alpha_class: Weight = 1.0
     """weight of the class term (Eq 3)"""
@@ -216,7 +227,7 @@ class TrainingOptions(Compute):
 class AttackOptions(Compute):
     """Attack a model on a real evaluation set and keep a ledger of every image."""
 
-    attack: Literal["clean", "fgsm", "pgd", "autoattack"] = "autoattack"
+    attack: AttackName = "autoattack"
     """attack"""
     threat: ThreatText = "linf:8/255"
     """threat model, NORM:EPS"""
@@ -245,7 +256,10 @@ PROTOCOLS: dict[str, dict[str, Any]] = {
     "aa-paper": {"attack": "autoattack", "targets": "paper"},
 }
 """Evaluation protocols: the names that paths and tables use, and the attack options that each stands for."""
-ProtocolName = Literal["clean", "fgsm", "pgd10", "pgd50x5", "aa-standard", "aa-paper"]
+if TYPE_CHECKING:
+    ProtocolName: TypeAlias = str
+else:
+    ProtocolName = Literal[tuple(PROTOCOLS)]
 
 STAGES: dict[str, type[Compute]] = {
     "teacher": TeacherOptions,
@@ -302,9 +316,7 @@ class StageOverrides(Options):
 class DatasetConfig(StageOverrides):
     """One data set of the grid: its models, its threat model, options that differ from the config's."""
 
-    models: tuple[Literal["cnn-s", "cnn-m", "resnet20", "resnet56", "wrn28_10", "resnet18", "resnet50"], ...] = Field(
-        min_length=1
-    )
+    models: tuple[ModelName, ...] = Field(min_length=1)
     """models of this data set, smallest first"""
     threat: ThreatText
     """threat model of training and evaluation"""
@@ -380,7 +392,7 @@ class Config(StageOverrides):
     """protocol of the AutoAttack columns"""
     split: Literal["test", "dev"] = "test"
     """evaluation split: test for tables, dev for choices"""
-    datasets: dict[Literal[*registry.DATASETS], DatasetConfig] = {}  # type: ignore[valid-type]
+    datasets: dict[DatasetName, DatasetConfig] = {}
     """the grid: data sets and their models"""
     sources: dict[Name, SourceConfig] = {
         "fixed": SourceConfig(synthesis={"coefficients": "fixed"}),
