@@ -76,6 +76,18 @@ def test_every_option_has_a_flag_of_its_own(stage, name):
     assert given(stage, flags.as_flags(made)) == made
 
 
+def test_flags_that_are_on_can_be_put_off():
+    class Switched(Compute):
+        light: bool = True
+        """whether there is light"""
+
+    assert flags.as_flags(Switched(light=False)) == ["--no-light"]
+    parser = flags.Parser()
+    flags.add_options(parser, Switched)
+    assert vars(parser.parse_args(["--no-light"])) == {"option_light": False}
+    assert vars(parser.parse_args([])) == {}
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_defaults_are_those_of_the_options(stage):
     assert flags.as_flags(STAGES[stage]()) == []
