@@ -166,7 +166,7 @@ DAMAGE = {
     "channels": (lambda p: rewrite(p, {"mean": [0.1, 0.2]}), "card is not valid"),
     "std": (lambda p: rewrite(p, {"std": [0]}), "card is not valid .std.0"),
     "model": (lambda p: rewrite(p, {"model": "resnet21"}), "'resnet21' is not one of"),
-    "misfit": (lambda p: rewrite(p, {"classes": 7}), "other shape: 14.weight is 10x64, the model has 7x64"),
+    "misfit": (lambda p: rewrite(p, {"classes": 7}), "other shape: 11.weight is 10x32, the model has 7x32"),
     "missing": (lambda p: without(p, "0.weight"), "missing: 0.weight"),
     "nan": (with_nan, "'0.weight' holds NaN or infinite"),
     "absent": (lambda p: p.unlink(), "no such file"),

@@ -437,10 +437,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(teacher, tmp_path, monkeypatch)
 
 def test_pieces_of_another_run_are_not_taken(teacher, tmp_path, monkeypatch):
     state = tmp_path / "state"
-    monkeypatch.setattr(inversion, "Writer", lambda *a, **k: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(inversion, "Writer", lambda *a, **k: 1 / 0)
         run(teacher, tmp_path / "a.h5", quick(), state=state)
-    monkeypatch.undo()
     assert not (tmp_path / "a.h5").exists()
     run(teacher, tmp_path / "b.h5", quick(seed=1), state=state)
     run(teacher, tmp_path / "c.h5", quick(seed=1))

@@ -545,10 +545,9 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(files, tmp_path, monkeypatch, s
 
 def test_the_state_of_other_options_is_not_taken(files, tmp_path, monkeypatch):
     state = tmp_path / "state"
-    monkeypatch.setattr(trainer, "save_checkpoint", lambda *a: 1 / 0)
-    with pytest.raises(ZeroDivisionError):
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(trainer, "save_checkpoint", lambda *a: 1 / 0)
         run(*files, tmp_path / "a.safetensors", QUICK, state=state)
-    monkeypatch.undo()
     for name, kept in (("b", state), ("c", None)):
         run(*files, tmp_path / f"{name}.safetensors", quick(lr=0.01), state=kept)
     assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
