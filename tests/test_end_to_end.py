@@ -92,6 +92,12 @@ class TestTables:
         assert (folder / target).read_bytes() == aside.read_bytes()
         shutil.copy2(aside, folder / target)  # with its time of change
 
+    def test_report(self, built):
+        folder, _ = built
+        run = snakemake(folder, "tables", "--report", "report.html", package=folder / "copy")
+        assert run.returncode == 0, run.stdout + run.stderr
+        assert "results/table26.csv" in (folder / "report.html").read_text()
+
     @pytest.mark.parametrize("override", [None, "device=auto", "attack={threads: 2}", "data_dir=elsewhere"])
     def test_a_second_run_has_nothing_to_do(self, built, override):
         words = ("--config", override) if override else ()

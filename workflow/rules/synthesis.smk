@@ -80,7 +80,7 @@ rule export:
         source=REAL,
         dataset=one_of(plan.config.datasets),
     threads: 1
-    retries: 2  # it may download the data set
+    retries: 1  # it may download the data set
     resources:
         mem_mb=4000,
         runtime=60,

@@ -13,7 +13,7 @@ rule teacher:
     message:
         "Teacher {wildcards.dataset}/{wildcards.model}"
     threads: cores("teacher")
-    retries: 2  # it may download published weights
+    retries: 1  # it may download published weights
     resources:
         gpu=gpus("teacher"),
         mem_mb=memory("teacher"),
