@@ -188,7 +188,7 @@ class Plan:
         for (dataset, models), row, overrides in product(self.blocks(spec), spec.rows, self.sweeps(spec)):
             for model, metric in product(models, spec.metrics):
                 recipe = self._shared_recipe(dataset, model, row, overrides)
-                for seed in self.config.seeds if recipe != NONE else self.config.seeds[:1]:
+                for seed in self.config.seeds[:1] if row.seeds == "first" else self.config.seeds:
                     found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed))
         if not found:
             raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")

@@ -64,6 +64,8 @@ class RowSpec(Options):
     recipe: Name
     marks: dict[str, bool] = Field(default_factory=dict)
     """ablation columns, ticked or crossed"""
+    seeds: Literal["all", "first"] = "all"
+    """the config's seeds, or its first alone: enough for a row of reference"""
 
 
 class SweepSpec(Options):
