@@ -10,18 +10,10 @@ from itertools import product
 from typing import Any
 
 from dfshield import registry
-from dfshield.config import (
-    PROFILES,
-    PROTOCOLS,
-    STAGES,
-    AttackOptions,
-    Config,
-    HardenConfig,
-    StageOverrides,
-    threat_name,
-)
+from dfshield.config import PROFILES, PROTOCOLS, STAGES, AttackOptions, Config, HardenConfig, StageOverrides
 from dfshield.report.cells import Cell, RowSpec, TableSpec, load_tables, variant
 from dfshield.runtime import InputError
+from dfshield.threat import threat_name
 from dfshield.validation import build
 
 RESULTS = "results"

@@ -16,10 +16,9 @@ from dfshield.config import (
     TrainingOptions,
     check_config,
     load_config,
-    parse_threat,
-    threat_name,
 )
 from dfshield.runtime import InputError
+from dfshield.threat import parse_threat, threat_name
 from dfshield.validation import Options, build
 
 GRID = {"name": "run", "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}}}

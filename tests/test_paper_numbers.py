@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from dfshield.config import parse_threat
 from dfshield.registry import DATASETS, MODELS
 from dfshield.report.cells import load_tables, variant
 from dfshield.report.flags import NOTES
 from dfshield.report.published import published
+from dfshield.threat import parse_threat
 
 TABLES = load_tables(Path(__file__).parents[1] / "config" / "tables.yaml")
 

@@ -14,10 +14,11 @@ import torch
 import torch.nn.functional as F
 
 from dfshield import registry, shards
-from dfshield.config import PROFILES, Threat, TrainingOptions, parse_threat
+from dfshield.config import PROFILES, TrainingOptions
 from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.runtime import InputError, generator
 from dfshield.shards import Surrogate
+from dfshield.threat import Threat, parse_threat
 from dfshield.training import losses, trainer
 from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import maximise, step_size

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfshield.attacks.threat import project, random_start, step
-from dfshield.config import AttackOptions, Threat
+from dfshield.config import AttackOptions
 from dfshield.runtime import fraction
+from dfshield.threat import Threat
 
 Attack = Callable[[nn.Module, Tensor, Tensor, Threat, AttackOptions, torch.Generator], Tensor]
 

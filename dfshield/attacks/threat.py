@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from dfshield.config import Threat
+from dfshield.threat import Threat
 
 Norm = Literal["linf", "l2"]
 NORMAL_START = 0.001

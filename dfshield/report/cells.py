@@ -7,8 +7,9 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from dfshield.config import Name, ThreatText, TrainingOptions
+from dfshield.config import Name, TrainingOptions
 from dfshield.runtime import InputError
+from dfshield.threat import ThreatText
 from dfshield.validation import Options, build
 
 SYMBOLS = {"aggregate": "B"}

@@ -10,9 +10,9 @@ import numpy as np
 
 from dfshield.attacks import ledger as ledgers
 from dfshield.attacks.ledger import Ledger
-from dfshield.config import parse_threat
 from dfshield.report.tables import flags_of
 from dfshield.runtime import InputError, atomic, existing_file
+from dfshield.threat import parse_threat
 
 PER_CLASS = 10
 TILE = 48

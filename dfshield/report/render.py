@@ -3,7 +3,6 @@
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-from dfshield.config import parse_threat
 from dfshield.report.cells import TableSpec
 from dfshield.report.flags import notes
 from dfshield.report.layout import (
@@ -20,6 +19,7 @@ from dfshield.report.layout import (
 )
 from dfshield.report.published import published
 from dfshield.report.tables import Row
+from dfshield.threat import parse_threat
 
 Marks = dict[str, tuple[str, str]]
 

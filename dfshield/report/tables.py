@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfshield.attacks.ledger import Ledger, confidence_interval, read_ledger
-from dfshield.config import parse_threat
 from dfshield.report.cells import Cell, TableSpec, swept
 from dfshield.report.published import published
 from dfshield.runtime import InputError, existing_file, write_text
+from dfshield.threat import parse_threat
 
 if TYPE_CHECKING:
     from dfshield.plan import Plan

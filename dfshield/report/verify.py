@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import h5py
 
 from dfshield.attacks.ledger import Ledger, read_ledger
-from dfshield.config import threat_name
 from dfshield.plan import DATA, LEDGER, NONE, RESULTS, STUDENT, TEACHER
 from dfshield.report.cells import SYMBOLS, Cell, load_tables, swept
 from dfshield.report.published import published
 from dfshield.report.tables import COLUMNS, Row, cell_text, read_csv, row_of
 from dfshield.runtime import InputError
+from dfshield.threat import threat_name
 
 if TYPE_CHECKING:
     from dfshield.models.checkpoints import Card

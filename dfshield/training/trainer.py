@@ -12,7 +12,7 @@ import torch
 
 import dfshield
 from dfshield import registry
-from dfshield.config import TrainingOptions, parse_threat
+from dfshield.config import TrainingOptions
 from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, save_checkpoint
 from dfshield.models.folding import fold
 from dfshield.runtime import (
@@ -27,6 +27,7 @@ from dfshield.runtime import (
     write_text,
 )
 from dfshield.shards import Surrogate, read
+from dfshield.threat import parse_threat
 from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import maximise, step_size
 

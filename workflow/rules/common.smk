@@ -13,7 +13,8 @@ import yaml
 from snakemake.settings.types import DeploymentMethod
 
 from dfshield import provenance, registry
-from dfshield.config import Compute, threat_name
+from dfshield.config import Compute
+from dfshield.threat import threat_name
 from dfshield.flags import as_flags
 from dfshield.plan import DATA, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
 from dfshield.report.published import published
