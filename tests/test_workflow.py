@@ -42,9 +42,9 @@ def test_the_default_is_table_4_of_the_demo(folder):
         "teacher": models,
         "synthesize": students * config.shards,
         "merge": students,
-        "export": students,
-        "train": 2 * students,  # Ours and Original
-        "attack": 2 * (models + 2 * students),  # PGD and AutoAttack
+        "export": models,  # Undefended and Original, rows of reference, at one seed
+        "train": students + models,  # Ours and Original
+        "attack": 2 * (models + students + models),  # PGD and AutoAttack
         "table": 1,
         "all": 1,
     }
