@@ -16,6 +16,7 @@ rule synthesize:
         "Synthesis {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}, shard {wildcards.shard}"
     wildcard_constraints:
         source=SYNTHETIC,
+    priority: 3  # what others wait for goes first, so that no long chain is left to the end
     threads: cores("synthesis")
     retries: 1  # it goes on where it stopped
     resources:

@@ -12,6 +12,7 @@ rule teacher:
         benchmark_of(TEACHER)
     message:
         "Teacher {wildcards.dataset}/{wildcards.model}"
+    priority: 4
     threads: cores("teacher")
     retries: 1  # it may download published weights
     resources:

@@ -16,6 +16,7 @@ rule train:
         "Training {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe} seed {wildcards.seed}"
     wildcard_constraints:
         recipe=one_of(plan.recipes),
+    priority: 2  # what others wait for goes first, so that no long chain is left to the end
     threads: cores("training")
     retries: 1  # it goes on where it stopped
     resources:
