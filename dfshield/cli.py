@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dfshield import __version__
-from dfshield.config import PROFILES, STAGES, load_config
+from dfshield.config import load_config
 from dfshield.flags import Parser, add_options, given_options
+from dfshield.options import PROFILES, STAGES
 from dfshield.runtime import InputError
 
 

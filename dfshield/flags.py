@@ -4,7 +4,7 @@ import argparse
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from dfshield.config import PROFILES, STAGES, Compute
+from dfshield.options import PROFILES, STAGES, Compute
 from dfshield.validation import build
 
 

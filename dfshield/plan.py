@@ -10,7 +10,8 @@ from itertools import product
 from typing import Any
 
 from dfshield import registry
-from dfshield.config import PROFILES, PROTOCOLS, STAGES, AttackOptions, Config, HardenConfig, StageOverrides
+from dfshield.config import Config, HardenConfig, StageOverrides
+from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions
 from dfshield.report.cells import Cell, RowSpec, TableSpec, load_tables, variant
 from dfshield.runtime import InputError
 from dfshield.threat import threat_name

@@ -14,7 +14,7 @@ from dfshield import registry
 
 PACKAGE = "dfshield"
 ROOT = Path(__file__).parent
-LEFT_OUT = {"dfshield", "dfshield.registry", "dfshield.config", "dfshield.provenance"}
+LEFT_OUT = {"dfshield", "dfshield.registry", "dfshield.options", "dfshield.config", "dfshield.provenance"}
 RUNTIME = {"generator", "digest", "canonical_json", "fraction"}
 """What of ``dfshield.runtime`` decides about results; the rest is progress, messages and files."""
 

@@ -3,7 +3,8 @@
 import json
 from typing import Any
 
-from dfshield.config import STAGES, Config
+from dfshield.config import Config
+from dfshield.options import STAGES
 
 LAYERS = ("Config", "DatasetConfig", "HardenConfig", "StageOverrides")
 """Parts of a config that hold options by stage."""

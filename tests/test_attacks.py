@@ -15,8 +15,8 @@ from dfshield.attacks.autoattack import Budget
 from dfshield.attacks.gradient import Component, Ensemble, differentiable, frozen, input_gradient
 from dfshield.attacks.ledger import read_ledger
 from dfshield.attacks.threat import from_half, project, random_start, step, to_half
-from dfshield.config import AttackOptions
 from dfshield.models.checkpoints import Card, Classifier, build_network, save_checkpoint
+from dfshield.options import AttackOptions
 from dfshield.runtime import InputError
 from dfshield.threat import Threat, parse_threat
 

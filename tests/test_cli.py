@@ -12,7 +12,7 @@ import pytest
 
 from dfshield import cli, flags
 from dfshield.cli import COMMANDS
-from dfshield.config import PROFILES, STAGES, Compute
+from dfshield.options import PROFILES, STAGES, Compute
 
 STAGE_COMMANDS = {stage: name for name, (_, stage, _, _) in COMMANDS.items() if stage}
 REQUIRED = {

@@ -5,18 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from dfshield import config, registry
-from dfshield.config import (
-    PROFILES,
-    PROTOCOLS,
-    STAGES,
-    AttackOptions,
-    Config,
-    SynthesisOptions,
-    TrainingOptions,
-    check_config,
-    load_config,
-)
+from dfshield import registry
+from dfshield.config import Config, DatasetConfig, check_config, load_config
+from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, ProtocolName, SynthesisOptions, TrainingOptions
 from dfshield.runtime import InputError
 from dfshield.threat import parse_threat, threat_name
 from dfshield.validation import Options, build
@@ -148,8 +139,8 @@ def test_vocabularies_are_the_registries():
     }
     for (name, options), table in fields.items():
         assert list(options.model_fields[name].annotation.__args__) == list(table)
-    assert set(config.ProtocolName.__args__) == set(PROTOCOLS)
-    models = config.DatasetConfig.model_fields["models"].annotation.__args__[0]
+    assert set(ProtocolName.__args__) == set(PROTOCOLS)
+    models = DatasetConfig.model_fields["models"].annotation.__args__[0]
     assert list(models.__args__) == list(registry.MODELS)
     for values in PROTOCOLS.values():
         assert AttackOptions(**values)

@@ -134,7 +134,7 @@ class TestTables:
             ),
             # a default that the config leaves alone
             (
-                {"config.py": ("momentum: Share = 0.9", "momentum: Share = 0.8")},
+                {"options.py": ("momentum: Share = 0.9", "momentum: Share = 0.8")},
                 {"train": 8, "attack": 4 + 3 + 3, "table": 6, "tables": 1},
             ),
         ],

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from dfshield import shards
-from dfshield.config import PROFILES, SynthesisOptions
 from dfshield.models.checkpoints import Classifier, load_checkpoint, read_card
+from dfshield.options import PROFILES, SynthesisOptions
 from dfshield.runtime import InputError, generator
 from dfshield.synthesis import coefficients, inversion
 from dfshield.synthesis.inversion import Synthesizer, run
@@ -468,7 +468,7 @@ def test_shards_that_there_cannot_be(teacher, tmp_path, shard, count):
 def test_no_real_data_can_be_read(teacher, tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from dfshield.config import SynthesisOptions\n"
+        "from dfshield.options import SynthesisOptions\n"
         "from dfshield.synthesis import inversion\n"
         "genuine = inversion.Synthesizer.group\n"
         "def group(self, *rest):\n"

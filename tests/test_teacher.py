@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from dfshield import registry
-from dfshield.config import TeacherOptions
 from dfshield.data import sets
 from dfshield.models import general, teacher
 from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.models.factory import build_network
 from dfshield.models.teacher import accuracy, run, shift
+from dfshield.options import TeacherOptions
 from dfshield.runtime import InputError, sha256_file
 
 QUICK = TeacherOptions(device="cpu", epochs=6, batch=64, lr=3e-3)

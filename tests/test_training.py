@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 
 from dfshield import registry, shards
-from dfshield.config import PROFILES, TrainingOptions
 from dfshield.models.checkpoints import load_checkpoint, read_card
+from dfshield.options import PROFILES, TrainingOptions
 from dfshield.runtime import InputError, generator
 from dfshield.shards import Surrogate
 from dfshield.threat import Threat, parse_threat
@@ -637,7 +637,7 @@ def test_data_of_another_teacher_are_refused(files, tmp_path, changes, message):
 def test_no_real_data_can_be_read(files, tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from dfshield.config import TrainingOptions\n"
+        "from dfshield.options import TrainingOptions\n"
         "from dfshield.training import trainer\n"
         "genuine = trainer.Trainer.epoch\n"
         "def epoch(self, *rest):\n"

@@ -25,7 +25,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
 from dfshield.attacks.gradient import Component, Ensemble, differentiable, frozen, seeded
-from dfshield.config import AttackOptions
+from dfshield.options import AttackOptions
 from dfshield.threat import Threat, parse_threat
 
 TARGETS = 9

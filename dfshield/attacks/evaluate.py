@@ -22,7 +22,7 @@ from dfshield import __version__, registry
 from dfshield.attacks.gradient import Component, Ensemble, frozen, input_gradient, seeded
 from dfshield.attacks.ledger import Ledger, write_ledger
 from dfshield.attacks.threat import from_half, to_half
-from dfshield.config import AttackOptions
+from dfshield.options import AttackOptions
 from dfshield.runtime import InputError, atomic, digest, generator, progress, select_device
 from dfshield.threat import Threat, parse_threat
 

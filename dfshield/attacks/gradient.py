@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfshield.attacks.threat import project, random_start, step
-from dfshield.config import AttackOptions
+from dfshield.options import AttackOptions
 from dfshield.runtime import fraction
 from dfshield.threat import Threat
 

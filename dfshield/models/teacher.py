@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 import dfshield
 from dfshield import registry
-from dfshield.config import TeacherOptions
 from dfshield.data import sets
 from dfshield.models.checkpoints import Card, Classifier, save_checkpoint
 from dfshield.models.factory import build_network
 from dfshield.models.general import find_pretrained
 from dfshield.models.weights import fit, load_state
+from dfshield.options import TeacherOptions
 from dfshield.runtime import InputError, data_file, generator, progress, say, select_device, sha256_file
 
 NOT_IN_PROVENANCE = {"device", "threads", "seed"}

@@ -6,7 +6,7 @@ tensor of shape (3,) in that order.
 
 import torch
 
-from dfshield.config import SynthesisOptions
+from dfshield.options import SynthesisOptions
 
 
 def fixed(base: torch.Tensor, generator: torch.Generator, options: SynthesisOptions) -> torch.Tensor:

@@ -11,8 +11,8 @@ import torch
 
 import dfshield
 from dfshield import registry
-from dfshield.config import SynthesisOptions
 from dfshield.models.checkpoints import Classifier, load_checkpoint
+from dfshield.options import SynthesisOptions
 from dfshield.runtime import (
     InputError,
     atomic,

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 
 from dfshield.attacks.threat import project, random_start, step
-from dfshield.config import TrainingOptions
+from dfshield.options import TrainingOptions
 from dfshield.runtime import fraction
 from dfshield.threat import Threat
 from dfshield.training.losses import kl

@@ -10,7 +10,7 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from dfshield.config import TrainingOptions
+from dfshield.options import TrainingOptions
 
 
 def kl(

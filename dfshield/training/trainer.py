@@ -12,9 +12,9 @@ import torch
 
 import dfshield
 from dfshield import registry
-from dfshield.config import TrainingOptions
 from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, save_checkpoint
 from dfshield.models.folding import fold
+from dfshield.options import TrainingOptions
 from dfshield.runtime import (
     InputError,
     atomic,

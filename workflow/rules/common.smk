@@ -13,7 +13,7 @@ import yaml
 from snakemake.settings.types import DeploymentMethod
 
 from dfshield import provenance, registry
-from dfshield.config import Compute
+from dfshield.options import Compute
 from dfshield.threat import threat_name
 from dfshield.flags import as_flags
 from dfshield.plan import DATA, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
