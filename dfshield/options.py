@@ -195,6 +195,10 @@ class AttackOptions(Compute):
     """attack only the first so many images; 0 for all"""
     chunk: Positive = 250
     """images attacked together; randomness is keyed by seed, attack and chunk"""
+    precision: Precision = "fp32"
+    """arithmetic of crafting where rounding does no harm (PGD and APGD); verdicts are always fp32"""
+    reference: bool = False
+    """craft as a reference library does, slowly: on the model as it is, every step for every image, no pre-filter"""
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
