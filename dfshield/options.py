@@ -97,6 +97,8 @@ class SynthesisOptions(Compute):
     """number type of the stored images; uint8 rounds to 1/255"""
     precision: Precision = "fp32"
     """arithmetic of the teacher's forward and backward pass"""
+    compile: bool = False
+    """generate code for the loop: twice the speed after up to a minute, for long jobs; needs a C++ compiler"""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SynthesisOptions":
@@ -165,7 +167,11 @@ class TrainingOptions(Compute):
     holdout: Annotated[int, Field(ge=0)] = 200
     """surrogate images kept out of training for the per-epoch metrics; 0 for none"""
     precision: Precision = "fp32"
-    """arithmetic of the inner maximisation; weight gradients are always fp32"""
+    """arithmetic of the inner maximisation"""
+    outer_precision: Precision = "fp32"
+    """arithmetic of the student's forward and backward pass; weights and updates are always fp32"""
+    compile: bool = False
+    """generate code for the loops: faster after up to a minute, for long jobs; needs a C++ compiler"""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "TrainingOptions":

@@ -246,8 +246,10 @@ class Plan:
             RowSpec(method="Ours", source=entry.source, recipe=entry.recipe),
         )
         found = []
-        for row, protocol in product(rows, entry.evaluation.protocols):
-            metric = "autoattack" if protocol.startswith("aa-") else protocol
+        protocols = entry.evaluation.protocols
+        metrics = {"clean": protocols[-1]}  # every ledger holds the clean predictions
+        metrics |= {"autoattack" if protocol.startswith("aa-") else protocol: protocol for protocol in protocols}
+        for row, (metric, protocol) in product(rows, metrics.items()):
             ledger = self.path(
                 LEDGER, HARDEN, name, source=row.source, recipe=row.recipe, seed=self.config.seeds[0], protocol=protocol
             )

@@ -227,7 +227,7 @@ def test_wrong_configs(base, path, value, message):
 
 def test_right_configs():
     assert check_config(GRID).recipes["dfshield-plain"] == {"loss": "dfshield", "aggregate": 1}
-    assert check_config(MINE).harden["net"].evaluation.protocols == ("clean", "pgd10", "aa-standard")
+    assert check_config(MINE).harden["net"].evaluation.protocols == ("pgd10", "aa-standard")
     assert check_config(changed(GRID, "training/lr", "1e-4")).training == {"lr": "1e-4"}  # YAML reads 1e-4 as a text
 
 

@@ -2,10 +2,12 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 
 from dfshield.report.cells import TableSpec
 from dfshield.report.flags import notes
 from dfshield.report.layout import (
+    METRICS,
     Gain,
     Item,
     Layout,
@@ -63,6 +65,10 @@ def latex(rows: Sequence[Row], spec: TableSpec) -> str:
     )
 
 
+UNBALANCED = 30.0
+"""Share of the largest class in percent from which balanced accuracy is printed, too."""
+
+
 def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
     """What a reader needs beside the figures: units, spread, threat, number of images, majority class, protocols."""
     first = "Accuracies in percent."
@@ -84,7 +90,26 @@ def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
             f"{dataset_title(dataset)}: {threats}, n = {sizes} images, "
             f"always answering the majority class scores {majority} %."
         )
+        if max(row.majority for row in own) >= UNBALANCED:
+            lines += _balanced(own)
     lines.append(f"Protocols: {', '.join(dict.fromkeys(row.protocol for row in rows))}.")
+    return lines
+
+
+def _balanced(rows: Sequence[Row]) -> list[str]:
+    """Balanced accuracy of one data set's cells, one line a model."""
+    lines = []
+    for model in dict.fromkeys(row.model for row in rows):
+        found: dict[str, dict[str, list[float]]] = {}
+        for row in rows:
+            if row.model == model:
+                name = " ".join(filter(None, (row.method, row.variant)))
+                found.setdefault(name, {}).setdefault(row.metric, []).append(row.balanced)
+        metrics = " / ".join(METRICS.get(metric, metric) for metric in next(iter(found.values())))
+        figures = ", ".join(
+            f"{name} {' / '.join(f'{fmean(values):.2f}' for values in own.values())}" for name, own in found.items()
+        )
+        lines.append(f"{model_title(model)}, balanced accuracy (mean over the classes), {metrics}: {figures}.")
     return lines
 
 

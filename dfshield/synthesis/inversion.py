@@ -17,6 +17,7 @@ from dfshield.runtime import (
     InputError,
     atomic,
     canonical_json,
+    compiled,
     digest,
     forbid_real_data,
     generator,
@@ -115,7 +116,7 @@ def _saved(path: Path | None) -> dict[str, Any] | None:
 
 
 class Synthesizer:
-    """Makes groups of synthesis batches out of one frozen teacher."""
+    """Makes groups of synthesis batches out of one teacher, which it freezes and watches from then on."""
 
     def __init__(
         self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: SynthesisOptions
@@ -123,6 +124,8 @@ class Synthesizer:
         self.options, self.shape, self.classes = options, input_shape, classes
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = model.mean.device
+        self.statistics = BatchStatistics(self.model.net)
+        self.terms = compiled(self._terms) if options.compile else self._terms
         self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
 
     def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
@@ -154,41 +157,38 @@ class Synthesizer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images."""
         options, k = self.options, len(alphas)
-        statistics = BatchStatistics(self.model.net, k)
+        self.statistics.k = k
         z = start.to(self.device).contiguous(memory_format=torch.channels_last).requires_grad_()
         black, white = -self.model.mean / self.model.std, (1 - self.model.mean) / self.model.std
         weights = alphas.to(self.device, torch.float32)
         adam = torch.optim.Adam([z], lr=options.lr, fused=True)
         offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
-        try:
-            for step in range(options.iterations):
-                rolled = torch.cat(
-                    [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
-                )
-                terms = self._terms(statistics, rolled, labels, k)
-                (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
-                # the fused optimiser walks both in memory order, so the layouts have to agree
-                z.grad = gradient.contiguous(memory_format=torch.channels_last)
-                adam.step()
-                if options.clamp == "step":
-                    with torch.no_grad():
-                        z.copy_(z.clamp(black, white))
-                if bar is not None:
-                    if step % 50 == 0:
-                        values = terms.detach().mean(0).tolist()
-                        bar.set_postfix({t: f"{v:.3g}" for t, v in zip(TERMS, values, strict=True)}, refresh=False)
-                    bar.update()
-            with torch.no_grad():
-                mean, std = self.model.mean, self.model.std
-                images = (mean + std * z).clamp(0, 1)
-                if options.storage == "uint8":
-                    images = (images * 255).round() / 255
-                final = self._terms(statistics, (images - mean) / std, labels, k)
-        finally:
-            statistics.remove()
+        for step in range(options.iterations):
+            rolled = torch.cat(
+                [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
+            ).contiguous(memory_format=torch.channels_last)  # which a roll by nothing keeps and another does not
+            terms = self.terms(rolled, labels, k)
+            (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
+            # the fused optimiser walks both in memory order, so the layouts have to agree
+            z.grad = gradient.contiguous(memory_format=torch.channels_last)
+            adam.step()
+            if options.clamp == "step":
+                with torch.no_grad():
+                    z.copy_(z.clamp(black, white))
+            if bar is not None:
+                if step % 50 == 0:
+                    values = terms.detach().mean(0).tolist()
+                    bar.set_postfix({t: f"{v:.3g}" for t, v in zip(TERMS, values, strict=True)}, refresh=False)
+                bar.update()
+        with torch.no_grad():
+            mean, std = self.model.mean, self.model.std
+            images = (mean + std * z).clamp(0, 1)
+            if options.storage == "uint8":
+                images = (images * 255).round() / 255
+            final = self._terms((images - mean) / std, labels, k)
         return images.cpu(), final.cpu()
 
-    def _terms(self, statistics: BatchStatistics, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+    def _terms(self, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             logits = self.model.net(z)
-        return torch.stack([class_loss(logits, labels, k), statistics.feature_loss(), total_variation(z, k)], dim=1)
+        return torch.stack([class_loss(logits, labels, k), self.statistics.feature_loss(), total_variation(z, k)], dim=1)

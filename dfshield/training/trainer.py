@@ -5,6 +5,7 @@ import csv
 import io
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from dfshield.options import TrainingOptions
 from dfshield.runtime import (
     InputError,
     atomic,
+    compiled,
     digest,
     forbid_real_data,
     generator,
@@ -139,6 +141,10 @@ class Trainer:
         self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student.requires_grad_(True)
         self.crafting = fold(self.student)
+        self.outer: Callable[..., torch.Tensor] = self.student
+        if options.compile:
+            self.crafting.compile_for(options.batch)
+            self.outer = compiled(self.student)
         images = torch.from_numpy(surrogate.images).permute(0, 3, 1, 2).to(device)
         labels = torch.from_numpy(surrogate.labels).to(device)
         targets = predict(teacher, images)
@@ -226,9 +232,12 @@ class Trainer:
     def gradients(self, rows: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, list[torch.Tensor]]:
         """Loss and its gradients on one mini-batch: x̂' crafted in eval mode, outer forwards in train mode."""
         x, labels, targets = self.images[rows], self.labels[rows], self.targets[rows]
+        x = x.contiguous(memory_format=torch.channels_last)
         adversarial = self._craft(x, labels, random)
         self.student.train()
-        loss = self.loss(self.student(x), self.student(adversarial), targets, labels, self.options)
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.outer_precision == "bf16"):
+            clean, robust = self.outer(x), self.outer(adversarial)
+        loss = self.loss(clean.float(), robust.float(), targets, labels, self.options)
         return loss.detach(), list(torch.autograd.grad(loss, self.parameters))
 
     def _craft(self, x: torch.Tensor, labels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
