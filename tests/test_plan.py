@@ -220,9 +220,7 @@ def test_cells_of_a_hardened_model():
         (method, metric) for method in ("Undefended", "Ours") for metric in ("clean", "pgd10", "autoattack")
     ]
     root = "results/mine/harden/net/dss/dfshield/linf-8-255/seed-4/eval/none"
-    assert (
-        cells[3].ledger == cells[5].ledger == f"{root}/aa-standard@linf-8-255/ledger.h5"
-    )
+    assert cells[3].ledger == cells[5].ledger == f"{root}/aa-standard@linf-8-255/ledger.h5"
     assert cells[4].ledger == f"{root}/pgd10@linf-8-255/ledger.h5"
     assert plan(MINE, harden__net__evaluation=None).harden_cells("net") == []
 

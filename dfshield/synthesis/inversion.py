@@ -191,4 +191,6 @@ class Synthesizer:
     def _terms(self, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             logits = self.model.net(z)
-        return torch.stack([class_loss(logits, labels, k), self.statistics.feature_loss(), total_variation(z, k)], dim=1)
+        return torch.stack(
+            [class_loss(logits, labels, k), self.statistics.feature_loss(), total_variation(z, k)], dim=1
+        )
