@@ -183,20 +183,19 @@ def fosc(x: torch.Tensor, adversarial: torch.Tensor, gradient: torch.Tensor, thr
 def nearest(
     model: Network, x: torch.Tensor, adversarial: torch.Tensor, labels: torch.Tensor, halvings: int
 ) -> torch.Tensor:
-    """The misclassified point nearest to `x` on the way to `adversarial`, by bisection; `adversarial` if that is none.
+    """The misclassified point nearest to `x` on the way to `adversarial`, by bisection; `adversarial` if none is met.
 
     So every image has an ε of its own, at most the threat's: AN-PGD (Ding et al. 2020, Algorithm 1) with the largest ε
     as the first guess, which needs no memory of earlier epochs.
     """
     direction = adversarial - x
     with torch.no_grad():
-        reached = model(adversarial).argmax(1) != labels
         low, high = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
         for _ in range(halvings):
             middle = (low + high) / 2
             wrong = model(x + middle.view(-1, 1, 1, 1) * direction).argmax(1) != labels
             low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
-        return x + torch.where(reached, high, 1.0).view(-1, 1, 1, 1) * direction
+        return x + high.view(-1, 1, 1, 1) * direction
 
 
 def virtual(
