@@ -401,6 +401,15 @@ def trained():
         return net, x, net(x).argmax(1)
 
 
+def test_images_and_networks_of_any_memory_layout_are_attacked(small_budget):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    x = torch.rand((6, 3, 8, 8), generator=key()).contiguous(memory_format=torch.channels_last)
+    y = net(x).argmax(1)
+    plain = attack(net, x.contiguous(), y, "linf:0.01", attack="autoattack")[0]["component"]
+    net.to(memory_format=torch.channels_last)
+    assert np.array_equal(attack(net, x, y, "linf:0.01", attack="autoattack")[0]["component"], plain)
+
+
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", ["pgd", "autoattack"])
 def test_quick_crafting_breaks_no_fewer_images_than_the_reference(name, precision, trained, monkeypatch):

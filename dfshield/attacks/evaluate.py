@@ -132,7 +132,8 @@ def attack_all(
     with progress(len(chunks) * (len(ensemble.components) + 1), options.attack, "piece") as bar:
         for number, start in enumerate(chunks):
             stop = start + options.chunk
-            chunk, labels = x[start:stop].to(device), y[start:stop].to(device)
+            # the components of AutoAttack look at gradients through views, which other layouts do not have
+            chunk, labels = x[start:stop].to(device).contiguous(), y[start:stop].to(device)
             if number == 0 and options.attack != "clean":
                 flags = suspicions(model, chunk, labels)
             done += len(chunk)
