@@ -77,8 +77,8 @@ def mart(
 
     BCE = -log p'_ŷ - log(1.0001 - max of the other p'_k), the constant as in its released code.
     """
-    p, other = clean.softmax(1), adversarial.softmax(1).scatter(1, labels[:, None], 0.0)
-    boosted = F.cross_entropy(adversarial, labels) - (1.0001 - other.amax(1)).log().mean()
+    p, wrong = clean.softmax(1), adversarial.softmax(1).scatter(1, labels[:, None], 0.0)
+    boosted = F.cross_entropy(adversarial, labels) - (1.0001 - wrong.amax(1)).log().mean()
     divergence = F.kl_div(adversarial.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True).sum(1)
     misclassified = 1 - p.gather(1, labels[:, None])[:, 0]
     return boosted + options.mart_weight * (divergence * misclassified).mean()
