@@ -146,6 +146,9 @@ class Config(StageOverrides):
         "dfshield-plain": {"loss": "dfshield", "aggregate": 1},
         "trades": {"loss": "trades", "aggregate": 1},
         "std": {"loss": "std", "aggregate": 1},
+        "mart": {"loss": "mart", "aggregate": 1},
+        "ard": {"loss": "ard", "aggregate": 1},
+        "rslad": {"loss": "rslad", "aggregate": 1},
     }
     """training options by recipe"""
     harden: dict[Name, HardenConfig] = {}

@@ -34,7 +34,9 @@ def other(options: type[Compute], name: str, chance: random.Random) -> object:
     annotation, default = flags._base(field.annotation), field.default
     if name == "threat":
         return chance.choice(["linf:3/255", "l2:0.25", "l2:128/255"])
-    if name == "l2_step":
+    if name == "loss":
+        return chance.choice(["std", "trades", "mart"])  # some others go with one threat or inner objective alone
+    if name in ("l2_step", "rslad_alpha", "fosc_share"):
         return "17/255"
     if annotation is bool:
         return not default

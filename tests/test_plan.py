@@ -137,7 +137,10 @@ def test_swept_recipes_have_their_options():
 
 FULL = {  # data sets x models x methods or swept values x metrics
     "table4": 3 * 3 * 3 * 3,
+    "table7": 2 * 6 * 3,
     "table8": 3 * 4 * 2,
+    "table16": 3 * 6 * 3,
+    "table17": 3 * 6 * 3,
     "table23": 2 * 7 * 3,
     "table24": 2 * 11 * 3,
     "table25": 3 * 36 * 2,
@@ -145,12 +148,16 @@ FULL = {  # data sets x models x methods or swept values x metrics
 }
 DEMO = {
     "table4": 2 * 3 * 3,
+    "table7": 6 * 3,
     "table8": 2 * 4 * 2,
+    "table16": 2 * 6 * 3,
+    "table17": 2 * 6 * 3,
     "table23": 3 * 3,
     "table24": 3 * 3,
     "table25": 9 * 2,
     "table26": 9 * 2,
 }
+BOTH = ("table4", "table8", "table16", "table17")
 TWO = {"datasets__digits__models": ["cnn-s", "cnn-m"]}
 
 
@@ -171,7 +178,7 @@ def test_cells_of_the_demo(table):
     cells = plan(**TWO).cells(table)
     assert len(cells) == DEMO[table]
     assert {cell.dataset for cell in cells} == {"digits"}
-    assert {cell.model for cell in cells} == ({"cnn-s", "cnn-m"} if table in ("table4", "table8") else {"cnn-s"})
+    assert {cell.model for cell in cells} == ({"cnn-s", "cnn-m"} if table in BOTH else {"cnn-s"})
 
 
 def test_every_row_of_table_4():
@@ -202,7 +209,7 @@ def test_a_swept_value_that_is_the_recipes_own_shares_its_files(table, key, own)
 
 
 def test_tables_that_a_config_cannot_have():
-    with pytest.raises(InputError, match=r"no 'table5'; tables are table4, table8"):
+    with pytest.raises(InputError, match=r"no 'table5'; tables are table4, table7, table8"):
         plan().cells("table5")
     with pytest.raises(InputError, match="table8: its row 'Base' takes source 'fixed', which the config lacks"):
         plan(sources={"dss": {}}).cells("table8")

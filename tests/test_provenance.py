@@ -1,6 +1,7 @@
 """Code digests: an edit reruns what depends on it and nothing else."""
 
 import ast
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -116,18 +117,30 @@ def test_a_new_loss_reruns_nothing_and_has_a_digest_of_its_own(package):
     before = _digests()
     losses = package / "training/losses.py"
     losses.write_text(
-        losses.read_text() + "\n\ndef mart(clean, adversarial, teacher, labels, options):\n    return 1\n"
+        losses.read_text() + "\n\ndef mine(clean, adversarial, teacher, labels, options):\n    return 1\n"
     )
-    entry = '    "mart": Loss("dfshield.training.losses:mart"),\n    "std": Loss('
+    entry = '    "mine": Loss("dfshield.training.losses:mine"),\n    "std": Loss('
     _edit(package / "registry.py", '    "std": Loss(', entry)
     assert _digests() == before
-    own = provenance.stage_digest("training", MODELS["cnn-s"], Loss("dfshield.training.losses:mart"))
+    own = provenance.stage_digest("training", MODELS["cnn-s"], Loss("dfshield.training.losses:mine"))
     assert own != before["training"]
 
 
 def test_the_chosen_entries_are_part_of_the_digest():
     digests = {provenance.stage_digest("training", MODELS[m], loss) for m in MODELS for loss in LOSSES.values()}
     assert len(digests) == len(MODELS) * len(LOSSES)
+
+
+def test_facts_of_the_chosen_entries_count_and_titles_do_not():
+    target = LOSSES["std"].target
+    facts = [{}, {"inner": "ce"}, {"start": "uniform"}, {"inner": "ce", "start": "uniform"}, {"labels": "teacher"}]
+    assert len({provenance.stage_digest("training", Loss(target, **given)) for given in facts}) == len(facts)
+    default = provenance.stage_digest("training", registry.Entry(target))  # a new fact reruns only what states it
+    assert provenance.stage_digest("training", Loss(target)) == default
+    digits = registry.DATASETS["digits"]
+    renamed, larger = dataclasses.replace(digits, title="Numbers"), dataclasses.replace(digits, classes=11)
+    digests = [provenance.stage_digest("attack", entry) for entry in (digits, renamed, larger)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(

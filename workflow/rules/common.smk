@@ -173,24 +173,25 @@ def options(stage):
 
 
 @functools.cache
-def code_digest(stage, *targets):
-    return provenance.stage_digest(stage, *map(registry.Entry, targets))
+def code_digest(stage, *chosen):
+    entries = [getattr(registry, table).get(name) for table, name in chosen]
+    return provenance.stage_digest(stage, *filter(None, entries))
 
 
 def code(stage):
     """Digest of the stage's code with the network, data set, loss… that the job uses."""
 
     def of(wildcards):
-        chosen = [registry.MODELS.get(wildcards.model)]
+        chosen = [("MODELS", wildcards.model)]
         if stage in ("teacher", "export", "attack"):
-            chosen.append(registry.DATASETS.get(wildcards.dataset))
+            chosen.append(("DATASETS", wildcards.dataset))
         if stage == "synthesis":
-            chosen.append(registry.COEFFICIENTS[job_options(stage, wildcards).coefficients])
+            chosen.append(("COEFFICIENTS", job_options(stage, wildcards).coefficients))
         if stage == "training":
-            chosen.append(registry.LOSSES[job_options(stage, wildcards).loss])
+            chosen.append(("LOSSES", job_options(stage, wildcards).loss))
         if stage == "attack":
-            chosen.append(registry.ATTACKS[job_options(stage, wildcards).attack])
-        return code_digest(stage, *(entry.target for entry in chosen if entry))
+            chosen.append(("ATTACKS", job_options(stage, wildcards).attack))
+        return code_digest(stage, *chosen)
 
     return of
 
