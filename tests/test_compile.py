@@ -51,7 +51,7 @@ def plain_gradients():
 
 @pytest.mark.parametrize(
     "changes, tolerance",
-    [({"compile": True}, 1e-3), ({"outer_precision": "bf16"}, 0.05), ({"precision": "bf16"}, 0.05)],
+    [({"compile": True}, 1e-3), ({"outer_precision": "bf16"}, 0.05), ({"precision": "bf16"}, 0.5)],
 )
 def test_training(plain_gradients, changes, tolerance):
     for found, expected in zip(gradients(**changes), plain_gradients, strict=True):
