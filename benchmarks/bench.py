@@ -23,13 +23,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import reference
 from dfshield import registry
 from dfshield.attacks import evaluate
 from dfshield.attacks.gradient import frozen
 from dfshield.data.sets import load_npz
+from dfshield.estimate import forward_flops
 from dfshield.models.checkpoints import Classifier, load_checkpoint
 from dfshield.models.factory import build_network
 from dfshield.options import AttackOptions, SynthesisOptions, TrainingOptions
@@ -63,6 +63,8 @@ class Result:
     seconds_ours: float
     n: int
     """images"""
+    flops: float = 0.0
+    """arithmetic of our side"""
     note: str = ""
 
 
@@ -130,13 +132,6 @@ def _best(work: Callable[[], Any], device: torch.device) -> float:
     return min(times)
 
 
-def forward_flops(model: nn.Module, shape: tuple[int, ...]) -> float:
-    """Arithmetic of one image's forward pass: two operations per multiplication of a convolution or linear layer."""
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(torch.zeros(1, *shape, device=next(model.parameters()).device))
-    return float(counter.get_total_flops())
-
-
 @dataclass
 class Bench:
     """What all stages share."""
@@ -164,7 +159,7 @@ class Bench:
         """One synthesis batch of 200, as many steps on both sides."""
         model, shape, classes = self.network()
         steps, batch = self.arguments.steps, 200
-        plain, flops = reference.copy.deepcopy(model.net), forward_flops(model, shape)
+        plain, flops = reference.copy.deepcopy(model.net), forward_flops(self.arguments.model, shape, classes)
         random = generator("benchmark")
         start = torch.randn((batch, *shape), generator=random).to(self.device)
         labels = torch.randint(classes, (batch,), generator=random).to(self.device)
@@ -185,7 +180,7 @@ class Bench:
         batch, b = 200, 2
         random = generator("benchmark")
         images = torch.rand((b * batch, *shape), generator=random)
-        flops = forward_flops(model, shape)
+        flops = forward_flops(self.arguments.model, shape, classes)
         options = TrainingOptions(
             batch=batch,
             aggregate=b,
@@ -284,6 +279,7 @@ class Bench:
             hardened=hardened,
             achieved_fraction_of_ceiling=fraction,
             n=n,
+            flops=quick.flops,
             **found,
         )
 

@@ -120,6 +120,16 @@ def _verify(a: argparse.Namespace) -> None:
     sys.exit(verify(a.table))
 
 
+def _estimate(a: argparse.Namespace) -> None:
+    from dfshield.estimate import run
+    from dfshield.plan import Plan
+
+    plan = Plan.of(load_config(a.config))
+    if not (a.workers > 0 and 0 <= a.robust <= 1):
+        raise InputError("--workers must be at least 1 and --robust between 0 and 1")
+    print(run(plan, a.tables or plan.own_tables, a.benchmarks, a.workers, a.robust))
+
+
 def _schema(a: argparse.Namespace) -> None:
     from dfshield.schema import schema_text
 
@@ -286,6 +296,18 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         None,
         _verify,
         (_file("table", help="a table's CSV"),),
+    ),
+    "estimate": (
+        "estimate time, GPU hours and disk of tables from a benchmark report",
+        None,
+        _estimate,
+        (
+            _value("tables", "names of tables (default: all that the config has cells in)", nargs="*"),
+            _file("--config", help="config of the run"),
+            _file("--benchmarks", help="report of `make bench` on the device that is asked about"),
+            _value("--workers", "devices that work at once", type=int, default=1),
+            _value("--robust", "share of images expected to survive every attack", type=float, default=0.4),
+        ),
     ),
     "schema": ("print the JSON schema of config files", None, _schema, ()),
     "doctor": ("check this machine: versions, devices, data", None, _doctor, (DATA_DIR,)),
