@@ -15,7 +15,7 @@ TABLES = load_tables(Path(__file__).parents[1] / "config" / "tables.yaml")
 
 @pytest.mark.parametrize(
     ("number", "count"),
-    [(4, 3 * 5 * 3 * 3 + 2 * 3 * 3), (8, 3 * 4 * 2), (23, 7 * 2 * 3), (24, 11 * 2 * 3), (25, 216), (26, 216)],
+    [(4, 3 * 5 * 3 * 3 + 2 * 3 * 3), (6, 8 * 7), (8, 3 * 4 * 2), (19, 3 * 5 * 7), (20, 3 * 5 * 7), (23, 7 * 2 * 3), (24, 11 * 2 * 3), (25, 216), (26, 216)],
 )
 def test_counts(number: int, count: int) -> None:
     entries = published(number)
@@ -32,6 +32,14 @@ def test_counts(number: int, count: int) -> None:
         (4, ("cifar100", "resnet56", "DFME", "", "clean"), 24.16),
         (4, ("cifar10", "wrn28_10", "Original", "", "autoattack"), 62.84),
         (4, ("svhn", "resnet20", "Original", "", "clean"), 93.19),
+        (6, ("cifar10", "wrn28_10", "IntraQ", "", "pgd10"), 36.13),
+        (6, ("cifar10", "wrn28_10", "Qimera", "", "ndb"), 99),
+        (6, ("cifar10", "wrn28_10", "+ Cutout", "", "coverage"), 0.034),
+        (19, ("svhn", "resnet56", "+ CutMix", "", "autoattack"), 55.38),
+        (19, ("svhn", "wrn28_10", "Base", "", "recall"), 0.246),
+        (19, ("svhn", "resnet20", "+ DSS", "", "jsd"), 0.237),
+        (20, ("cifar10", "resnet20", "+ Mixup", "", "autoattack"), 5.95),
+        (20, ("cifar10", "resnet56", "+ DSS", "", "coverage"), 0.55),
         (8, ("cifar10", "wrn28_10", "+ L_DFShield", "", "autoattack"), 36.34),
         (8, ("cifar10", "resnet56", "Base", "", "clean"), 78.22),
         (23, ("cifar10", "resnet20", "Ours", "B=40", "clean"), 28.87),
@@ -57,8 +65,21 @@ def test_default_setting_agrees_across_tables() -> None:
                 assert same != ("differs-from-table4" in entry.flags), entry
 
 
+def test_tables_of_diversification_agree() -> None:
+    """Table 6 repeats WRN-28-10 of Table 20, and the base and DSS rows are the middle rows of Table 8."""
+    small, large, ablation = ({entry.key: entry.value for entry in published(number)} for number in (6, 20, 8))
+    shared = small.keys() & large.keys()
+    assert len(shared) == 5 * 7
+    assert all(small[key] == large[key] for key in shared)
+    for model in ("resnet20", "resnet56", "wrn28_10"):
+        for method, same in (("Base", "+ L_DFShield"), ("+ DSS", "+ DSS")):
+            for metric in ("clean", "autoattack"):
+                key = ("cifar10", model, method, "", metric)
+                assert large[key] == ablation[("cifar10", model, same, "", metric)]
+
+
 def test_flags_are_explained_and_daggers_are_those_printed() -> None:
-    flags = [flag for number in (4, 8, 23, 24, 25, 26) for entry in published(number) for flag in entry.flags]
+    flags = [flag for number in (4, 6, 8, 19, 20, 23, 24, 25, 26) for entry in published(number) for flag in entry.flags]
     assert set(flags) <= set(NOTES)
     daggers = [entry.key[:3] for entry in published(4) if "did-not-converge" in entry.flags]
     assert daggers == [

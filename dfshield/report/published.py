@@ -10,7 +10,7 @@ COLUMNS = ("dataset", "model", "method", "variant", "metric", "value", "flags")
 
 @dataclass(frozen=True)
 class Published:
-    """One published figure, in percent."""
+    """One published figure: accuracies in percent, diversity metrics as they are."""
 
     dataset: str
     model: str
