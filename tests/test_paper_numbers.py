@@ -15,7 +15,17 @@ TABLES = load_tables(Path(__file__).parents[1] / "config" / "tables.yaml")
 
 @pytest.mark.parametrize(
     ("number", "count"),
-    [(4, 3 * 5 * 3 * 3 + 2 * 3 * 3), (6, 8 * 7), (8, 3 * 4 * 2), (19, 3 * 5 * 7), (20, 3 * 5 * 7), (23, 7 * 2 * 3), (24, 11 * 2 * 3), (25, 216), (26, 216)],
+    [
+        (4, 3 * 5 * 3 * 3 + 2 * 3 * 3),
+        (6, 8 * 7),
+        (8, 3 * 4 * 2),
+        (19, 3 * 5 * 7),
+        (20, 3 * 5 * 7),
+        (23, 7 * 2 * 3),
+        (24, 11 * 2 * 3),
+        (25, 216),
+        (26, 216),
+    ],
 )
 def test_counts(number: int, count: int) -> None:
     entries = published(number)
@@ -79,7 +89,9 @@ def test_tables_of_diversification_agree() -> None:
 
 
 def test_flags_are_explained_and_daggers_are_those_printed() -> None:
-    flags = [flag for number in (4, 6, 8, 19, 20, 23, 24, 25, 26) for entry in published(number) for flag in entry.flags]
+    flags = [
+        flag for number in (4, 6, 8, 19, 20, 23, 24, 25, 26) for entry in published(number) for flag in entry.flags
+    ]
     assert set(flags) <= set(NOTES)
     daggers = [entry.key[:3] for entry in published(4) if "did-not-converge" in entry.flags]
     assert daggers == [

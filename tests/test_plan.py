@@ -183,7 +183,9 @@ def test_cells_of_the_demo(table):
     cells = plan(**TWO).cells(table)
     assert len(cells) == DEMO[table]
     assert {cell.dataset for cell in cells} == {"digits"}
-    assert {cell.model for cell in cells} == ({"cnn-s", "cnn-m"} if table in ("table4", "table8", "table19", "table20") else {"cnn-s"})
+    assert {cell.model for cell in cells} == (
+        {"cnn-s", "cnn-m"} if table in ("table4", "table8", "table19", "table20") else {"cnn-s"}
+    )
 
 
 def test_every_row_of_table_4():

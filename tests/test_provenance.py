@@ -177,7 +177,16 @@ def test_an_entry_without_code_is_an_error(target):
     "entry",
     [
         entry
-        for table in ("COEFFICIENTS", "OBJECTIVES", "AUGMENTATIONS", "SOURCES", "LOSSES", "ATTACKS", "DATASETS", "MODELS")
+        for table in (
+            "COEFFICIENTS",
+            "OBJECTIVES",
+            "AUGMENTATIONS",
+            "SOURCES",
+            "LOSSES",
+            "ATTACKS",
+            "DATASETS",
+            "MODELS",
+        )
         for entry in getattr(registry, table).values()
     ],
     ids=lambda entry: entry.target,

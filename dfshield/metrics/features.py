@@ -65,9 +65,9 @@ class _Scaled(nn.Module):
 
 
 def _vgg16(weights: Path) -> nn.Module:
+    state = load_state(weights)
     from torchvision.models import vgg16
 
-    state = load_state(weights)
     with torch.device("meta"):  # 138 million parameters that are replaced at once
         network = vgg16()
     fit(network, state, str(weights), assign=True)

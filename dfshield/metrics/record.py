@@ -31,7 +31,7 @@ BINNED = ("ndb", "jsd")
 class Record:
     """Diversity of one surrogate set with respect to one set of real images."""
 
-    __pydantic_config__ = ConfigDict(extra="forbid", strict=True)
+    __pydantic_config__ = ConfigDict(extra="forbid")
 
     dataset: str
     model: str
@@ -69,7 +69,7 @@ _RECORD = TypeAdapter(Record)
 
 def write_record(path: Path, record: Record) -> str:
     """Write `record` atomically; returns its content SHA-256."""
-    record = replace(record, content_sha256=_content(record))
+    record = replace(record, content_sha256=_content(asdict(record)))
     write_text(path, json.dumps({"format": FORMAT, "version": VERSION} | asdict(record), indent=1) + "\n")
     return record.content_sha256
 
@@ -89,7 +89,7 @@ def read_record(path: Path) -> Record:
         )
     try:
         record = _RECORD.validate_python(body)
-        same = record.content_sha256 == _content(record)
+        same = record.content_sha256 == _content(body)
     except (ValidationError, ValueError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: is not whole ({reason}); {REMEDY}") from None
@@ -100,8 +100,8 @@ def read_record(path: Path) -> Record:
     return record
 
 
-def _content(record: Record) -> str:
-    return digest({name: value for name, value in asdict(record).items() if name != "content_sha256"})
+def _content(body: dict[str, Any]) -> str:
+    return digest({name: value for name, value in body.items() if name != "content_sha256"})
 
 
 def protocol(record: Record, metric: str) -> str:
