@@ -169,7 +169,7 @@ class TestTables:
             ),
             # a diversity metric
             (
-                {"metrics/diversity.py": ("kthvalue(k + 1)", "kthvalue(k + 2)")},
+                {"metrics/diversity.py": ("topk(k + 1,", "topk(k + 2,")},
                 {"diversity": 2, "table": 3, "tables": 1},
             ),
         ],

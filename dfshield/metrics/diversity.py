@@ -56,7 +56,8 @@ def _radii(points: Tensor, k: int, bar: Any) -> Tensor:
     """Distance of each of `points` to its k-th neighbour."""
     found = []
     for rows in points.split(ROWS):
-        found.append(_distances(rows, points).kthvalue(k + 1).values)  # the nearest of all is the point itself
+        nearest = _distances(rows, points).topk(k + 1, largest=False).values  # the first is the point itself
+        found.append(nearest[:, -1])
         if bar is not None:
             bar.update(len(rows))
     return torch.cat(found)
