@@ -68,6 +68,20 @@ def _merge(a: argparse.Namespace) -> None:
     merge(a.shards, a.out)
 
 
+def _augment(a: argparse.Namespace) -> None:
+    options = given_options("augmentation", a)
+    from dfshield.synthesis.augmentation import run
+
+    run(a.data, a.out, options, a.source, a.code)
+
+
+def _diversity(a: argparse.Namespace) -> None:
+    options = given_options("diversity", a)
+    from dfshield.metrics.evaluate import run
+
+    run(a.teacher, a.data, a.out, options, a.dataset, a.data_dir, a.factory, a.code)
+
+
 def _train(a: argparse.Namespace) -> None:
     options = given_options("training", a)
     from dfshield.training.trainer import run
@@ -228,6 +242,31 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         _merge,
         (_file("shards", help="shard files, in any order", nargs="+"), OUT),
     ),
+    "augment": (
+        "derive training data from surrogate data by Mixup, Cutout or CutMix",
+        "augmentation",
+        _augment,
+        (
+            _file("--data", help="merged surrogate data to start from"),
+            OUT,
+            _value("--source", "name of this kind of data, recorded in the file", default="mixup"),
+            CODE,
+        ),
+    ),
+    "diversity": (
+        "compare surrogate data with real images: precision, recall, density, coverage, NDB, JSD",
+        "diversity",
+        _diversity,
+        (
+            TEACHER,
+            _file("--data", help="merged surrogate data"),
+            OUT,
+            _value("--dataset", "real data set; without it the teacher's own"),
+            DATA_DIR,
+            FACTORY,
+            CODE,
+        ),
+    ),
     "train": (
         "adversarially fine-tune a copy of the teacher on surrogate data",
         "training",
@@ -262,7 +301,7 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         ),
     ),
     "table": (
-        "render one table of the paper from its ledgers, as CSV, Markdown and LaTeX",
+        "render one table of the paper from its ledgers and records, as CSV, Markdown and LaTeX",
         None,
         _table,
         (
@@ -283,7 +322,7 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         ),
     ),
     "inspect": (
-        "say what a shard, surrogate set, checkpoint or ledger holds",
+        "say what a shard, surrogate set, checkpoint, ledger or diversity record holds",
         None,
         _inspect,
         (
@@ -292,7 +331,7 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         ),
     ),
     "verify": (
-        "trace every cell of a table to ledger, student, data and teacher by hash",
+        "trace every cell of a table to ledger or record, student, data and teacher by hash",
         None,
         _verify,
         (_file("table", help="a table's CSV"),),

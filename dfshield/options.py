@@ -19,16 +19,21 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Features = Literal["teacher", "pixels", "vgg16"]
 
 if TYPE_CHECKING:
     LossName: TypeAlias = str
     CoefficientsName: TypeAlias = str
+    ObjectiveName: TypeAlias = str
+    AugmentationName: TypeAlias = str
     AttackName: TypeAlias = str
     ModelName: TypeAlias = str
     DatasetName: TypeAlias = str
 else:  # the choices are the registries' own
     LossName = Literal[tuple(registry.LOSSES)]
     CoefficientsName = Literal[tuple(registry.COEFFICIENTS)]
+    ObjectiveName = Literal[tuple(registry.OBJECTIVES)]
+    AugmentationName = Literal[tuple(registry.AUGMENTATIONS)]
     AttackName = Literal[tuple(registry.ATTACKS)]
     ModelName = Literal[tuple(registry.MODELS)]
     DatasetName = Literal[tuple(registry.DATASETS)]
@@ -75,6 +80,8 @@ class SynthesisOptions(Compute):
     """Adam steps per batch (Q)"""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Adam learning rate in normalised pixel space"""
+    objective: ObjectiveName = "inversion"
+    """what is minimised: the terms of Eq 3-6, or IntraQ's own"""
     coefficients: CoefficientsName = "dss"
     """how the loss coefficients of a batch are drawn: dss is U(0,1) for each term (Eq 8)"""
     alpha_class: Weight = 1.0
@@ -99,6 +106,16 @@ class SynthesisOptions(Compute):
     """arithmetic of the teacher's forward and backward pass"""
     compile: bool = False
     """generate code for the loop: twice the speed after up to a minute, for long jobs; needs a C++ compiler"""
+    intraq_label: Share = 0.95
+    """IntraQ: least probability that a softened label asks for (ε)"""
+    intraq_near: Annotated[float, Field(ge=0, le=2)] = 0.05
+    """IntraQ: least cosine distance from the mean feature of a class (λ_l)"""
+    intraq_far: Annotated[float, Field(ge=0, le=2)] = 0.8
+    """IntraQ: largest cosine distance from the mean feature of a class (λ_u)"""
+    intraq_crop: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """IntraQ: least share of an image that a random crop keeps (η)"""
+    intraq_patience: Positive = 50
+    """IntraQ: steps without progress before the learning rate falls tenfold"""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SynthesisOptions":
@@ -107,12 +124,54 @@ class SynthesisOptions(Compute):
                 f"images ({self.images}) must be a multiple of batch ({self.batch}); "
                 f"the nearest is {max(1, round(self.images / self.batch)) * self.batch}"
             )
+        if self.intraq_near > self.intraq_far:
+            raise ValueError(f"intraq_near ({self.intraq_near}) must not be above intraq_far ({self.intraq_far})")
         return self
 
     @property
     def groups(self) -> int:
         """Number of groups of batches in the whole set."""
         return -(-self.images // (self.batch * self.group))
+
+
+class AugmentationOptions(Compute):
+    """Derive a training set from a surrogate set by mixing or masking its images."""
+
+    augmentation: AugmentationName = "mixup"
+    """augmentation"""
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    """Mixup and CutMix: the share of an image is drawn from Beta(alpha, alpha)"""
+    side: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Cutout: side of the square as a share of the image's"""
+    probability: Share = 1.0
+    """share of the images that are augmented"""
+
+
+class DiversityOptions(Compute):
+    """Compare a surrogate set with real images: how much of them it covers."""
+
+    split: Literal["train", "dev", "test"] = "train"
+    """part of the real data set"""
+    features: Features = "teacher"
+    """space of precision, recall, density and coverage; teacher: the input of its last linear layer"""
+    neighbours: Positive = 5
+    """nearest neighbours that set the radius of an image's ball (k)"""
+    bin_features: Features = "pixels"
+    """space of the bins of NDB and JSD"""
+    bins: Annotated[int, Field(ge=2)] = 100
+    """bins of NDB and JSD: k-means clusters of the real images (K)"""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """significance level at which a bin counts as different"""
+    sample: Annotated[int, Field(ge=0)] = 0
+    """compare so many randomly drawn images of either set; 0 for all"""
+    vgg16: str = ""
+    """torchvision's VGG16 weights, for features vgg16; in a config below data_dir if not absolute"""
+
+    @model_validator(mode="after")
+    def _vgg16_has_weights(self) -> "DiversityOptions":
+        if "vgg16" in (self.features, self.bin_features) and not self.vgg16:
+            raise ValueError("features vgg16 need its weights, which are never downloaded: give vgg16, a .pth file")
+        return self
 
 
 class TrainingOptions(Compute):
@@ -287,6 +346,8 @@ else:
 STAGES: dict[str, type[Compute]] = {
     "teacher": TeacherOptions,
     "synthesis": SynthesisOptions,
+    "augmentation": AugmentationOptions,
+    "diversity": DiversityOptions,
     "training": TrainingOptions,
     "attack": AttackOptions,
 }

@@ -26,6 +26,8 @@ ENTRY_POINTS = {
     "synthesis": ("dfshield.synthesis.inversion:run",),
     "export": ("dfshield.data.export:export",),
     "merge": ("dfshield.shards:merge",),
+    "augmentation": ("dfshield.synthesis.augmentation:run",),
+    "diversity": ("dfshield.metrics.evaluate:run",),
     "training": ("dfshield.training.trainer:run",),
     "attack": ("dfshield.attacks.evaluate:run",),
     "table": ("dfshield.report.tables:build", "dfshield.report.render:markdown", "dfshield.report.render:latex"),

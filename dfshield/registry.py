@@ -99,6 +99,17 @@ COEFFICIENTS = {
     "linear": Entry("dfshield.synthesis.coefficients:linear"),
 }
 
+OBJECTIVES = {
+    "inversion": Entry("dfshield.synthesis.inversion:Synthesizer"),
+    "intraq": Entry("dfshield.synthesis.intraq:IntraQ"),
+}
+
+AUGMENTATIONS = {
+    "mixup": Entry("dfshield.synthesis.augmentation:mixup"),
+    "cutout": Entry("dfshield.synthesis.augmentation:cutout"),
+    "cutmix": Entry("dfshield.synthesis.augmentation:cutmix"),
+}
+
 SOURCES = {
     "synthetic": Source("dfshield.synthesis.inversion:run"),
     "real": Source("dfshield.data.export:export", real_data="train"),

@@ -7,11 +7,22 @@ import pytest
 
 from dfshield import registry
 from dfshield.config import Config, DatasetConfig, check_config, load_config
-from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, ProtocolName, SynthesisOptions, TrainingOptions
+from dfshield.options import (
+    PROFILES,
+    PROTOCOLS,
+    STAGES,
+    AttackOptions,
+    AugmentationOptions,
+    DiversityOptions,
+    ProtocolName,
+    SynthesisOptions,
+    TrainingOptions,
+)
 from dfshield.runtime import InputError
 from dfshield.threat import parse_threat, threat_name
 from dfshield.validation import Options, build
 
+AUGMENTED = {"kind": "augmented", "base": "fixed", "augmentation": "mixup"}
 GRID = {"name": "run", "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}}}
 MINE = {
     "name": "mine",
@@ -114,6 +125,12 @@ def test_names_of_threats_are_file_names():
         (SynthesisOptions, {"images": 100}, "the nearest is 200"),
         (SynthesisOptions, {"coefficients": "dice"}, "coefficients"),
         (SynthesisOptions, {"roll": -1}, "roll"),
+        (SynthesisOptions, {"objective": "gan"}, "objective"),
+        (SynthesisOptions, {"intraq_near": 0.9}, r"intraq_near \(0.9\) must not be above intraq_far \(0.8\)"),
+        (AugmentationOptions, {"augmentation": "rotate"}, "augmentation"),
+        (AugmentationOptions, {"probability": 1.1}, "probability"),
+        (DiversityOptions, {"features": "vgg16"}, "features vgg16 need its weights, which are never downloaded"),
+        (DiversityOptions, {"bin_features": "inception"}, "bin_features"),
         (AttackOptions, {"attack": "bim"}, "attack"),
         (AttackOptions, {"limit": -1}, "limit"),
     ],
@@ -156,6 +173,8 @@ def test_vocabularies_are_the_registries():
     fields = {
         ("loss", TrainingOptions): registry.LOSSES,
         ("coefficients", SynthesisOptions): registry.COEFFICIENTS,
+        ("objective", SynthesisOptions): registry.OBJECTIVES,
+        ("augmentation", AugmentationOptions): registry.AUGMENTATIONS,
         ("attack", AttackOptions): registry.ATTACKS,
     }
     for (name, options), table in fields.items():
@@ -225,13 +244,34 @@ def changed(base: dict, path: str, value: object) -> dict:
         (GRID, "sources", {"none": {}}, r"sources\.none: this name"),
         (GRID, "sources", {"mine": {"kind": "stolen"}}, r"sources\.mine\.kind: "),
         (GRID, "sources", {"mine": {"synthesis": {"lr": -1}}}, r"sources\.mine\.synthesis\.lr: "),
+        (
+            GRID,
+            "sources",
+            {"a": {"kind": "augmented", "base": "a"}},
+            r"sources\.a: augmentation is missing; a",
+        ),
+        (GRID, "sources", {"a": {"kind": "augmented", "augmentation": "mixup"}}, r"sources\.a: base is missing"),
+        (GRID, "sources", {"a": AUGMENTED | {"base": "b"}}, r"sources\.a\.base: 'b' is not one of "),
+        (
+            GRID,
+            "sources",
+            {"r": {"kind": "real"}, "a": AUGMENTED | {"base": "r"}},
+            r"sources\.a\.base: 'r' is not one of",
+        ),
+        (GRID, "sources", {"a": AUGMENTED | {"base": "a"}}, r"sources\.a\.base: 'a' is not one of"),
+        (GRID, "sources", {"a": AUGMENTED | {"augmentation": "rotate"}}, r"sources\.a\.augmentation: "),
+        (GRID, "sources", {"a": AUGMENTED | {"synthesis": {"lr": 1}}}, r"sources\.a: synthesis is not for a source of"),
+        (GRID, "sources", {"a": {"base": "fixed"}}, r"sources\.a: base is not for a source of kind synthetic"),
+        (GRID, "augmentation", {"alpha": 0}, r"augmentation\.alpha: "),
+        (GRID, "diversity", {"bins": 1}, r"diversity\.bins: "),
+        (GRID, "diversity", {"feature": "pixels"}, "diversity: unknown option 'feature'; did you mean 'features'"),
         (GRID, "datasets", {}, "there is nothing to do"),
         (MINE, "harden/net/mean", [0.5], "mean has 1 values but input_shape has 3 channels"),
         (MINE, "harden/net/std", [0.5, 0.5, 0], r"harden\.net\.std\.2: "),
         (MINE, "harden/net/factory", "net.py", r"harden\.net\.factory: "),
         (MINE, "harden/net/classes", 1, r"harden\.net\.classes: "),
         (MINE, "harden/net/input_shape", [3, 32], r"harden\.net\.input_shape"),
-        (MINE, "harden/net/source", "mine", r"harden\.net\.source: 'mine' is not one of dss, fixed, real"),
+        (MINE, "harden/net/source", "mine", r"source: 'mine' is not one of cutmix, cutout, dss, fixed, "),
         (MINE, "harden/net/recipe", "mine", r"harden\.net\.recipe: 'mine' is not one of"),
         (MINE, "harden/net/evaluation", {}, r"harden\.net\.evaluation\.file: Field required"),
         (MINE, "harden/net/evaluation", {"file": "x.npz", "protocols": ["aa"]}, r"evaluation\.protocols\.0: "),

@@ -8,11 +8,13 @@ from pathlib import Path
 import pytest
 
 from dfshield import provenance, registry
-from dfshield.registry import ATTACKS, COEFFICIENTS, LOSSES, MODELS, Loss
+from dfshield.registry import ATTACKS, AUGMENTATIONS, COEFFICIENTS, LOSSES, MODELS, OBJECTIVES, Loss
 
 CHOSEN = {
     "teacher": (MODELS["cnn-s"],),
-    "synthesis": (MODELS["cnn-s"], COEFFICIENTS["dss"]),
+    "synthesis": (MODELS["cnn-s"], COEFFICIENTS["dss"], OBJECTIVES["inversion"]),
+    "augmentation": (AUGMENTATIONS["mixup"],),
+    "diversity": (MODELS["cnn-s"],),
     "training": (MODELS["cnn-s"], LOSSES["dfshield"]),
     "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
     "export": (),
@@ -20,8 +22,8 @@ CHOSEN = {
     "table": (),
     "card": (),
 }
-READS_SHARDS = {"synthesis", "training", "export", "merge"}
-USES_MODELS = {"teacher", "synthesis", "training", "attack"}
+READS_SHARDS = {"synthesis", "augmentation", "diversity", "training", "export", "merge"}
+USES_MODELS = {"teacher", "synthesis", "diversity", "training", "attack"}
 
 
 @pytest.fixture
@@ -75,6 +77,11 @@ EDITS = {
     "an objective term": ("synthesis/objective.py", "feature_loss", {"synthesis"}),
     "the chosen sampler": ("synthesis/coefficients.py", "dss", {"synthesis"}),
     "another sampler": ("synthesis/coefficients.py", "fixed", set()),
+    "IntraQ's objective": ("synthesis/intraq.py", "margin_loss", set()),
+    "the chosen augmentation": ("synthesis/augmentation.py", "mixup", {"augmentation"}),
+    "another augmentation": ("synthesis/augmentation.py", "cutout", set()),
+    "a diversity metric": ("metrics/diversity.py", "jensen_shannon", {"diversity"}),
+    "the record of diversity": ("metrics/record.py", "protocol", {"table", "card"}),
     "the chosen model": ("models/demo.py", "cnn_s", USES_MODELS),
     "another model": ("models/demo.py", "cnn_m", set()),
     "the shard contract": ("shards.py", "_content_hash", READS_SHARDS),
@@ -82,7 +89,7 @@ EDITS = {
     "a re-exported function": ("models/factory.py", "build_network", USES_MODELS),
     "an import in a function": ("data/sets.py", "load_npz", {"attack"}),
     "the writing of ledgers": ("attacks/ledger.py", "write_ledger", {"attack"}),
-    "seeding": ("runtime.py", "generator", USES_MODELS),
+    "seeding": ("runtime.py", "generator", USES_MODELS | {"augmentation"}),
     "progress bars": ("runtime.py", "progress", set()),
     "an option class": ("options.py", "_whole_batches", set()),
     "the command line": ("cli.py", "parser", set()),
@@ -183,7 +190,16 @@ def test_an_entry_without_code_is_an_error(target):
     "entry",
     [
         entry
-        for table in ("COEFFICIENTS", "SOURCES", "LOSSES", "ATTACKS", "DATASETS", "MODELS")
+        for table in (
+            "COEFFICIENTS",
+            "OBJECTIVES",
+            "AUGMENTATIONS",
+            "SOURCES",
+            "LOSSES",
+            "ATTACKS",
+            "DATASETS",
+            "MODELS",
+        )
         for entry in getattr(registry, table).values()
     ],
     ids=lambda entry: entry.target,

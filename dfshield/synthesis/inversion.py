@@ -75,7 +75,7 @@ def run(
     kept = None
     if state is not None:
         kept = state / f"synthesis-{digest(attributes, shard, shards)[:16]}"
-    synthesizer = Synthesizer(model, card.input_shape, card.classes, options)
+    synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
         groups: list[dict[str, Any]] = []
         for index in range(first, last + 1):
@@ -90,13 +90,14 @@ def run(
                 with atomic(path) as temporary:
                     np.savez(temporary, **groups[-1])
     with atomic(out) as temporary:
-        writer = Writer(temporary, attributes, TERMS)
+        terms = synthesizer.terms
+        writer = Writer(temporary, attributes, terms)
         for group in groups:
             writer.append(
                 group["images"],
                 group["labels"],
                 group["batch"],
-                *({term: group[f"{kind}_{term}"] for term in TERMS} for kind in ("coefficients", "final_loss")),
+                *({term: group[f"{kind}_{term}"] for term in terms} for kind in ("coefficients", "final_loss")),
             )
         content = writer.finish()
     if kept:
@@ -118,6 +119,8 @@ def _saved(path: Path | None) -> dict[str, Any] | None:
 class Synthesizer:
     """Makes groups of synthesis batches out of one teacher, which it freezes and watches from then on."""
 
+    terms: tuple[str, ...] = TERMS
+
     def __init__(
         self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: SynthesisOptions
     ) -> None:
@@ -136,18 +139,29 @@ class Synthesizer:
         random = generator("synthesis", options.seed, index)
         sampler = registry.COEFFICIENTS[options.coefficients].load()
         alphas = torch.stack([sampler(self.base, random, options) for _ in range(k)])
-        if options.labels == "cycle":
-            labels = ((torch.arange(k) + first) % self.classes).repeat_interleave(options.batch)
-        else:
-            labels = torch.randint(self.classes, (k * options.batch,), generator=random)
+        labels = self.labels(first, k, random)
         start = torch.randn((k * options.batch, *self.shape), generator=random)
         images, final = self._optimise(start, labels.to(self.device), alphas, random, bar)
+        return self.arrays(images, labels, first, alphas, final)
+
+    def labels(self, first: int, k: int, random: torch.Generator) -> torch.Tensor:
+        """Labels (k·batch,) of `k` batches, the first of which has number `first`."""
+        options = self.options
+        if options.labels == "cycle":
+            return ((torch.arange(k) + first) % self.classes).repeat_interleave(options.batch)
+        return torch.randint(self.classes, (k * options.batch,), generator=random)
+
+    def arrays(
+        self, images: torch.Tensor, labels: torch.Tensor, first: int, alphas: torch.Tensor, final: torch.Tensor
+    ) -> dict[str, np.ndarray]:
+        """What `group` returns, from images (k·batch,C,H,W) in [0,1] and, per batch and term, weights and losses."""
+        options = self.options
         stored = images.permute(0, 2, 3, 1).contiguous().numpy()
         if options.storage == "uint8":
             stored = np.round(stored * 255).astype(np.uint8)
-        batch = np.arange(first, first + k).repeat(options.batch)
+        batch = np.arange(first, first + len(alphas)).repeat(options.batch)
         result = {"images": stored, "labels": labels.numpy(), "batch": batch}
-        for position, term in enumerate(TERMS):
+        for position, term in enumerate(self.terms):
             result[f"coefficients_{term}"] = alphas[:, position].numpy()
             result[f"final_loss_{term}"] = final[:, position].double().numpy()
         return result
