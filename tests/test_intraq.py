@@ -65,7 +65,6 @@ def test_statistics_loss_by_hand():
         # as in the test of Eq 4: the input of the first layer has means 4 and 2, biased variances 5 and 18
         assert float(means) == pytest.approx(((4 - 1) ** 2 / 2 + (1.5 - 0.5) ** 2 / 2) / 2)
         assert float(variances) == pytest.approx((((5 - 4) ** 2 + (18 - 9) ** 2) / 2 + (5 / 4 - 1) ** 2 / 2) / 2)
-    statistics.remove()
 
 
 def test_class_means_by_hand():

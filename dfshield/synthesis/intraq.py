@@ -56,7 +56,7 @@ class IntraQ(Synthesizer):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adam on z, where x = mean + std·z; images in [0,1] and the terms (4,) of these. `memory` takes them in."""
         options, mean, std = self.options, self.model.mean, self.model.std
-        statistics, watched = BatchStatistics(self.model.net), Penultimate(self.model.net)
+        watched = Penultimate(self.model.net)
         z = start.to(self.device).requires_grad_()
         adam = torch.optim.Adam([z], lr=options.lr)
         schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, patience=options.intraq_patience, min_lr=LEAST_LR)
@@ -66,7 +66,7 @@ class IntraQ(Synthesizer):
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
                 logits = self.model.net(x)
             margin = margin_loss(watched.features.float(), *earlier, options.intraq_near, options.intraq_far)
-            return torch.stack([*statistics_loss(statistics), label_loss(logits, labels, targets), margin])
+            return torch.stack([*statistics_loss(self.statistics), label_loss(logits, labels, targets), margin])
 
         try:
             for _ in range(options.iterations):
@@ -89,7 +89,6 @@ class IntraQ(Synthesizer):
                 final = terms((images - mean) / std)
                 memory.add(watched.features.float(), labels)
         finally:
-            statistics.remove()
             watched.remove()
         return images.cpu(), final.cpu()
 

@@ -128,7 +128,7 @@ class Synthesizer:
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = model.mean.device
         self.statistics = BatchStatistics(self.model.net)
-        self.terms = compiled(self._terms) if options.compile else self._terms
+        self.objective = compiled(self._terms) if options.compile else self._terms
         self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
 
     def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
@@ -181,7 +181,7 @@ class Synthesizer:
             rolled = torch.cat(
                 [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
             ).contiguous(memory_format=torch.channels_last)  # which a roll by nothing keeps and another does not
-            terms = self.terms(rolled, labels, k)
+            terms = self.objective(rolled, labels, k)
             (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
             # the fused optimiser walks both in memory order, so the layouts have to agree
             z.grad = gradient.contiguous(memory_format=torch.channels_last)
