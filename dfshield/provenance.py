@@ -24,6 +24,7 @@ ENTRY_POINTS = {
     "export": ("dfshield.data.export:export",),
     "merge": ("dfshield.shards:merge",),
     "training": ("dfshield.training.trainer:run",),
+    "cotraining": ("dfshield.cotraining.trainer:run",),
     "attack": ("dfshield.attacks.evaluate:run",),
     "table": ("dfshield.report.tables:build", "dfshield.report.render:markdown", "dfshield.report.render:latex"),
     "card": ("dfshield.report.card:run",),

@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 
 from dfshield.attacks.threat import project, random_start, step
-from dfshield.options import TrainingOptions
+from dfshield.options import CotrainingOptions, TrainingOptions
 from dfshield.runtime import fraction
 from dfshield.threat import Threat
 from dfshield.training.losses import kl
 
 
-def step_size(options: TrainingOptions, threat: Threat) -> float:
+def step_size(options: TrainingOptions | CotrainingOptions, threat: Threat) -> float:
     """ε/4 for l∞; for l2 the stated step (15/255 in the paper, ε/5 in the released code)."""
     if threat.norm == "linf":
         return threat.eps / 4

@@ -26,9 +26,9 @@ TABLE = f"{RESULTS}/{{table}}.csv"
 CARD = f"{RESULTS}/{HARDEN}/{{name}}/MODEL_CARD.md"
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
-MINUTES = {"teacher": 240, "synthesis": 480, "training": 1440, "attack": 1440}
+MINUTES = {"teacher": 240, "synthesis": 480, "training": 1440, "cotraining": 1440, "attack": 1440}
 """Time to ask a cluster for: the paper's largest model on one GPU. A job that runs out resumes, with more."""
-MEMORY_MB = {"teacher": 4000, "synthesis": 4000, "training": 8000, "attack": 6000}
+MEMORY_MB = {"teacher": 4000, "synthesis": 4000, "training": 8000, "cotraining": 8000, "attack": 6000}
 """Memory to ask for: PyTorch with CUDA takes 2 to 3 GB, 60,000 CIFAR images 740 MB."""
 
 
@@ -111,7 +111,7 @@ def ledgers(cells):
 
 # --- options of a job: where it runs, what it does -------------------------------------------------------------------
 
-OUTPUT = {"teacher": TEACHER, "synthesis": SHARD, "training": STUDENT, "attack": LEDGER}
+OUTPUT = {"teacher": TEACHER, "synthesis": SHARD, "training": STUDENT, "cotraining": STUDENT, "attack": LEDGER}
 
 
 def job_options(stage, wildcards):
@@ -125,7 +125,7 @@ def job_options(stage, wildcards):
         return plan.options(stage, w.dataset, w.model)
     if stage == "synthesis":
         return plan.synthesis(w.dataset, w.model, w.source, int(w.seed))
-    if stage == "training":
+    if stage in ("training", "cotraining"):
         return plan.training(w.dataset, w.model, w.recipe, int(w.seed))
     return plan.attack(w.dataset, w.model, w.protocol, int(w.seed))
 
@@ -188,6 +188,8 @@ def code(stage):
             chosen.append(registry.COEFFICIENTS[job_options(stage, wildcards).coefficients])
         if stage == "training":
             chosen.append(registry.LOSSES[job_options(stage, wildcards).loss])
+        if stage == "cotraining":
+            chosen.append(registry.COTRAINING[job_options(stage, wildcards).method])
         if stage == "attack":
             chosen.append(registry.ATTACKS[job_options(stage, wildcards).attack])
         return code_digest(stage, *(entry.target for entry in chosen if entry))
