@@ -67,7 +67,7 @@ def run(
     many classes teacher and student see in it; the student's updates so far. With `state`, the same call after a crash
     goes on at the last finished epoch, to the identical file.
 
-    A run has *diverged* if a loss or a weight is not finite (it ends there, and the student is that of the last whole
+    A run has *diverged* if a loss, a weight or an output is not finite (it ends there, and the student is that of the last whole
     epoch) or if, after the last epoch, the student sees one class in all the images kept apart where the teacher sees
     several. The student's provenance says so; it is written all the same, as a result.
     """
@@ -271,7 +271,10 @@ class Cotrainer:
         images = images.contiguous(memory_format=torch.channels_last)
         classes = predict(self.teacher, images).argmax(1)
         adversarial = self._craft(images, classes, generator("attack on those", self.options.seed, epoch))
-        clean, robust = (predict(self.student, x).argmax(1) for x in (images, adversarial))
+        logits = [predict(self.student, x) for x in (images, adversarial)]
+        if not all(bool(z.isfinite().all()) for z in logits):
+            raise Diverged(f"an output is not finite after epoch {epoch + 1}")
+        clean, robust = (z.argmax(1) for z in logits)
         return {
             "clean_agreement": 100 * float((clean == classes).float().mean()),
             "robust_agreement": 100 * float((robust == classes).float().mean()),
