@@ -471,7 +471,7 @@ def test_another_seed_gives_another_student(teacher, tmp_path):
     ("method", "changes", "reason"),
     [
         ("dfme", {"iterations": 3, "student_lr": 1e30}, "the loss of the"),
-        ("ait", {"iterations": 1, "student_lr": 3e38, "milestones": ()}, "a weight is not finite after epoch 2"),
+        ("ait", {"iterations": 1, "student_lr": 3e38, "beta": 1e4}, "a weight is not finite after epoch 2"),
         ("dfme", {"iterations": 1, "student_lr": 1e38, "student_steps": 1}, "an output is not finite after epoch 2"),
     ],
 )
