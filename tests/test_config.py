@@ -7,7 +7,16 @@ import pytest
 
 from dfshield import registry
 from dfshield.config import Config, DatasetConfig, check_config, load_config
-from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, ProtocolName, SynthesisOptions, TrainingOptions
+from dfshield.options import (
+    PROFILES,
+    PROTOCOLS,
+    STAGES,
+    AttackOptions,
+    CotrainingOptions,
+    ProtocolName,
+    SynthesisOptions,
+    TrainingOptions,
+)
 from dfshield.runtime import InputError
 from dfshield.threat import parse_threat, threat_name
 from dfshield.validation import Options, build
@@ -94,6 +103,14 @@ def test_names_of_threats_are_file_names():
         (SynthesisOptions, {"coefficients": "dice"}, "coefficients"),
         (SynthesisOptions, {"roll": -1}, "roll"),
         (AttackOptions, {"attack": "bim"}, "attack"),
+        (CotrainingOptions, {"method": "gan"}, "method"),
+        (CotrainingOptions, {"method": ["dast"]}, "method"),
+        (CotrainingOptions, {"batch": 1}, "batch"),
+        (CotrainingOptions, {"adam_beta1": 1}, "adam_beta1"),
+        (CotrainingOptions, {"milestones": [2]}, "milestones"),
+        (CotrainingOptions, {"method": "ait", "epochs": 4}, r"generator_epochs \(4\) must be less than epochs \(4\)"),
+        (CotrainingOptions, {"method": "ait", "momentum": 0}, "nesterov needs a momentum"),
+        (CotrainingOptions, {"lambda1": 1}, "lambda1: unknown key"),
         (AttackOptions, {"limit": -1}, "limit"),
     ],
 )
@@ -134,6 +151,7 @@ def test_every_key_of_a_config_says_what_it_is():
 def test_vocabularies_are_the_registries():
     fields = {
         ("loss", TrainingOptions): registry.LOSSES,
+        ("method", CotrainingOptions): registry.COTRAINING,
         ("coefficients", SynthesisOptions): registry.COEFFICIENTS,
         ("attack", AttackOptions): registry.ATTACKS,
     }
@@ -194,12 +212,20 @@ def changed(base: dict, path: str, value: object) -> dict:
         (GRID, "datasets/digits/training", {"learning_rate": 1}, r"training: unknown option 'learning_rate'"),
         (GRID, "datasets/digits/training", {"lr": float("nan")}, r"training\.lr: "),
         (GRID, "datasets/digits/by_model", {"cnn-m": {}}, r"by_model: 'cnn-m' is not one of cnn-s"),
-        (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of dfshield"),
+        (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of ait, dast"),
         (GRID, "datasets/digits/by_recipe", {"std": {"taus": 1}}, "did you mean 'tau'"),
         (GRID, "training", {"tau": 2}, r"training\.tau: .*less than or equal to 1"),
         (GRID, "synthesis", {"batc": 2}, "synthesis: unknown option 'batc'; did you mean 'batch'"),
         (GRID, "recipes", {"a b": {}}, "recipes"),
         (GRID, "recipes", {"mine": {"loss": "mart"}}, r"recipes\.mine\.loss: "),
+        (GRID, "recipes", {"mine": {"method": "gan"}}, r"recipes\.mine\.method: "),
+        (GRID, "recipes", {"mine": {"method": "dast", "loss": "std"}}, r"recipes\.mine: unknown option 'loss'"),
+        (GRID, "recipes", {"mine": {"method": "dast", "generator_rl": 1}}, "did you mean 'generator_lr'"),
+        (GRID, "recipes", {"mine": {"generator_lr": 1}}, r"recipes\.mine: unknown option 'generator_lr'"),
+        (GRID, "datasets/digits/by_recipe", {"dast": {"tau": 1}}, r"by_recipe\.dast: unknown option 'tau'"),
+        (GRID, "datasets/digits/by_recipe", {"std": {"latent": 1}}, r"by_recipe\.std: unknown option 'latent'"),
+        (GRID, "cotraining", {"epoch": 1}, "cotraining: unknown option 'epoch'; did you mean 'epochs'"),
+        (MINE, "harden/net/recipe", "ait", r"harden\.net\.recipe: 'ait' trains a generator in place of the source"),
         (GRID, "recipes", {"none": {}}, r"recipes\.none: this name stands for the teacher itself"),
         (GRID, "sources", {"none": {}}, r"sources\.none: this name"),
         (GRID, "sources", {"mine": {"kind": "stolen"}}, r"sources\.mine\.kind: "),

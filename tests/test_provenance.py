@@ -7,12 +7,13 @@ from pathlib import Path
 import pytest
 
 from dfshield import provenance, registry
-from dfshield.registry import ATTACKS, COEFFICIENTS, LOSSES, MODELS, Loss
+from dfshield.registry import ATTACKS, COEFFICIENTS, COTRAINING, LOSSES, MODELS, Loss
 
 CHOSEN = {
     "teacher": (MODELS["cnn-s"],),
     "synthesis": (MODELS["cnn-s"], COEFFICIENTS["dss"]),
     "training": (MODELS["cnn-s"], LOSSES["dfshield"]),
+    "cotraining": (MODELS["cnn-s"], COTRAINING["dast"]),
     "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
     "export": (),
     "merge": (),
@@ -20,7 +21,8 @@ CHOSEN = {
     "card": (),
 }
 READS_SHARDS = {"synthesis", "training", "export", "merge"}
-USES_MODELS = {"teacher", "synthesis", "training", "attack"}
+TRAINS = {"training", "cotraining"}
+USES_MODELS = {"teacher", "synthesis", "training", "cotraining", "attack"}
 
 
 @pytest.fixture
@@ -65,12 +67,19 @@ def _alter(file: Path, name: str):
 
 EDITS = {
     "the loss": ("training/losses.py", "dfshield", {"training"}),
-    "what the loss calls": ("training/losses.py", "kl", {"training"}),
+    "what the loss calls": ("training/losses.py", "kl", TRAINS),
     "another loss": ("training/losses.py", "trades", set()),
-    "the inner maximisation": ("training/inner.py", "maximise", {"training"}),
+    "the inner maximisation": ("training/inner.py", "maximise", TRAINS),
+    "a method of co-training": ("cotraining/methods.py", "Dast", {"cotraining"}),
+    "its loss": ("cotraining/losses.py", "dast_imitation", {"cotraining"}),
+    "its generator": ("generators.py", "DastGenerator", {"cotraining"}),
+    "another method of co-training": ("cotraining/methods.py", "Dfard", set()),
+    "another method's loss": ("cotraining/losses.py", "dfard_student", set()),
+    "another generator": ("generators.py", "UpsamplingTrunk", set()),
+    "the loop of co-training": ("cotraining/trainer.py", "_student_loss", {"cotraining"}),
     "a method": ("training/gradrefine.py", "refine", {"training"}),
-    "threat geometry": ("attacks/threat.py", "step", {"training", "attack"}),
-    "a constant": ("attacks/threat.py", "NORMAL_START", {"training", "attack"}),
+    "threat geometry": ("attacks/threat.py", "step", TRAINS | {"attack"}),
+    "a constant": ("attacks/threat.py", "NORMAL_START", TRAINS | {"attack"}),
     "an objective term": ("synthesis/objective.py", "feature_loss", {"synthesis"}),
     "the chosen sampler": ("synthesis/coefficients.py", "dss", {"synthesis"}),
     "another sampler": ("synthesis/coefficients.py", "fixed", set()),
@@ -170,7 +179,7 @@ def test_an_entry_without_code_is_an_error(target):
     "entry",
     [
         entry
-        for table in ("COEFFICIENTS", "SOURCES", "LOSSES", "ATTACKS", "DATASETS", "MODELS")
+        for table in ("COEFFICIENTS", "SOURCES", "LOSSES", "COTRAINING", "ATTACKS", "DATASETS", "MODELS")
         for entry in getattr(registry, table).values()
     ],
     ids=lambda entry: entry.target,

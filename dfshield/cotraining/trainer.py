@@ -67,9 +67,9 @@ def run(
     many classes teacher and student see in it; the student's updates so far. With `state`, the same call after a crash
     goes on at the last finished epoch, to the identical file.
 
-    A run has *diverged* if a loss, a weight or an output is not finite (it ends there, and the student is that of the last whole
-    epoch) or if, after the last epoch, the student sees one class in all the images kept apart where the teacher sees
-    several. The student's provenance says so; it is written all the same, as a result.
+    A run has *diverged* if a loss, a weight or an output is not finite (it ends there, and the student is that of the
+    last whole epoch) or if, after the last epoch, the student sees one class in all the images kept apart where the
+    teacher sees several. The student's provenance says so; it is written all the same, as a result.
     """
     forbid_real_data("cotrain")
     device = select_device(options.device, options.threads)
