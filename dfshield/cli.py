@@ -89,6 +89,13 @@ def _train(a: argparse.Namespace) -> None:
     run(a.teacher, a.data, a.out, options, a.recipe, a.factory, a.state, a.metrics, a.code)
 
 
+def _cotrain(a: argparse.Namespace) -> None:
+    options = given_options("cotraining", a)
+    from dfshield.cotraining.trainer import run
+
+    run(a.teacher, a.out, options, a.recipe, a.factory, a.state, a.metrics, a.code)
+
+
 def _attack(a: argparse.Namespace) -> None:
     options = given_options("attack", a)
     from dfshield.attacks.evaluate import run
@@ -280,6 +287,20 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
             FACTORY,
             STATE,
             PROFILE,
+            CODE,
+        ),
+    ),
+    "cotrain": (
+        "train a generator and a student together, by a method that has no training data (DaST, DFME, AIT, DFARD)",
+        "cotraining",
+        _cotrain,
+        (
+            TEACHER,
+            OUT,
+            _value("--recipe", "name of the recipe, recorded in the file", default="dast"),
+            _file("--metrics", required=False, help="CSV of per-epoch metrics to write"),
+            FACTORY,
+            STATE,
             CODE,
         ),
     ),

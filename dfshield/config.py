@@ -13,6 +13,7 @@ from pydantic import Field, model_validator
 from dfshield.options import (
     STAGES,
     AugmentationName,
+    CotrainingOptions,
     DatasetName,
     Device,
     ModelName,
@@ -63,6 +64,8 @@ class StageOverrides(Options):
     """options of the diversity metrics"""
     training: dict[str, Any] = {}
     """training options"""
+    cotraining: dict[str, Any] = {}
+    """options of recipes that name a method"""
     attack: dict[str, Any] = {}
     """attack options"""
 
@@ -83,7 +86,7 @@ class DatasetConfig(StageOverrides):
     by_model: dict[str, StageOverrides] = {}
     """options by model"""
     by_recipe: dict[str, dict[str, Any]] = {}
-    """training options by recipe"""
+    """training options by recipe, or co-training options where the recipe names a method"""
 
 
 class EvaluationConfig(Options):
@@ -175,8 +178,12 @@ class Config(StageOverrides):
         "mart": {"loss": "mart", "aggregate": 1},
         "ard": {"loss": "ard", "aggregate": 1},
         "rslad": {"loss": "rslad", "aggregate": 1},
+        "dast": {"method": "dast"},
+        "dfme": {"method": "dfme"},
+        "ait": {"method": "ait"},
+        "dfard": {"method": "dfard"},
     }
-    """training options by recipe"""
+    """training options by recipe; one that names a method trains a generator too, and takes co-training options"""
     harden: dict[Name, HardenConfig] = {}
     """your own models"""
     tables: Path = Path("config/tables.yaml")
@@ -185,7 +192,7 @@ class Config(StageOverrides):
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
         for name, recipe in self.recipes.items():
-            check_keys(recipe, TrainingOptions, f"recipes.{name}")
+            check_keys(recipe, recipe_options(recipe), f"recipes.{name}")
         for name, source in self.sources.items():
             check_keys(source.synthesis, SynthesisOptions, f"sources.{name}.synthesis")
             if source.base is not None:
@@ -198,15 +205,25 @@ class Config(StageOverrides):
             _among(dataset.by_model, dataset.models, f"datasets.{name}.by_model")
             _among(dataset.by_recipe, self.recipes, f"datasets.{name}.by_recipe")
             for base, options in dataset.by_recipe.items():
-                check_keys(options, TrainingOptions, f"datasets.{name}.by_recipe.{base}")
+                check_keys(options, recipe_options(self.recipes[base]), f"datasets.{name}.by_recipe.{base}")
         for name, harden in self.harden.items():
             _among([harden.source], self.sources, f"harden.{name}.source")
             _among([harden.recipe], self.recipes, f"harden.{name}.recipe")
+            if recipe_options(self.recipes[harden.recipe]) is CotrainingOptions:
+                raise ValueError(
+                    f"harden.{name}.recipe: {harden.recipe!r} trains a generator in place of the source's data; such "
+                    "recipes are for comparisons, by datasets: or `dfshield cotrain`"
+                )
             if self.sources[harden.source].kind == "real":
                 raise ValueError(f"harden.{name}.source: {harden.source!r} is real data; choose a synthetic source")
         if not self.datasets and not self.harden:
             raise ValueError("there is nothing to do: give datasets: (a grid) or harden: (your own models)")
         return self
+
+
+def recipe_options(recipe: dict[str, Any]) -> type[TrainingOptions] | type[CotrainingOptions]:
+    """The options that a recipe takes: a recipe that names a method trains a generator and a student together."""
+    return CotrainingOptions if "method" in recipe else TrainingOptions
 
 
 def _among(values: Any, allowed: Any, where: str) -> None:

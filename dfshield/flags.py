@@ -4,7 +4,7 @@ import argparse
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from dfshield.options import PROFILES, STAGES, Compute
+from dfshield.options import COTRAINING_DEFAULTS, PROFILES, STAGES, Compute, CotrainingOptions
 from dfshield.validation import build
 
 
@@ -35,7 +35,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[Compute]) -> None
     group = parser.add_argument_group("options")
     for name, field in options.model_fields.items():
         flag, annotation = f"--{name.replace('_', '-')}", _base(field.annotation)
-        default = "" if field.default is None else f" (default: {_text(field.default)})"
+        default = "" if field.default is None else f" (default: {_text(field.default)}{_other_defaults(options, name)})"
         settings: dict[str, Any] = {"help": f"{field.description}{default}".replace("%", "%%")}
         settings["default"] = argparse.SUPPRESS
         if annotation is bool:
@@ -49,15 +49,23 @@ def add_options(parser: argparse.ArgumentParser, options: type[Compute]) -> None
 
 
 def _text(value: Any) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+    return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+
+
+def _other_defaults(options: type[Compute], name: str) -> str:
+    """Defaults that depend on the method of co-training."""
+    if options is not CotrainingOptions:
+        return ""
+    others = [f"{method} {_text(own[name])}" for method, own in COTRAINING_DEFAULTS.items() if name in own]
+    return f"; {', '.join(others)}" if others else ""
 
 
 def as_flags(options: Compute) -> list[str]:
-    """The command-line words that give `options`; values that are the class's defaults are left out."""
-    words = []
+    """The command-line words that give `options`; values that are the defaults are left out."""
+    words, defaults = [], options.defaults()
     for name in type(options).model_fields:
         value = getattr(options, name)
-        if value == type(options).model_fields[name].default:
+        if value == defaults[name]:
             continue
         flag = f"--{name.replace('_', '-')}"
         if isinstance(value, bool):

@@ -10,9 +10,9 @@ from itertools import product
 from typing import Any
 
 from dfshield import registry
-from dfshield.config import Config, HardenConfig, StageOverrides
+from dfshield.config import Config, HardenConfig, StageOverrides, recipe_options
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
-from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, DiversityOptions
+from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, CotrainingOptions, DiversityOptions
 from dfshield.report.cells import Cell, RowSpec, TableSpec, load_tables, variant
 from dfshield.runtime import InputError
 from dfshield.threat import threat_name
@@ -62,6 +62,10 @@ class Plan:
                 if row.recipe in self.config.recipes:
                     found[recipe_name(row.recipe, overrides)] = (row.recipe, overrides)
         return found
+
+    def cotrained(self, recipe: str) -> bool:
+        """Whether a recipe, swept or not, trains a generator beside the student and so takes source ``none``."""
+        return recipe_options(self.config.recipes[self.recipes[recipe][0]]) is CotrainingOptions
 
     def models(self, dataset: str) -> tuple[str, ...]:
         """Models of a data set of the grid, or the names under ``harden:``."""
@@ -124,16 +128,15 @@ class Plan:
         return options
 
     def training(self, dataset: str, model: str, recipe: str, seed: int) -> Any:
-        """TrainingOptions of one recipe, swept or not."""
+        """TrainingOptions of one recipe, swept or not; CotrainingOptions where it names a method."""
         base, overrides = self.recipes[recipe]
         layers = dict(self.config.recipes[base])
         if dataset == HARDEN:  # a user's own training options are more particular than the recipe's
             layers |= self.config.harden[model].training
         else:
             layers |= self.config.datasets[dataset].by_recipe.get(base, {})
-        return self.options(
-            "training", dataset, model, seed, **{"threat": self.threat(dataset, model)} | layers | overrides
-        )
+        stage = "cotraining" if self.cotrained(recipe) else "training"
+        return self.options(stage, dataset, model, seed, **{"threat": self.threat(dataset, model)} | layers | overrides)
 
     def attack(self, dataset: str, model: str, protocol: str, seed: int) -> AttackOptions:
         """AttackOptions of one protocol."""
@@ -188,6 +191,16 @@ class Plan:
                 raise InputError(
                     f"{table}: its row {row.method!r} takes {kind} {name!r}, which the config lacks; "
                     f"add it under {kind}s: (there are {', '.join(known)})"
+                )
+        for row in spec.rows:
+            if row.recipe != NONE and self.cotrained(row.recipe) != (row.source == NONE):
+                why = (
+                    "trains a generator of its own: its source is none"
+                    if self.cotrained(row.recipe)
+                    else (f"needs training data: its source is one of {', '.join(self.config.sources)}")
+                )
+                raise InputError(
+                    f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
                 )
         found = []
         for (dataset, models), row, overrides in product(self.blocks(spec), spec.rows, self.sweeps(spec)):

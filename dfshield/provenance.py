@@ -29,6 +29,7 @@ ENTRY_POINTS = {
     "augmentation": ("dfshield.synthesis.augmentation:run",),
     "diversity": ("dfshield.metrics.evaluate:run",),
     "training": ("dfshield.training.trainer:run",),
+    "cotraining": ("dfshield.cotraining.trainer:run",),
     "attack": ("dfshield.attacks.evaluate:run",),
     "table": ("dfshield.report.tables:build", "dfshield.report.render:markdown", "dfshield.report.render:latex"),
     "card": ("dfshield.report.card:run",),

@@ -54,6 +54,19 @@ class Loss(Entry):
 
 
 @dataclass(frozen=True)
+class Cotraining(Entry):
+    """A method that trains a generator and a student together, and its inner maximisation.
+
+    ``target`` is a subclass of ``dfshield.cotraining.methods:Method``. Such a method has no training data: it is a
+    recipe with source ``none``.
+    """
+
+    inner: Literal["kl", "ce"] = "ce"
+    """``ce`` is the cross entropy with the teacher's class."""
+    start: Literal["normal", "uniform"] = "uniform"
+
+
+@dataclass(frozen=True)
 class Source(Entry):
     """Where training images come from and which real data that touches."""
 
@@ -135,6 +148,13 @@ LOSSES = {
     ),
     "uat": Loss("dfshield.training.losses:uat", inner="ce", start="uniform", labels="teacher"),
     "rst": Loss("dfshield.training.losses:trades", labels="teacher"),
+}
+
+COTRAINING = {
+    "dast": Cotraining("dfshield.cotraining.methods:Dast"),
+    "dfme": Cotraining("dfshield.cotraining.methods:Dfme"),
+    "ait": Cotraining("dfshield.cotraining.methods:Ait", inner="kl", start="normal"),
+    "dfard": Cotraining("dfshield.cotraining.methods:Dfard"),
 }
 
 ATTACKS = {

@@ -23,15 +23,16 @@ def schema_text() -> str:
         for stage in STAGES:
             _refer(parts[name]["properties"], stage, stage)
     _refer(parts["SourceConfig"]["properties"], "synthesis", "synthesis")
-    _refer(parts["DatasetConfig"]["properties"]["by_recipe"], "additionalProperties", "training")
+    _refer(parts["DatasetConfig"]["properties"]["by_recipe"], "additionalProperties", "training", "cotraining")
     by_name = parts["Config"]["properties"]["recipes"]["patternProperties"]
     for pattern in by_name:
-        _refer(by_name, pattern, "training")
+        _refer(by_name, pattern, "training", "cotraining")
     schema["$schema"] = "https://json-schema.org/draft/2020-12/schema"
     return json.dumps(schema, indent=2, ensure_ascii=False) + "\n"
 
 
-def _refer(holder: dict[str, Any], key: str, stage: str) -> None:
-    """Replace the free-form object ``holder[key]`` by a reference to the options of `stage`."""
-    reference = {"$ref": f"#/$defs/{STAGES[stage].__name__}"}
+def _refer(holder: dict[str, Any], key: str, *stages: str) -> None:
+    """Replace the free-form object ``holder[key]`` by a reference to the options of one of `stages`."""
+    references = [{"$ref": f"#/$defs/{STAGES[stage].__name__}"} for stage in stages]
+    reference = references[0] if len(references) == 1 else {"anyOf": references}
     holder[key] = {name: holder[key][name] for name in ("description", "default") if name in holder[key]} | reference

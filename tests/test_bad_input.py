@@ -42,6 +42,10 @@ MINE_FLAGS = [
     *("--input-shape", "1", "8", "8", "--classes", "10", "--mean", "0.5", "--std", "0.5", "--device", "cpu"),
 ]
 TRAIN = ["train", "--teacher", "teacher.safetensors", "--data", "data.h5", "--out", "out.safetensors", *TRAINING]
+COTRAIN = [
+    *("cotrain", "--teacher", "teacher.safetensors", "--out", "out.safetensors", "--epochs", "1", "--iterations", "1"),
+    *("--batch", "20", "--generator-width", "0.05", "--attack-steps", "1", "--device", "cpu"),
+]
 SYNTHESIZE = ["synthesize", "--teacher", "teacher.safetensors", "--out", "out.h5", *SYNTHESIS]
 AUGMENT = ["augment", "--data", "data.h5", "--out", "out.h5"]
 DIVERSITY = [
@@ -379,6 +383,20 @@ CASES = {
     "batch larger than the data": ([*TRAIN, "--batch", "61"], nothing, "smaller holdout or batch"),
     "everything held out": ([*TRAIN, "--holdout", "60"], nothing, "holdout 60 leaves 0 of 60 images"),
     "divergence": ([*TRAIN, "--lr", "1e30", "--epochs", "2"], nothing, "training diverged: the loss is"),
+    # co-training
+    "unknown method": ([*COTRAIN, "--method", "gan"], nothing, "--method: invalid choice: 'gan'"),
+    "no generator epochs left": (
+        [*COTRAIN, "--method", "ait"],
+        nothing,
+        "generator_epochs (4) must be less than epochs",
+    ),
+    "unequal branches": (
+        [*COTRAIN, "--batch", "25"],
+        nothing,
+        "batch 25: dast shares a mini-batch equally among its 10",
+    ),
+    "option of another stage": ([*COTRAIN, "--aggregate", "2"], nothing, "unrecognized arguments: --aggregate 2"),
+    "damaged teacher to co-train": (COTRAIN, flip("teacher.safetensors", 0.9), "its tensors differ from their"),
     # evaluation
     "no such evaluation set": ([*ATTACK, "--evaluation", "none.npz"], nothing, "none.npz: no such file"),
     "evaluation set that is no npz": (ATTACK, text("test.npz", "no archive"), "test.npz: "),
@@ -450,6 +468,14 @@ CASES = {
         ["harden", "net", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
         config("mine.yaml", MINE, "harden/net/mean", [0.5]),
         "harden.net: mean has 1 values but input_shape has 3 channels",
+    ),
+    "a rival as a row with data": (
+        ["table", "table4", "--config", "grid.yaml", "--out", "out.csv"],
+        lambda: (
+            Path("tables.yaml").write_text(TABLES.read_text().replace("none, recipe: dast", "dss, recipe: dast")),
+            Path("grid.yaml").write_text(yaml.safe_dump(GRID | {"tables": "tables.yaml"})),
+        ),
+        "table4: its row 'DaST' has source 'dss', but recipe 'dast' trains a generator of its own: its source is none",
     ),
     "harden of another name": (
         ["harden", "nte", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
@@ -526,7 +552,7 @@ def test_bad_input_of_the_program_itself(folder, name):
     check(folder, before, done.returncode, done.stdout, done.stderr, message)
 
 
-@pytest.mark.parametrize("words", [TRAIN, SYNTHESIZE, MINE_FLAGS, ATTACK], ids=lambda words: words[0])
+@pytest.mark.parametrize("words", [TRAIN, COTRAIN, SYNTHESIZE, MINE_FLAGS, ATTACK], ids=lambda words: words[0])
 def test_the_same_commands_with_good_input(folder, words):
     """So that the cases above are refused for what they spoil alone."""
     cli.main(list(words))

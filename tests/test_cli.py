@@ -21,6 +21,7 @@ REQUIRED = {
     "augment": ["--data", "d", "--out", "o"],
     "diversity": ["--teacher", "t", "--data", "d", "--out", "o"],
     "train": ["--teacher", "t", "--data", "d", "--out", "o"],
+    "cotrain": ["--teacher", "t", "--out", "o"],
     "attack": ["--model", "m", "--out", "o"],
 }
 
@@ -131,9 +132,13 @@ def test_help_has_every_option_and_its_default(capsys, monkeypatch, stage):
     monkeypatch.setenv("COLUMNS", "1000")  # no breaks within words
     text = help_of(capsys, STAGE_COMMANDS[stage])
     for name, field in STAGES[stage].model_fields.items():
-        default = f" (default: {flags._text(field.default)})"
+        default = f" (default: {flags._text(field.default)}"
         flag = f"--{name.replace('_', '-')}"
-        assert re.search(rf"{flag}\b[^()]* {re.escape(' '.join((field.description + default).split()))}", text), name
+        shown = " ".join((field.description + default).split())
+        assert re.search(rf"{flag}\b[^()]* {re.escape(shown)}[;)]", text), name
+    if stage == "cotraining":
+        assert "mini-batch (default: 500; dfme 256, ait 200, dfard 256)" in text
+        assert "(default: none; dfme 0.1 0.3 0.5, ait 0.25 0.5 0.75)" in text
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -20,7 +20,8 @@ ROOT = Path(__file__).parent.parent
 TEACHER = "teacher --out t.safetensors --dataset digits --model cnn-s --batch 64 --lr 3e-3 --device cpu --epochs"
 SYNTHESIS = "--images 100 --batch 25 --iterations 8 --group 2 --device cpu"
 TRAINING = "--batch 10 --aggregate 2 --holdout 20 --attack-steps 2 --lr 0.01 --device cpu --epochs"
-PATHS = {"t.safetensors", "s0.h5", "s1.h5", "data.h5", "student.safetensors", "m.csv", "l.h5"}
+COTRAINING = "--epochs 2 --iterations 2 --batch 20 --generator-width 0.05 --attack-steps 2 --device cpu"
+PATHS = {"rival.safetensors", "t.safetensors", "s0.h5", "s1.h5", "data.h5", "student.safetensors", "m.csv", "l.h5"}
 
 
 @pytest.fixture
@@ -53,6 +54,7 @@ def test_from_teacher_to_ledger_with_the_data_moved_away(program):
     good(
         program(f"train --teacher t.safetensors --data data.h5 --out student.safetensors --metrics m.csv {TRAINING} 2")
     )
+    good(program(f"cotrain --teacher t.safetensors --out rival.safetensors {COTRAINING}"))
     attack = "attack --model student.safetensors --out l.h5 --attack pgd --protocol pgd10 --limit 100 --device cpu"
     refused = program(attack)
     assert refused.returncode != 0
@@ -63,6 +65,7 @@ def test_from_teacher_to_ledger_with_the_data_moved_away(program):
     data, ledger = header(Path("data.h5")), read_ledger(Path("l.h5"))
     assert (card.kind, card.real_data, data["real_data"]) == ("student", "none", "none")
     assert teacher.real_data == "teacher"
+    assert read_card(Path("rival.safetensors")).real_data == "none"
     assert card.provenance["data_sha256"] == data["content_sha256"]
     assert card.provenance["teacher_sha256"] == data["teacher_sha256"] == teacher.tensors_sha256
     assert (ledger.n, ledger.model_sha256, ledger.real_data) == (100, card.tensors_sha256, "none")

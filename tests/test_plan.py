@@ -139,7 +139,7 @@ def test_swept_recipes_have_their_options():
 # --- cells -----------------------------------------------------------------------------------------------------------
 
 FULL = {  # data sets x models x methods or swept values x metrics
-    "table4": 3 * 3 * 3 * 3,
+    "table4": 3 * 3 * 7 * 3,
     "table6": 1 * 6 * 7,
     "table7": 2 * 6 * 3,
     "table8": 3 * 4 * 2,
@@ -153,7 +153,7 @@ FULL = {  # data sets x models x methods or swept values x metrics
     "table26": 3 * 36 * 2,
 }
 DEMO = {
-    "table4": 2 * 3 * 3,
+    "table4": 2 * 7 * 3,
     "table6": 1 * 6 * 7,
     "table7": 6 * 3,
     "table8": 2 * 4 * 2,
@@ -195,7 +195,11 @@ def test_cells_of_the_demo(table):
 
 def test_every_row_of_table_4():
     cells = {(cell.method, cell.metric): cell for cell in plan().cells("table4")}
-    assert {method for method, _ in cells} == {"Undefended", "Ours", "Original"}
+    rivals = {"DaST": "dast", "DFME": "dfme", "AIT": "ait", "DFARD": "dfard"}
+    assert list(dict.fromkeys(method for method, _ in cells)) == ["Undefended", *rivals, "Ours", "Original"]
+    for method, recipe in rivals.items():
+        trained = f"results/run/digits/cnn-s/none/{recipe}/linf-8-255/seed-0"
+        assert cells[method, "pgd10"].ledger == f"{trained}/eval/none/pgd10@linf-8-255/ledger.h5"
     assert "/none/none/none/seed-0/" in cells["Undefended", "clean"].ledger
     assert "/dss/dfshield/linf-8-255/seed-0/eval/none/pgd10@" in cells["Ours", "pgd10"].ledger
     assert "/real/std/" in cells["Original", "autoattack"].ledger
@@ -234,6 +238,42 @@ def test_options_of_an_augmented_source():
     assert (own.objective, own.lr, own.iterations, own.group, own.labels) == ("intraq", 0.5, 1000, 20, "random")
 
 
+def test_rows_whose_source_and_recipe_do_not_go_together(tmp_path):
+    text = (ROOT / "config/tables.yaml").read_text()
+    for old, new, message in (
+        (
+            "source: none, recipe: ait",
+            "source: dss, recipe: ait",
+            "row 'AIT' has source 'dss', but recipe 'ait' trains a",
+        ),
+        (
+            "source: dss, recipe: dfshield}",
+            "source: none, recipe: dfshield}",
+            "'dfshield' needs training data: its source",
+        ),
+    ):
+        assert old in text
+        (tmp_path / "tables.yaml").write_text(text.replace(old, new, 1))
+        with pytest.raises(InputError, match=message):
+            plan(tables=str(tmp_path / "tables.yaml")).cells("table4")
+
+
+def test_a_recipe_that_names_a_method_has_its_options():
+    made = plan(
+        cotraining={"batch": 40},
+        training={"batch": 7, "epochs": 7},
+        datasets__digits__by_recipe={"dfme": {"student_lr": 1e-4}},
+    )
+    found = made.training("digits", "cnn-s", "dfme", 3)
+    assert (found.method, found.batch, found.seed, found.threat) == ("dfme", 40, 3, "linf:8/255")
+    assert (found.student_lr, found.student_steps, found.epochs) == (1e-4, 5, 223)  # given; the method's own
+    assert [made.cotrained(recipe) for recipe in ("dast", "dfme", "ait", "dfard", "dfshield", "std")] == [True] * 4 + [
+        False
+    ] * 2
+    svhn, cifar = (paper().training(dataset, "resnet20", "dfme", 0) for dataset in ("svhn", "cifar10"))
+    assert (svhn.epochs, svhn.generator_lr, cifar.epochs, cifar.generator_lr) == (22, 5e-5, 223, 1e-4)
+
+
 def test_seeds_repeat_students_and_not_the_teacher():
     cells = plan(seeds=[0, 5]).cells("table4")
     seeds = {method: sorted({c.seed for c in cells if c.method == method}) for method in ("Undefended", "Ours")}
@@ -256,8 +296,8 @@ def test_tables_that_a_config_cannot_have():
         plan().cells("table5")
     with pytest.raises(InputError, match="table8: its row 'Base' takes source 'fixed', which the config lacks"):
         plan(sources={"dss": {}}).cells("table8")
-    with pytest.raises(InputError, match=r"takes recipe 'std', which the config lacks; add it under recipes: \(there"):
-        plan(recipes={"dfshield": {}}).cells("table4")
+    with pytest.raises(InputError, match=r"takes recipe 'ait', which the config lacks; add it under recipes: \(there"):
+        plan(recipes={"dast": {"method": "dast"}, "dfme": {"method": "dfme"}}).cells("table4")
     lone = plan({"name": "x", "datasets": {"svhn": {"models": ["cnn-s"], "threat": "linf:4/255"}}})
     with pytest.raises(InputError, match="table4: the config's data sets and models have no cell in it"):
         lone.cells("table4")

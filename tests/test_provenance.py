@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from dfshield import provenance, registry
-from dfshield.registry import ATTACKS, AUGMENTATIONS, COEFFICIENTS, LOSSES, MODELS, OBJECTIVES, Loss
+from dfshield.registry import ATTACKS, AUGMENTATIONS, COEFFICIENTS, COTRAINING, LOSSES, MODELS, OBJECTIVES, Loss
 
 CHOSEN = {
     "teacher": (MODELS["cnn-s"],),
@@ -16,6 +16,7 @@ CHOSEN = {
     "augmentation": (AUGMENTATIONS["mixup"],),
     "diversity": (MODELS["cnn-s"],),
     "training": (MODELS["cnn-s"], LOSSES["dfshield"]),
+    "cotraining": (MODELS["cnn-s"], COTRAINING["dast"]),
     "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
     "export": (),
     "merge": (),
@@ -23,7 +24,8 @@ CHOSEN = {
     "card": (),
 }
 READS_SHARDS = {"synthesis", "augmentation", "diversity", "training", "export", "merge"}
-USES_MODELS = {"teacher", "synthesis", "diversity", "training", "attack"}
+TRAINS = {"training", "cotraining"}
+USES_MODELS = {"teacher", "synthesis", "diversity", "training", "cotraining", "attack"}
 
 
 @pytest.fixture
@@ -68,12 +70,19 @@ def _alter(file: Path, name: str):
 
 EDITS = {
     "the loss": ("training/losses.py", "dfshield", {"training"}),
-    "what the loss calls": ("training/losses.py", "kl", {"training"}),
+    "what the loss calls": ("training/losses.py", "kl", TRAINS),
     "another loss": ("training/losses.py", "trades", set()),
-    "the inner maximisation": ("training/inner.py", "maximise", {"training"}),
+    "the inner maximisation": ("training/inner.py", "maximise", TRAINS),
+    "a method of co-training": ("cotraining/methods.py", "Dast", {"cotraining"}),
+    "its loss": ("cotraining/losses.py", "dast_imitation", {"cotraining"}),
+    "its generator": ("generators.py", "DastGenerator", {"cotraining"}),
+    "another method of co-training": ("cotraining/methods.py", "Dfard", set()),
+    "another method's loss": ("cotraining/losses.py", "dfard_student", set()),
+    "another generator": ("generators.py", "UpsamplingTrunk", set()),
+    "the loop of co-training": ("cotraining/trainer.py", "_student_loss", {"cotraining"}),
     "a method": ("training/gradrefine.py", "refine", {"training"}),
-    "threat geometry": ("attacks/threat.py", "step", {"training", "attack"}),
-    "a constant": ("attacks/threat.py", "NORMAL_START", {"training", "attack"}),
+    "threat geometry": ("attacks/threat.py", "step", TRAINS | {"attack"}),
+    "a constant": ("attacks/threat.py", "NORMAL_START", TRAINS | {"attack"}),
     "an objective term": ("synthesis/objective.py", "feature_loss", {"synthesis"}),
     "the chosen sampler": ("synthesis/coefficients.py", "dss", {"synthesis"}),
     "another sampler": ("synthesis/coefficients.py", "fixed", set()),
@@ -196,6 +205,7 @@ def test_an_entry_without_code_is_an_error(target):
             "AUGMENTATIONS",
             "SOURCES",
             "LOSSES",
+            "COTRAINING",
             "ATTACKS",
             "DATASETS",
             "MODELS",

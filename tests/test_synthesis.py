@@ -83,7 +83,7 @@ def test_feature_loss_by_hand():
     assert statistics.feature_loss().tolist() == pytest.approx([first + second])
 
 
-def test_watching_changes_no_output_and_no_buffer():
+def test_watching_changes_no_output_and_ends():
     model = tiny.classifier()
     x = torch.randn((6, *tiny.SHAPE))
     expected = model.net(x)
@@ -91,6 +91,8 @@ def test_watching_changes_no_output_and_no_buffer():
     statistics = BatchStatistics(model.net, 2)
     assert torch.allclose(model.net(x), expected, atol=1e-5)
     statistics.feature_loss()
+    statistics.remove()
+    assert torch.equal(model.net(x), expected)
     assert not statistics.seen
     assert all(torch.equal(value, buffers[name]) for name, value in model.net.named_buffers())
 

@@ -15,7 +15,8 @@ from dfshield.plan import Plan
 from workflow import ROOT, jobs, snakemake, workspace
 
 # By hand from the paper: its grid has 3 data sets and 3 models, 6 shards, one seed. Each ledger has the clean accuracy
-# besides the attack's. Table 4: 9 teachers, 9 times 6 shards, students Ours and Original, 3 methods, 2 attacks.
+# besides the attack's. Table 4: 9 teachers, 9 times 6 shards, students Ours and Original and of four rivals, 7 methods,
+# 2 attacks.
 # Table 7: 2 data sets, 1 model, 6 losses, 2 attacks; tables 16 and 17: 1 data set, 3 models.
 # Table 8: 3 models, 2 sources, 4 recipes, 1 attack. Table 23: 2 models, 7 values of B, 2 attacks. Table 24: 2 data
 # sets, 11 values of tau, 2 attacks. Tables 25 and 26: 3 models, 6 x 6 weights, 1 attack. Values that the base recipe
@@ -34,7 +35,10 @@ PAPER = {
         **{"teacher": 3, "synthesize": 36, "merge": 6, "augment": 9, "diversity": 15},
         **{"train": 15, "attack": 30, "table": 1},
     },
-    "table4": {"teacher": 9, "synthesize": 54, "merge": 9, "export": 9, "train": 18, "attack": 54, "table": 1},
+    "table4": {
+        **{"teacher": 9, "synthesize": 54, "merge": 9, "export": 9},
+        **{"train": 18, "cotrain": 36, "attack": 126, "table": 1},
+    },
     "table7": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 12, "attack": 24, "table": 1},
     "table16": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 36, "table": 1},
     "table17": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 36, "table": 1},
@@ -61,7 +65,8 @@ def test_the_default_is_table_4_of_the_demo(folder):
         "merge": students,
         "export": models,  # Undefended and Original, rows of reference, at one seed
         "train": students + models,  # Ours and Original
-        "attack": 2 * (models + students + models),  # PGD and AutoAttack
+        "cotrain": 4 * models,  # the rivals
+        "attack": 2 * (models + 4 * models + students + models),  # PGD and AutoAttack
         "table": 1,
         "all": 1,
     }
@@ -121,6 +126,10 @@ def test_every_command_works_by_hand(folder, words):
             assert a.recipe == recipe and threat == plan.training(dataset, model, recipe, 0).threat.translate(
                 str.maketrans(":/", "--")
             )
+        if a.command == "cotrain":
+            dataset, model, source, recipe, threat, seed = a.out.parts[2:8]
+            assert given_options("cotraining", a) == plan.training(dataset, model, recipe, int(seed[5:]))
+            assert (source, a.recipe, a.metrics) == ("none", recipe, a.out.with_name("metrics.csv"))
         if a.command == "synthesize":
             dataset, model, source, seed, shard = a.out.parts[2:7]
             assert given_options("synthesis", a) == plan.synthesis(dataset, model, source, int(seed[5:]))
@@ -151,7 +160,8 @@ def test_every_command_works_by_hand(folder, words):
             assert a.teacher == Path(*a.out.parts[:4], "teacher.safetensors")
         if a.command == "teacher":
             assert given_options("teacher", a) == plan.options("teacher", a.dataset, a.model)
-    assert {"teacher", "synthesize", "merge", "train", "attack", "table"} <= seen
+    rivals = {"cotrain"} if words == ("all",) else set()
+    assert {"teacher", "synthesize", "merge", "train", "attack", "table"} | rivals <= seen
 
 
 @pytest.mark.parametrize(
@@ -180,6 +190,8 @@ def test_a_wrong_config_is_one_line_that_names_the_key(folder, override, key):
         ("results/other/digits/cnn-s/teacher.safetensors", "another run"),
         ("results/demo/digits/cnn-s/dss/dfshield/linf-4-255/seed-0/student.safetensors", "another threat"),
         ("results/demo/digits/cnn-s/dss/none/none/seed-0/student.safetensors", "no recipe"),
+        ("results/demo/digits/cnn-s/dss/dast/linf-2-16/seed-0/student.safetensors", "data for a method without"),
+        ("results/demo/digits/cnn-s/none/dfshield/linf-2-16/seed-0/student.safetensors", "no data for a loss"),
         ("results/demo/digits/cnn-s/dss/seed-99/data.h5", "another seed"),
         ("results/table99.csv", "no such table"),
         ("results/demo/digits/cnn-s/dss/seed-0/diversity@test.json", "another split than the config's"),

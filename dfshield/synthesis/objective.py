@@ -89,7 +89,7 @@ class BatchStatistics:
 
     After `network(x)` with x of k stacked batches, `feature_loss()` is, per batch, the sum over layers of the L2
     distances of the batch's means and biased variances from the layer's running statistics (not squared, all layers
-    weighted alike).
+    weighted alike). `remove` gives the layers their own forward back.
     """
 
     def __init__(self, network: nn.Module, k: int = 1) -> None:
@@ -116,3 +116,8 @@ class BatchStatistics:
             for part in difference.split(sizes, 1):
                 total = total + part.norm(dim=1)
         return total
+
+    def remove(self) -> None:
+        """Undo the watching."""
+        for layer in self.layers:
+            del layer.forward

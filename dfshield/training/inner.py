@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dfshield import registry
 from dfshield.attacks.threat import project, random_start, step
-from dfshield.options import TrainingOptions
+from dfshield.options import CotrainingOptions, TrainingOptions
 from dfshield.runtime import fraction
 from dfshield.threat import Threat, parse_threat
 from dfshield.training.losses import kl
@@ -19,7 +19,7 @@ Objective = Callable[..., torch.Tensor]
 """``(clean, adversarial, teacher, labels) -> scalar``: logits (N,C) on x̂, on x̂', the teacher's on x̂; labels (N,)."""
 
 
-def step_size(options: TrainingOptions, threat: Threat) -> float:
+def step_size(options: TrainingOptions | CotrainingOptions, threat: Threat) -> float:
     """ε/4 for l∞; for l2 the stated step (15/255 in the paper, ε/5 in the released code)."""
     if threat.norm == "linf":
         return threat.eps / 4

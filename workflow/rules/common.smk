@@ -26,10 +26,14 @@ TABLE = f"{RESULTS}/{{table}}.csv"
 CARD = f"{RESULTS}/{HARDEN}/{{name}}/MODEL_CARD.md"
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
-MINUTES = {"teacher": 240, "synthesis": 480, "augmentation": 60, "diversity": 240, "training": 1440, "attack": 1440}
+MINUTES = {
+    **{"teacher": 240, "synthesis": 480, "augmentation": 60, "diversity": 240},
+    **{"training": 1440, "cotraining": 1440, "attack": 1440},
+}
 """Time to ask a cluster for: the paper's largest model on one GPU. A job that runs out resumes, with more."""
 MEMORY_MB = {
-    **{"teacher": 4000, "synthesis": 4000, "augmentation": 8000, "diversity": 12000, "training": 8000, "attack": 6000}
+    **{"teacher": 4000, "synthesis": 4000, "augmentation": 8000, "diversity": 12000},
+    **{"training": 8000, "cotraining": 8000, "attack": 6000},
 }
 """Memory to ask for: PyTorch with CUDA takes 2 to 3 GB, 60,000 CIFAR images 740 MB."""
 
@@ -127,7 +131,7 @@ def ledgers(cells):
 
 OUTPUT = {
     **{"teacher": TEACHER, "synthesis": SHARD, "augmentation": DATA, "diversity": DIVERSITY},
-    **{"training": STUDENT, "attack": LEDGER},
+    **{"training": STUDENT, "cotraining": STUDENT, "attack": LEDGER},
 }
 
 
@@ -146,7 +150,7 @@ def job_options(stage, wildcards):
         return plan.augmentation(w.dataset, w.model, w.source, int(w.seed))
     if stage == "diversity":
         return plan.diversity(w.dataset, w.model)
-    if stage == "training":
+    if stage in ("training", "cotraining"):
         return plan.training(w.dataset, w.model, w.recipe, int(w.seed))
     return plan.attack(w.dataset, w.model, w.protocol, int(w.seed))
 
@@ -213,6 +217,8 @@ def code(stage):
             chosen.append(("AUGMENTATIONS", job_options(stage, wildcards).augmentation))
         if stage == "training":
             chosen.append(("LOSSES", job_options(stage, wildcards).loss))
+        if stage == "cotraining":
+            chosen.append(("COTRAINING", job_options(stage, wildcards).method))
         if stage == "attack":
             chosen.append(("ATTACKS", job_options(stage, wildcards).attack))
         return code_digest(stage, *chosen)
