@@ -151,6 +151,8 @@ class Config(StageOverrides):
     """parallel jobs of one synthesis"""
     grid: Literal["demo", "full"] = "demo"
     """cells of the tables: cut to demo scale, or the paper's"""
+    methods: tuple[str, ...] = ()
+    """rows of the tables that compare methods, such as undefended, ours, original; none: all"""
     autoattack: Literal["aa-standard", "aa-paper"] = "aa-standard"
     """protocol of the AutoAttack columns"""
     split: Literal["test", "dev"] = "test"

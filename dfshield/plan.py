@@ -175,6 +175,19 @@ class Plan:
         choice = (spec.grid.full if self.config.grid == "full" else spec.grid.demo).models
         return [(d, c.models[:1] if choice == "first" else c.models) for d, c in self.config.datasets.items()]
 
+    def rows(self, spec: TableSpec) -> list[RowSpec]:
+        """The rows of a table; those that the config's `methods` choose, if the table has them all."""
+        chosen = {name.lower() for name in self.config.methods}
+        names = {table: {row.method.lower() for row in one.rows} for table, one in self.tables.items()}
+        if not any(chosen <= own for own in names.values()):
+            table = max(names, key=lambda name: len(chosen & names[name]))
+            raise InputError(
+                f"methods: no table has rows for all of {', '.join(self.config.methods)}; "
+                f"those of {table} are {', '.join(row.method.lower() for row in self.tables[table].rows)}"
+            )
+        kept = [row for row in spec.rows if row.method.lower() in chosen]
+        return kept if chosen and len(kept) == len(chosen) else list(spec.rows)
+
     def sweeps(self, spec: TableSpec) -> list[dict[str, Any]]:
         """The combinations of swept options of a table; one empty combination where nothing is swept."""
         values = [getattr(sweep, self.config.grid) for sweep in spec.sweep.values()]
@@ -203,7 +216,7 @@ class Plan:
                     f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
                 )
         found = []
-        for (dataset, models), row, overrides in product(self.blocks(spec), spec.rows, self.sweeps(spec)):
+        for (dataset, models), row, overrides in product(self.blocks(spec), self.rows(spec), self.sweeps(spec)):
             for model, metric in product(models, spec.metrics):
                 if metric in DIVERSITY_METRICS and row.source == NONE:
                     continue  # there are no training images

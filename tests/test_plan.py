@@ -166,7 +166,7 @@ DEMO = {
     "table25": 9 * 2,
     "table26": 9 * 2,
 }
-BOTH = ("table4", "table8", "table16", "table17")
+BOTH = ("table4", "table8", "table16", "table17", "table19", "table20")
 TWO = {"datasets__digits__models": ["cnn-s", "cnn-m"]}
 
 
@@ -191,6 +191,14 @@ def test_cells_of_the_demo(table):
     assert len(cells) == DEMO[table]
     assert {cell.dataset for cell in cells} == {"digits"}
     assert {cell.model for cell in cells} == ({"cnn-s", "cnn-m"} if table in BOTH else {"cnn-s"})
+
+
+def test_a_choice_of_methods_cuts_the_tables_that_have_them_all():
+    made = plan(methods=["undefended", "Ours", "original"])
+    assert list(dict.fromkeys(cell.method for cell in made.cells("table4"))) == ["Undefended", "Ours", "Original"]
+    assert len(made.cells("table8")) == len(plan().cells("table8"))
+    with pytest.raises(InputError, match="methods: no table has rows for all of ours, dats; those of table4 are unde"):
+        plan(methods=["ours", "dats"]).cells("table4")
 
 
 def test_every_row_of_table_4():
@@ -224,9 +232,9 @@ def test_no_training_images_no_diversity(tmp_path):
     tables = tmp_path / "tables.yaml"
     text = (ROOT / "config/tables.yaml").read_text()
     tables.write_text(text.replace("metrics: [clean, pgd10, autoattack]", "metrics: [clean, recall]", 1))
-    cells = plan(tables=str(tables)).cells("table4")
+    cells = plan(tables=str(tables), methods=["undefended", "ait", "ours"]).cells("table4")
     assert [(c.method, c.metric) for c in cells] == [
-        ("Undefended", "clean"), ("Ours", "clean"), ("Ours", "recall"), ("Original", "clean"), ("Original", "recall"),
+        ("Undefended", "clean"), ("AIT", "clean"), ("Ours", "clean"), ("Ours", "recall"),
     ]  # fmt: skip
 
 
