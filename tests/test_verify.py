@@ -64,8 +64,9 @@ def fake_run(plan: Plan, dataset: str, model: str, cells: list, rows: dict) -> N
         if recipe != "none":
             real_data = "train" if source == "real" else "none"
             place = {"source": source, "seed": cell.seed}
-            if (source, cell.seed) not in sets:
-                sets[source, cell.seed] = save_own(plan, dataset, model, teacher, real_data, place)
+            if (source, cell.seed) not in sets:  # a recipe with source none makes no data
+                made = None if source == "none" else save_own(plan, dataset, model, teacher, real_data, place)
+                sets[source, cell.seed] = made
             data = sets[source, cell.seed]
             if cell.metric in DIVERSITY_METRICS:
                 hashes = {"teacher_sha256": teacher, "data_sha256": data}
@@ -76,9 +77,6 @@ def fake_run(plan: Plan, dataset: str, model: str, cells: list, rows: dict) -> N
             folder = Path(cell.ledger).parts[-7] if dataset != HARDEN else recipe  # the recipe with its swept values
             student = plan.path(STUDENT, dataset, model, recipe=folder, **place)
             if student not in students:
-                data = None  # a recipe with source none makes none
-                if source != "none":
-                    data = save_data(Path(plan.path(DATA, dataset, model, **place)), teacher, real_data, cell.seed)
                 options = dict.fromkeys(("lambda1", "lambda2"), 1.0) | {"tau": 0.5, "threat": "linf:8/255"}
                 for part in cell.variant.split(",") if cell.variant else []:
                     options[part.partition("=")[0]] = float(part.partition("=")[2])
@@ -303,6 +301,6 @@ def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert verify(out / "report.csv") == 0
     text = (out / "MODEL_CARD.md").read_text()
     assert "| Ours | AA |" in text and "No real image was read" in text
-    make_ledger(Path(cells[0].ledger), 150, 150, protocol="clean", model_sha256="x" * 64)
+    make_ledger(Path(cells[0].ledger), 150, 150, protocol="aa-standard", model_sha256="x" * 64)
     with pytest.raises(InputError, match="another model"):
         model_card.run(plan, "mine", student, out)
