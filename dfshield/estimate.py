@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dfshield import registry
-from dfshield.options import AttackOptions, SynthesisOptions, TrainingOptions
+from dfshield.options import AttackOptions, CotrainingOptions, SynthesisOptions, TrainingOptions
 from dfshield.plan import HARDEN, NONE, Plan
 from dfshield.runtime import InputError
 
@@ -91,6 +91,13 @@ def training_passes(options: TrainingOptions, images: int) -> float:
     return images * options.epochs * (1 + GRADIENT * options.attack_steps + outer)
 
 
+def cotraining_passes(options: CotrainingOptions) -> float:
+    """Forward passes of teacher and student in a whole co-training run; the generator's own arithmetic is left out."""
+    student = 2 + GRADIENT * options.attack_steps + 3  # the teacher, the clean images, and the adversarial ones' step
+    generator = 2 * GRADIENT  # through teacher and student
+    return options.batch * options.iterations * options.epochs * (options.student_steps * student + generator)
+
+
 def attack_passes(options: AttackOptions, images: int, robust: float) -> float:
     """Forward passes of an attack on `images` images of which the share `robust` survives everything."""
     if options.attack == "clean":
@@ -106,13 +113,13 @@ def attack_passes(options: AttackOptions, images: int, robust: float) -> float:
 def estimate(plan: Plan, tables: list[str], throughput: Throughput, robust: float) -> dict[str, Estimate]:
     """What the jobs of `tables` take, by kind; files that tables share are made once."""
     config = plan.config
-    found: dict[str, Estimate] = {kind: Estimate() for kind in ("synthesis", "training", "attack")}
+    found: dict[str, Estimate] = {kind: Estimate() for kind in ("synthesis", "training", "cotraining", "attack")}
     flops: dict[tuple[str, str], float] = {}
     done: Counter[tuple[Any, ...]] = Counter()
 
     def add(kind: str, key: tuple[Any, ...], passes: float, model: str, size: float) -> None:
         if not done[kind, *key]:
-            stage = "training" if kind == "training" else "synthesis"
+            stage = kind if kind in throughput.rates else "synthesis"
             seconds = START_SECONDS + passes * flops[key[0], model] / throughput.rate(stage, model)
             entry = found[kind]
             found[kind] = Estimate(entry.jobs + 1, entry.seconds + seconds, entry.bytes + size)
@@ -131,9 +138,11 @@ def estimate(plan: Plan, tables: list[str], throughput: Throughput, robust: floa
             synthesis = plan.synthesis(dataset, model, source, seed)
             images = synthesis.images
             add("synthesis", key, synthesis_passes(synthesis), model, 2 * images * pixels)  # shards and merged file
-        if recipe != NONE and source != NONE:
+        if recipe != NONE:
             training = plan.training(dataset, model, recipe, seed)
-            add("training", (*key, recipe), training_passes(training, images), model, 0)
+            together = isinstance(training, CotrainingOptions)
+            passes = cotraining_passes(training) if together else training_passes(training, images)
+            add("cotraining" if together else "training", (*key, recipe), passes, model, 0)
         attack = plan.attack(dataset, model, protocol.partition("@")[0], seed)
         tested = attack.limit or _count(TEST_IMAGES, dataset, "test")
         size = tested * pixels / 2
@@ -155,14 +164,14 @@ def run(plan: Plan, tables: list[str], report: Path, workers: int, robust: float
         raise InputError(f"estimates are of tables; this config has only models under {HARDEN}:")
     throughput = Throughput.read(report)
     found = estimate(plan, tables, throughput, robust)
-    lines = [f"{'':10} {'jobs':>6} {'hours':>9} {'disk':>9}"]
+    lines = [f"{'':11} {'jobs':>6} {'hours':>9} {'disk':>9}"]
     for kind, entry in found.items():
-        lines.append(f"{kind:10} {entry.jobs:6d} {entry.seconds / 3600:9.2f} {entry.bytes / 1e9:6.2f} GB")
+        lines.append(f"{kind:11} {entry.jobs:6d} {entry.seconds / 3600:9.2f} {entry.bytes / 1e9:6.2f} GB")
     total = sum(entry.seconds for entry in found.values()) / 3600
     unit = "GPU hours" if throughput.device == "cuda" else "hours of this machine"
     lines += [
         f"{total:.1f} {unit}; {total / workers:.1f} hours with {workers} such devices at once",
         f"From {report} ({throughput.evidence.get('hardware')}, {throughput.evidence.get('threads')} threads); "
-        f"assumed: {100 * robust:.0f} % of images survive every attack. Teachers and co-training are not counted.",
+        f"assumed: {100 * robust:.0f} % of images survive every attack. Teachers are not counted.",
     ]
     return "\n".join(lines)

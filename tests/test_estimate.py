@@ -6,7 +6,7 @@ import pytest
 
 from dfshield import estimate
 from dfshield.config import check_config
-from dfshield.options import AttackOptions, SynthesisOptions, TrainingOptions
+from dfshield.options import AttackOptions, CotrainingOptions, SynthesisOptions, TrainingOptions
 from dfshield.plan import Plan
 from dfshield.runtime import InputError
 
@@ -31,6 +31,8 @@ def test_passes_by_hand():
     assert estimate.synthesis_passes(SynthesisOptions(images=400, batch=100, iterations=50)) == 2 * 400 * 50
     assert estimate.training_passes(TrainingOptions(epochs=3, attack_steps=4), 400) == 400 * 3 * (1 + 8 + 6)
     assert estimate.attack_passes(AttackOptions(attack="pgd", steps=10, restarts=2), 30, 0.4) == 30 * 2 * 10 * 2
+    cotraining = CotrainingOptions(method="dfme", batch=8, iterations=2, epochs=3, student_steps=5, attack_steps=4)
+    assert estimate.cotraining_passes(cotraining) == 8 * 2 * 3 * (5 * (2 + 8 + 3) + 4)
     # quick 10 steps; then on the survivors APGD-CE and nine targets of APGD, nine targets of FAB, Square's queries
     survivors = 0.5 * 30 * (2 * 100 + 2 * 900 + 3 * 900 + 5000)
     assert estimate.attack_passes(AttackOptions(), 30, 0.5) == 30 * 20 + survivors
@@ -50,6 +52,7 @@ def test_shared_jobs_count_once(report):
     assert (one["synthesis"].jobs, one["training"].jobs, one["attack"].jobs) == (2 * 2, 2 * 4, 2 * 4)
     both = estimate.estimate(plan, ["table8", "table4"], throughput, 0.4)
     assert both["synthesis"].jobs == one["synthesis"].jobs  # table 4 needs none that table 8 does not
+    assert both["cotraining"].jobs == 4  # the rivals, at the first seed
     flops = estimate.forward_flops("cnn-s", (1, 8, 8), 10)
     seconds = 4 * (estimate.START_SECONDS + 2 * 400 * 50 * flops / 2e9)
     assert one["synthesis"].seconds == pytest.approx(seconds)
