@@ -27,6 +27,14 @@ TINY = {
     "teacher": {"epochs": 4, "batch": 64},
     "synthesis": {"images": 200, "batch": 50, "iterations": 5, "roll": 0, "labels": "random"},
     "training": {"epochs": 1, "batch": 20, "aggregate": 2, "lr": 0.02, "holdout": 20, "attack_steps": 2},
+    "cotraining": {
+        "epochs": 1,
+        "iterations": 2,
+        "batch": 20,
+        "generator_width": 0.05,
+        "generator_epochs": 0,
+        "attack_steps": 2,
+    },
     "attack": {"limit": 20},
 }
 # One value per sweep, one metric besides AutoAttack where table 4 has shown all three.
@@ -61,10 +69,10 @@ class TestTables:
     """Every table built once; what happens to it afterwards."""
 
     def test_jobs(self, built):
-        # Table 4: 2 attacks on 3 models. Table 8: fixed data, 3 more students, 1 attack. Tables 23, 24 and 25 (26
-        # is the same on digits): a student each, 1 attack.
+        # Table 4: 2 attacks on 3 models and on 4 rivals. Table 8: fixed data, 3 more students, 1 attack. Tables 23, 24
+        # and 25 (26 is the same on digits): a student each, 1 attack.
         expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "train": 2 + 3 + 3}
-        assert jobs(built[1]) == expected | {"attack": 6 + 3 + 3, "table": 6, "tables": 1}
+        assert jobs(built[1]) == expected | {"cotrain": 4, "attack": 14 + 3 + 3, "table": 6, "tables": 1}
 
     @pytest.mark.parametrize("table", TABLES)
     def test_every_cell_is_traced_to_its_teacher(self, built, table):
@@ -132,13 +140,18 @@ class TestTables:
                 {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
                 {"train": 6, "attack": 2 + 1 + 1 + 3, "table": 6, "tables": 1},
             ),
+            # one rival's own way: that student, its two attacks and its table
+            (
+                {"cotraining/losses.py": ("beta * difference", "beta * difference * 1.0")},
+                {"cotrain": 1, "attack": 2, "table": 1, "tables": 1},
+            ),
             # a default that the config leaves alone
             (
-                {"options.py": ("momentum: Share = 0.9", "momentum: Share = 0.8")},
+                {"options.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
                 {"train": 8, "attack": 4 + 3 + 3, "table": 6, "tables": 1},
             ),
         ],
-        ids=["new-loss", "comment", "loss", "default"],
+        ids=["new-loss", "comment", "loss", "rival", "default"],
     )
     def test_what_an_edit_repeats(self, built, tmp_path, edits, expected):
         shutil.copytree(built[0] / "copy/dfshield", tmp_path / "dfshield")
@@ -225,17 +238,19 @@ def killed_after(command: list[str], folder: Path, pieces: str) -> bool:
 
 
 SYNTHESIS = "--images 800 --batch 100 --iterations 100 --roll 0 --seed 3 --device cpu"
+COTRAINING = "--epochs 4 --iterations 30 --batch 20 --generator-width 0.1 --device cpu --seed 3"
 TRAINING = "--epochs 6 --batch 20 --aggregate 2 --lr 0.02 --holdout 20 --device cpu --seed 3"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A folder with a teacher t, surrogate data data.h5 and a student s, made without a crash."""
+    """A folder with a teacher t, surrogate data data.h5 and two students, made without a crash."""
     folder = tmp_path_factory.mktemp("crashes")
     for command in (
         "teacher --dataset digits --model cnn-s --epochs 2 --device cpu --out t",
         f"synthesize --teacher t --out data.h5 {SYNTHESIS}",
         f"train --teacher t --data data.h5 --out student {TRAINING}",
+        f"cotrain --teacher t --out rival {COTRAINING}",
     ):
         made = dfshield(folder, *command.split())
         assert made.returncode == 0, made.stderr
@@ -258,8 +273,9 @@ class TestCrashes:
                 "state/training-*/epoch.pt",
                 "student",
             ),
+            (f"cotrain --teacher t --out c --state state {COTRAINING}", "state/cotraining-*/epoch.pt", "rival"),
         ],
-        ids=["synthesis", "training"],
+        ids=["synthesis", "training", "cotraining"],
     )
     def test_killed_and_started_again(self, undisturbed, words, pieces, same):
         out = undisturbed / words.split("--out ")[1].split()[0]
