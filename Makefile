@@ -3,7 +3,7 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help demo test clean
+.PHONY: help demo test bench clean
 
 help: ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
@@ -25,6 +25,9 @@ test: .venv/.ok ## style, types and all tests
 	ruff format --check
 	mypy
 	pytest -n 2 --dist loadscope
+
+bench: .venv/.ok ## times as ratios to the plainest version of the same algorithm; BENCH="--undefended …" for attacks
+	python -m benchmarks.bench $(BENCH)
 
 clean: ## remove the environment and caches; results/ stay
 	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .snakemake *.egg-info

@@ -68,6 +68,20 @@ def _merge(a: argparse.Namespace) -> None:
     merge(a.shards, a.out)
 
 
+def _augment(a: argparse.Namespace) -> None:
+    options = given_options("augmentation", a)
+    from dfshield.synthesis.augmentation import run
+
+    run(a.data, a.out, options, a.source, a.code)
+
+
+def _diversity(a: argparse.Namespace) -> None:
+    options = given_options("diversity", a)
+    from dfshield.metrics.evaluate import run
+
+    run(a.teacher, a.data, a.out, options, a.dataset, a.data_dir, a.factory, a.code)
+
+
 def _train(a: argparse.Namespace) -> None:
     options = given_options("training", a)
     from dfshield.training.trainer import run
@@ -125,6 +139,16 @@ def _verify(a: argparse.Namespace) -> None:
     from dfshield.report.verify import verify
 
     sys.exit(verify(a.table))
+
+
+def _estimate(a: argparse.Namespace) -> None:
+    from dfshield.estimate import run
+    from dfshield.plan import Plan
+
+    plan = Plan.of(load_config(a.config))
+    if not (a.workers > 0 and 0 <= a.robust <= 1):
+        raise InputError("--workers must be at least 1 and --robust between 0 and 1")
+    print(run(plan, a.tables or plan.own_tables, a.benchmarks, a.workers, a.robust))
 
 
 def _schema(a: argparse.Namespace) -> None:
@@ -225,6 +249,31 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         _merge,
         (_file("shards", help="shard files, in any order", nargs="+"), OUT),
     ),
+    "augment": (
+        "derive training data from surrogate data by Mixup, Cutout or CutMix",
+        "augmentation",
+        _augment,
+        (
+            _file("--data", help="merged surrogate data to start from"),
+            OUT,
+            _value("--source", "name of this kind of data, recorded in the file", default="mixup"),
+            CODE,
+        ),
+    ),
+    "diversity": (
+        "compare surrogate data with real images: precision, recall, density, coverage, NDB, JSD",
+        "diversity",
+        _diversity,
+        (
+            TEACHER,
+            _file("--data", help="merged surrogate data"),
+            OUT,
+            _value("--dataset", "real data set; without it the teacher's own"),
+            DATA_DIR,
+            FACTORY,
+            CODE,
+        ),
+    ),
     "train": (
         "adversarially fine-tune a copy of the teacher on surrogate data",
         "training",
@@ -273,7 +322,7 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         ),
     ),
     "table": (
-        "render one table of the paper from its ledgers, as CSV, Markdown and LaTeX",
+        "render one table of the paper from its ledgers and records, as CSV, Markdown and LaTeX",
         None,
         _table,
         (
@@ -294,7 +343,7 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         ),
     ),
     "inspect": (
-        "say what a shard, surrogate set, checkpoint or ledger holds",
+        "say what a shard, surrogate set, checkpoint, ledger or diversity record holds",
         None,
         _inspect,
         (
@@ -303,10 +352,22 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         ),
     ),
     "verify": (
-        "trace every cell of a table to ledger, student, data and teacher by hash",
+        "trace every cell of a table to ledger or record, student, data and teacher by hash",
         None,
         _verify,
         (_file("table", help="a table's CSV"),),
+    ),
+    "estimate": (
+        "estimate time, GPU hours and disk of tables from a benchmark report",
+        None,
+        _estimate,
+        (
+            _value("tables", "names of tables (default: all that the config has cells in)", nargs="*"),
+            _file("--config", help="config of the run"),
+            _file("--benchmarks", help="report of `make bench` on the device that is asked about"),
+            _value("--workers", "devices that work at once", type=int, default=1),
+            _value("--robust", "share of images expected to survive every attack", type=float, default=0.4),
+        ),
     ),
     "schema": ("print the JSON schema of config files", None, _schema, ()),
     "doctor": ("check this machine: versions, devices, data", None, _doctor, (DATA_DIR,)),

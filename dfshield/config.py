@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from dfshield.options import (
     STAGES,
+    AugmentationName,
     CotrainingOptions,
     DatasetName,
     Device,
@@ -30,10 +31,24 @@ from dfshield.validation import Options, build, check_keys
 class SourceConfig(Options):
     """One kind of training data."""
 
-    kind: Literal["synthetic", "real"] = "synthetic"
-    """synthetic: out of the teacher; real: the real training set (an upper bound, marked in every table)"""
+    kind: Literal["synthetic", "augmented", "real"] = "synthetic"
+    """synthetic: out of the teacher; augmented: out of another source; real: the real training set (an upper bound)"""
     synthesis: dict[str, Any] = {}
     """synthesis options of this source"""
+    base: Name | None = None
+    """the synthetic source that an augmented one is made of"""
+    augmentation: AugmentationName | None = None
+    """how an augmented source is made"""
+
+    @model_validator(mode="after")
+    def _kind_has_its_keys(self) -> "SourceConfig":
+        given = {key for key in ("synthesis", "base", "augmentation") if getattr(self, key)}
+        needed = {"augmented": {"base", "augmentation"}}.get(self.kind, set())
+        for key in sorted(needed - given):
+            raise ValueError(f"{key} is missing; a source of kind {self.kind} needs it")
+        for key in sorted(given - needed - ({"synthesis"} if self.kind == "synthetic" else set())):
+            raise ValueError(f"{key} is not for a source of kind {self.kind}; leave it out")
+        return self
 
 
 class StageOverrides(Options):
@@ -43,6 +58,10 @@ class StageOverrides(Options):
     """teacher options"""
     synthesis: dict[str, Any] = {}
     """synthesis options"""
+    augmentation: dict[str, Any] = {}
+    """augmentation options"""
+    diversity: dict[str, Any] = {}
+    """options of the diversity metrics"""
     training: dict[str, Any] = {}
     """training options"""
     cotraining: dict[str, Any] = {}
@@ -77,8 +96,8 @@ class EvaluationConfig(Options):
     """.npz with x (N,H,W,C) or (N,H,W), uint8 or float in [0,1], and y (N,); below data_dir if not absolute"""
     limit: Annotated[int, Field(ge=0)] = 0
     """use only the first so many images; 0 for all"""
-    protocols: tuple[ProtocolName, ...] = ("clean", "pgd10", "aa-standard")
-    """evaluation protocols"""
+    protocols: tuple[ProtocolName, ...] = Field(("pgd10", "aa-standard"), min_length=1)
+    """evaluation protocols; each gives clean accuracy, too"""
 
 
 class HardenConfig(StageOverrides):
@@ -132,6 +151,8 @@ class Config(StageOverrides):
     """parallel jobs of one synthesis"""
     grid: Literal["demo", "full"] = "demo"
     """cells of the tables: cut to demo scale, or the paper's"""
+    methods: tuple[str, ...] = ()
+    """rows of the tables that compare methods, such as undefended, ours, original; none: all"""
     autoattack: Literal["aa-standard", "aa-paper"] = "aa-standard"
     """protocol of the AutoAttack columns"""
     split: Literal["test", "dev"] = "test"
@@ -142,6 +163,13 @@ class Config(StageOverrides):
         "fixed": SourceConfig(synthesis={"coefficients": "fixed"}),
         "dss": SourceConfig(synthesis={"coefficients": "dss"}),
         "real": SourceConfig(kind="real"),
+        # IntraQ's own numbers; its whole set has 20 batches, in which images keep their distance from earlier ones
+        "intraq": SourceConfig(
+            synthesis={"objective": "intraq", "lr": 0.5, "iterations": 1000, "group": 20, "labels": "random"}
+        ),
+        "mixup": SourceConfig(kind="augmented", base="fixed", augmentation="mixup"),
+        "cutout": SourceConfig(kind="augmented", base="fixed", augmentation="cutout"),
+        "cutmix": SourceConfig(kind="augmented", base="fixed", augmentation="cutmix"),
     }
     """kinds of training data by name"""
     recipes: dict[Name, dict[str, Any]] = {
@@ -149,6 +177,9 @@ class Config(StageOverrides):
         "dfshield-plain": {"loss": "dfshield", "aggregate": 1},
         "trades": {"loss": "trades", "aggregate": 1},
         "std": {"loss": "std", "aggregate": 1},
+        "mart": {"loss": "mart", "aggregate": 1},
+        "ard": {"loss": "ard", "aggregate": 1},
+        "rslad": {"loss": "rslad", "aggregate": 1},
         "dast": {"method": "dast"},
         "dfme": {"method": "dfme"},
         "ait": {"method": "ait"},
@@ -166,6 +197,9 @@ class Config(StageOverrides):
             check_keys(recipe, recipe_options(recipe), f"recipes.{name}")
         for name, source in self.sources.items():
             check_keys(source.synthesis, SynthesisOptions, f"sources.{name}.synthesis")
+            if source.base is not None:
+                synthetic = [other for other, own in self.sources.items() if own.kind == "synthetic"]
+                _among([source.base], synthetic, f"sources.{name}.base")
         for key in ("recipes", "sources"):
             if "none" in getattr(self, key):
                 raise ValueError(f"{key}.none: this name stands for the teacher itself; choose another")

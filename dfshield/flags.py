@@ -49,7 +49,7 @@ def add_options(parser: argparse.ArgumentParser, options: type[Compute]) -> None
 
 
 def _text(value: Any) -> str:
-    return (" ".join(map(str, value)) or "none") if isinstance(value, tuple) else str(value)
+    return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
 
 
 def _other_defaults(options: type[Compute], name: str) -> str:

@@ -19,11 +19,14 @@ Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
+Features = Literal["teacher", "pixels", "vgg16"]
 
 if TYPE_CHECKING:
     LossName: TypeAlias = str
     CotrainingName: TypeAlias = str
     CoefficientsName: TypeAlias = str
+    ObjectiveName: TypeAlias = str
+    AugmentationName: TypeAlias = str
     AttackName: TypeAlias = str
     ModelName: TypeAlias = str
     DatasetName: TypeAlias = str
@@ -31,6 +34,8 @@ else:  # the choices are the registries' own
     LossName = Literal[tuple(registry.LOSSES)]
     CotrainingName = Literal[tuple(registry.COTRAINING)]
     CoefficientsName = Literal[tuple(registry.COEFFICIENTS)]
+    ObjectiveName = Literal[tuple(registry.OBJECTIVES)]
+    AugmentationName = Literal[tuple(registry.AUGMENTATIONS)]
     AttackName = Literal[tuple(registry.ATTACKS)]
     ModelName = Literal[tuple(registry.MODELS)]
     DatasetName = Literal[tuple(registry.DATASETS)]
@@ -81,6 +86,8 @@ class SynthesisOptions(Compute):
     """Adam steps per batch (Q)"""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Adam learning rate in normalised pixel space"""
+    objective: ObjectiveName = "inversion"
+    """what is minimised: the terms of Eq 3-6, or IntraQ's own"""
     coefficients: CoefficientsName = "dss"
     """how the loss coefficients of a batch are drawn: dss is U(0,1) for each term (Eq 8)"""
     alpha_class: Weight = 1.0
@@ -103,6 +110,18 @@ class SynthesisOptions(Compute):
     """number type of the stored images; uint8 rounds to 1/255"""
     precision: Precision = "fp32"
     """arithmetic of the teacher's forward and backward pass"""
+    compile: bool = False
+    """generate code for the loop: twice the speed after up to a minute, for long jobs; needs a C++ compiler"""
+    intraq_label: Share = 0.95
+    """IntraQ: least probability that a softened label asks for (ε)"""
+    intraq_near: Annotated[float, Field(ge=0, le=2)] = 0.05
+    """IntraQ: least cosine distance from the mean feature of a class (λ_l)"""
+    intraq_far: Annotated[float, Field(ge=0, le=2)] = 0.8
+    """IntraQ: largest cosine distance from the mean feature of a class (λ_u)"""
+    intraq_crop: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """IntraQ: least share of an image that a random crop keeps (η)"""
+    intraq_patience: Positive = 50
+    """IntraQ: steps without progress before the learning rate falls tenfold"""
 
     @model_validator(mode="after")
     def _whole_batches(self) -> "SynthesisOptions":
@@ -111,12 +130,54 @@ class SynthesisOptions(Compute):
                 f"images ({self.images}) must be a multiple of batch ({self.batch}); "
                 f"the nearest is {max(1, round(self.images / self.batch)) * self.batch}"
             )
+        if self.intraq_near > self.intraq_far:
+            raise ValueError(f"intraq_near ({self.intraq_near}) must not be above intraq_far ({self.intraq_far})")
         return self
 
     @property
     def groups(self) -> int:
         """Number of groups of batches in the whole set."""
         return -(-self.images // (self.batch * self.group))
+
+
+class AugmentationOptions(Compute):
+    """Derive a training set from a surrogate set by mixing or masking its images."""
+
+    augmentation: AugmentationName = "mixup"
+    """augmentation"""
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    """Mixup and CutMix: the share of an image is drawn from Beta(alpha, alpha)"""
+    side: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """Cutout: side of the square as a share of the image's"""
+    probability: Share = 1.0
+    """share of the images that are augmented"""
+
+
+class DiversityOptions(Compute):
+    """Compare a surrogate set with real images: how much of them it covers."""
+
+    split: Literal["train", "dev", "test"] = "train"
+    """part of the real data set"""
+    features: Features = "teacher"
+    """space of precision, recall, density and coverage; teacher: the input of its last linear layer"""
+    neighbours: Positive = 5
+    """nearest neighbours that set the radius of an image's ball (k)"""
+    bin_features: Features = "pixels"
+    """space of the bins of NDB and JSD"""
+    bins: Annotated[int, Field(ge=2)] = 100
+    """bins of NDB and JSD: k-means clusters of the real images (K)"""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.05
+    """significance level at which a bin counts as different"""
+    sample: Annotated[int, Field(ge=0)] = 0
+    """compare so many randomly drawn images of either set; 0 for all"""
+    vgg16: str = ""
+    """torchvision's VGG16 weights, for features vgg16; in a config below data_dir if not absolute"""
+
+    @model_validator(mode="after")
+    def _vgg16_has_weights(self) -> "DiversityOptions":
+        if "vgg16" in (self.features, self.bin_features) and not self.vgg16:
+            raise ValueError("features vgg16 need its weights, which are never downloaded: give vgg16, a .pth file")
+        return self
 
 
 class TrainingOptions(Compute):
@@ -140,6 +201,16 @@ class TrainingOptions(Compute):
     """SGD weight decay"""
     schedule: Literal["constant", "cosine"] = "constant"
     """learning rate over the epochs"""
+    lr_warmup: Share = 0.0
+    """share of the epochs in which the learning rate grows linearly to its full value"""
+    eps_warmup: Share = 0.0
+    """share of the epochs in which ε of the inner maximisation grows linearly to its full value"""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """decay of an exponential moving average of weights and BN statistics, which is then the result; 0 for none"""
+    awp: Share = 0.0
+    """size of adversarial weight perturbation, relative to each layer's norm; 0 for none (AT 0.01, TRADES 0.005)"""
+    awp_warmup: Annotated[int, Field(ge=0)] = 0
+    """epochs before adversarial weight perturbation sets in"""
     lambda1: Weight = 1.0
     """weight of the robust-teacher term of L_DFShield (b in Eq 11)"""
     lambda2: Weight = 1.0
@@ -149,9 +220,39 @@ class TrainingOptions(Compute):
     clean_reduction: Literal["batchmean", "mean"] = "batchmean"
     """clean term: divided by images (batchmean) or by images times classes (mean, released code)"""
     beta: Weight = 6.0
-    """weight of the robust term of TRADES"""
-    inner: Literal["auto", "kl", "ce"] = "auto"
-    """objective of the inner maximisation; auto is the one of the loss's own paper"""
+    """weight of the robust term of TRADES and RST"""
+    mart_weight: Weight = 5.0
+    """weight of the KL term of MART"""
+    ard_alpha: Share = 1.0
+    """share of the distillation term of ARD; the rest is cross entropy on clean images"""
+    ard_temperature: Annotated[float, Field(gt=0)] = 30.0
+    """temperature of ARD"""
+    rslad_alpha: FractionText = "5/6"
+    """share of the adversarial term of RSLAD"""
+    pairing_weight: Weight = 0.5
+    """weight of the pairing term of ALP and CLP"""
+    alp_pairs: Literal["logits", "probabilities"] = "logits"
+    """what ALP pairs"""
+    mma_halvings: Positive = 10
+    """halvings in the search for the margin of an image (mma)"""
+    mmc_norm: Annotated[float, Field(gt=0)] = 10.0
+    """norm of the class centres of the max-Mahalanobis centre loss (mmc)"""
+    vat_weight: Weight = 1.0
+    """weight of the KL term of virtual adversarial training"""
+    vat_iterations: Positive = 1
+    """power iterations of virtual adversarial training"""
+    fgsm_alpha: Share = 0.5
+    """share of the clean term of single-step training (fgsm)"""
+    fosc_max: Annotated[float, Field(gt=0)] = 0.5
+    """convergence (FOSC) at which DART stops an inner maximisation in the first epoch; falls linearly to 0"""
+    fosc_share: FractionText = "5/6"
+    """share of the epochs after which DART's threshold is 0"""
+    gradient_weight: Weight = 1.0
+    """weight of the squared input gradient (gradient-penalty)"""
+    uat_weight: Weight = 1.0
+    """weight of the divergence from the teacher in UAT"""
+    inner: Literal["auto", registry.Inner] = "auto"
+    """objective of the inner maximisation; auto is the one of the loss's own paper, none takes its random start"""
     attack_steps: Positive = 10
     """steps of the inner maximisation"""
     l2_step: FractionText | Literal["eps/5"] = "15/255"
@@ -171,12 +272,39 @@ class TrainingOptions(Compute):
     holdout: Annotated[int, Field(ge=0)] = 200
     """surrogate images kept out of training for the per-epoch metrics; 0 for none"""
     precision: Precision = "fp32"
-    """arithmetic of the inner maximisation; weight gradients are always fp32"""
+    """arithmetic of the inner maximisation"""
+    outer_precision: Precision = "fp32"
+    """arithmetic of the student's forward and backward pass; weights and updates are always fp32"""
+    compile: bool = False
+    """generate code for the loops: faster after up to a minute, for long jobs; needs a C++ compiler"""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "TrainingOptions":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0; set momentum or nesterov to false")
+        return self
+
+    @model_validator(mode="after")
+    def _perturbs_some_epoch(self) -> "TrainingOptions":
+        if self.awp and self.awp_warmup >= self.epochs:
+            raise ValueError(
+                f"awp_warmup ({self.awp_warmup}) leaves none of the {self.epochs} epochs for awp; "
+                f"use awp_warmup <= {self.epochs - 1} or awp 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _inner_problem_fits_the_loss(self) -> "TrainingOptions":
+        entry = registry.LOSSES[self.loss]
+        if entry.search == "power" and not self.threat.startswith("l2:"):
+            raise ValueError(f"loss {self.loss} searches an l2 ball, threat is {self.threat}; give l2:EPS")
+        if self.inner != "auto" and (entry.search == "power" or entry.input_gradient):
+            raise ValueError(f"inner {self.inner}: loss {self.loss} has no inner maximisation to choose; use auto")
+        if self.inner in ("kl", "teacher") and entry.start == "image":
+            raise ValueError(
+                f"inner {self.inner}: loss {self.loss} starts at the image, where this divergence has no slope; "
+                "use auto or ce"
+            )
         return self
 
 
@@ -346,6 +474,10 @@ class AttackOptions(Compute):
     """attack only the first so many images; 0 for all"""
     chunk: Positive = 250
     """images attacked together; randomness is keyed by seed, attack and chunk"""
+    precision: Precision = "fp32"
+    """arithmetic of crafting where rounding does no harm (PGD and APGD); verdicts are always fp32"""
+    reference: bool = False
+    """craft as a reference library does, slowly: on the model as it is, every step for every image, no pre-filter"""
 
 
 PROTOCOLS: dict[str, dict[str, Any]] = {
@@ -365,6 +497,8 @@ else:
 STAGES: dict[str, type[Compute]] = {
     "teacher": TeacherOptions,
     "synthesis": SynthesisOptions,
+    "augmentation": AugmentationOptions,
+    "diversity": DiversityOptions,
     "training": TrainingOptions,
     "cotraining": CotrainingOptions,
     "attack": AttackOptions,

@@ -11,7 +11,8 @@ from typing import Any
 
 from dfshield import registry
 from dfshield.config import Config, HardenConfig, StageOverrides, recipe_options
-from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, CotrainingOptions
+from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
+from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, CotrainingOptions, DiversityOptions
 from dfshield.report.cells import Cell, RowSpec, TableSpec, load_tables, variant
 from dfshield.runtime import InputError
 from dfshield.threat import threat_name
@@ -25,6 +26,7 @@ TEACHER = RESULTS + "/{run}/{dataset}/{model}/teacher.safetensors"
 SOURCE = RESULTS + "/{run}/{dataset}/{model}/{source}/seed-{seed}"
 SHARD = SOURCE + "/shard-{shard}.h5"
 DATA = SOURCE + "/data.h5"
+DIVERSITY = SOURCE + "/diversity@{split}.json"
 TRAINED = RESULTS + "/{run}/{dataset}/{model}/{source}/{recipe}/{train_threat}/seed-{seed}"
 STUDENT = TRAINED + "/student.safetensors"
 METRICS = TRAINED + "/metrics.csv"
@@ -95,6 +97,7 @@ class Plan:
             "shard": [str(shard) for shard in range(config.shards)],
             "defence": [NONE],
             "protocol": list(PROTOCOLS),
+            "split": sorted({self.diversity(d, m).split for d in self.datasets for m in self.models(d)}),
             "table": list(self.tables),
             "name": list(config.harden),
         }
@@ -114,6 +117,15 @@ class Plan:
     def synthesis(self, dataset: str, model: str, source: str, seed: int) -> Any:
         """SynthesisOptions of one source."""
         return self.options("synthesis", dataset, model, seed, **self.config.sources[source].synthesis)
+
+    def augmentation(self, dataset: str, model: str, source: str, seed: int) -> Any:
+        """AugmentationOptions of one augmented source."""
+        return self.options("augmentation", dataset, model, seed, augmentation=self.config.sources[source].augmentation)
+
+    def diversity(self, dataset: str, model: str) -> DiversityOptions:
+        """DiversityOptions of one model: one seed for all its surrogate sets, so that the bins are the same."""
+        options: DiversityOptions = self.options("diversity", dataset, model, self.config.seeds[0])
+        return options
 
     def training(self, dataset: str, model: str, recipe: str, seed: int) -> Any:
         """TrainingOptions of one recipe, swept or not; CotrainingOptions where it names a method."""
@@ -163,6 +175,19 @@ class Plan:
         choice = (spec.grid.full if self.config.grid == "full" else spec.grid.demo).models
         return [(d, c.models[:1] if choice == "first" else c.models) for d, c in self.config.datasets.items()]
 
+    def rows(self, spec: TableSpec) -> list[RowSpec]:
+        """The rows of a table; those that the config's `methods` choose, if the table has them all."""
+        chosen = {name.lower() for name in self.config.methods}
+        names = {table: {row.method.lower() for row in one.rows} for table, one in self.tables.items()}
+        if not any(chosen <= own for own in names.values()):
+            table = max(names, key=lambda name: len(chosen & names[name]))
+            raise InputError(
+                f"methods: no table has rows for all of {', '.join(self.config.methods)}; "
+                f"those of {table} are {', '.join(row.method.lower() for row in self.tables[table].rows)}"
+            )
+        kept = [row for row in spec.rows if row.method.lower() in chosen]
+        return kept if chosen and len(kept) == len(chosen) else list(spec.rows)
+
     def sweeps(self, spec: TableSpec) -> list[dict[str, Any]]:
         """The combinations of swept options of a table; one empty combination where nothing is swept."""
         values = [getattr(sweep, self.config.grid) for sweep in spec.sweep.values()]
@@ -191,8 +216,10 @@ class Plan:
                     f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
                 )
         found = []
-        for (dataset, models), row, overrides in product(self.blocks(spec), spec.rows, self.sweeps(spec)):
+        for (dataset, models), row, overrides in product(self.blocks(spec), self.rows(spec), self.sweeps(spec)):
             for model, metric in product(models, spec.metrics):
+                if metric in DIVERSITY_METRICS and row.source == NONE:
+                    continue  # there are no training images
                 recipe = self._shared_recipe(dataset, model, row, overrides)
                 for seed in self.config.seeds[:1] if row.seeds == "first" else self.config.seeds:
                     found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed))
@@ -224,10 +251,11 @@ class Plan:
         metric: str,
         seed: int,
     ) -> Cell:
-        # every ledger holds the clean predictions, so clean accuracy needs no attack of its own
-        attacked = metric == "autoattack" or (metric == "clean" and "autoattack" in self.tables[table].metrics)
-        protocol = self.config.autoattack if attacked else metric
-        ledger = self.path(LEDGER, dataset, model, source=row.source, recipe=recipe, seed=seed, protocol=protocol)
+        if metric in DIVERSITY_METRICS:
+            split = self.diversity(dataset, model).split
+            file = self.path(DIVERSITY, dataset, model, source=row.source, seed=seed, split=split)
+        else:
+            file = self._ledger(table, dataset, model, row, recipe, metric, seed)
         return Cell(
             table=table,
             dataset=dataset,
@@ -238,8 +266,14 @@ class Plan:
             threat=self.threat(dataset, model),
             metric=metric,
             seed=seed,
-            ledger=ledger,
+            ledger=file,
         )
+
+    def _ledger(self, table: str, dataset: str, model: str, row: RowSpec, recipe: str, metric: str, seed: int) -> str:
+        # every ledger holds the clean predictions, so clean accuracy needs no attack of its own
+        attacked = metric == "autoattack" or (metric == "clean" and "autoattack" in self.tables[table].metrics)
+        protocol = self.config.autoattack if attacked else metric
+        return self.path(LEDGER, dataset, model, source=row.source, recipe=recipe, seed=seed, protocol=protocol)
 
     # --- a user's own model ------------------------------------------------------------------------------------------
 
@@ -259,8 +293,10 @@ class Plan:
             RowSpec(method="Ours", source=entry.source, recipe=entry.recipe),
         )
         found = []
-        for row, protocol in product(rows, entry.evaluation.protocols):
-            metric = "autoattack" if protocol.startswith("aa-") else protocol
+        protocols = entry.evaluation.protocols
+        metrics = {"clean": protocols[-1]}  # every ledger holds the clean predictions
+        metrics |= {"autoattack" if protocol.startswith("aa-") else protocol: protocol for protocol in protocols}
+        for row, (metric, protocol) in product(rows, metrics.items()):
             ledger = self.path(
                 LEDGER, HARDEN, name, source=row.source, recipe=row.recipe, seed=self.config.seeds[0], protocol=protocol
             )

@@ -2,10 +2,11 @@
 
 A digest covers the definitions reachable from a stage's entry points: their syntax trees without docstrings and
 comments. Registries and option classes are left out (a chosen entry counts as an entry point, an option by its
-value), so adding a loss or an option reruns nothing.
+value), so adding a loss or an option reruns nothing. Facts that the chosen entries state count by value.
 """
 
 import ast
+import dataclasses
 import functools
 import hashlib
 from pathlib import Path
@@ -17,12 +18,16 @@ ROOT = Path(__file__).parent
 LEFT_OUT = {"dfshield", "dfshield.registry", "dfshield.options", "dfshield.config", "dfshield.provenance"}
 RUNTIME = {"generator", "digest", "canonical_json", "fraction"}
 """What of ``dfshield.runtime`` decides about results; the rest is progress, messages and files."""
+NO_FACTS = {"target", "title", "pretrained", "files"}
+"""Fields of registry entries that decide about no result: names, and where code and files are found."""
 
 ENTRY_POINTS = {
     "teacher": ("dfshield.models.teacher:run",),
     "synthesis": ("dfshield.synthesis.inversion:run",),
     "export": ("dfshield.data.export:export",),
     "merge": ("dfshield.shards:merge",),
+    "augmentation": ("dfshield.synthesis.augmentation:run",),
+    "diversity": ("dfshield.metrics.evaluate:run",),
     "training": ("dfshield.training.trainer:run",),
     "cotraining": ("dfshield.cotraining.trainer:run",),
     "attack": ("dfshield.attacks.evaluate:run",),
@@ -47,8 +52,15 @@ def stage_digest(stage: str, *chosen: registry.Entry) -> str:
         nodes = _definitions(module)[name]
         seen[target] = " ".join(ast.dump(_without_docstrings(node)) for node in nodes)
         todo += [found for node in nodes for found in _references(module, node)]
-    text = "\n".join(f"{target} {seen[target]}" for target in sorted(seen))
+    lines = [f"{target} {seen[target]}" for target in sorted(seen)]
+    text = "\n".join(lines + [f"{entry.target} {facts}" for entry in chosen if (facts := _facts(entry))])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _facts(entry: registry.Entry) -> dict[str, object]:
+    """What an entry states besides its code, as far as it is not the default: so a new kind of fact changes nothing."""
+    fields = [field for field in dataclasses.fields(entry) if field.name not in NO_FACTS]
+    return {f.name: getattr(entry, f.name) for f in fields if getattr(entry, f.name) != f.default}
 
 
 def _resolve(target: str) -> str | None:

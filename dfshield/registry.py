@@ -28,13 +28,29 @@ class Entry:
         return function
 
 
+Inner = Literal["kl", "ce", "teacher", "loss", "none"]
+"""Objective of the inner maximisation: KL to the student's clean output, cross entropy with the label, KL to the
+teacher's clean output, the training loss itself, or none (a random point)."""
+Start = Literal["normal", "uniform", "image"]
+"""Start of the inner maximisation: 0.001 times a normal draw, uniform in the ball, or the image itself."""
+Search = Literal["pgd", "single-step", "power", "nearest", "curriculum", "fosc"]
+"""How the inner maximisation is solved: projected gradient ascent; one step of length ε; power iteration for the most
+curved direction; ascent and then the nearest misclassified point on the way there; ascent with more steps as training
+goes on; ascent that stops at a convergence that is asked for more and more strictly (FOSC)."""
+
+
 @dataclass(frozen=True)
 class Loss(Entry):
-    """A training loss (tensors to a scalar) and the inner maximisation its paper pairs it with."""
+    """A training loss (tensors to a scalar) and what its paper pairs it with."""
 
-    inner: Literal["kl", "ce"] = "kl"
-    start: Literal["normal", "uniform"] = "normal"
-    """Start of the inner maximisation: 0.001 times a normal draw, or uniform in the ball."""
+    inner: Inner = "kl"
+    start: Start = "normal"
+    search: Search = "pgd"
+    labels: Literal["data", "teacher"] = "data"
+    """Labels of training and of the inner maximisation: those of the data, or the teacher's class."""
+    input_gradient: bool = False
+    """The loss takes one more argument, the images that the logits came from, to differentiate by; it has no x̂', so
+    nothing is crafted and `adversarial` is `clean`."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +112,17 @@ COEFFICIENTS = {
     "linear": Entry("dfshield.synthesis.coefficients:linear"),
 }
 
+OBJECTIVES = {
+    "inversion": Entry("dfshield.synthesis.inversion:Synthesizer"),
+    "intraq": Entry("dfshield.synthesis.intraq:IntraQ"),
+}
+
+AUGMENTATIONS = {
+    "mixup": Entry("dfshield.synthesis.augmentation:mixup"),
+    "cutout": Entry("dfshield.synthesis.augmentation:cutout"),
+    "cutmix": Entry("dfshield.synthesis.augmentation:cutmix"),
+}
+
 SOURCES = {
     "synthetic": Source("dfshield.synthesis.inversion:run"),
     "real": Source("dfshield.data.export:export", real_data="train"),
@@ -105,6 +132,22 @@ LOSSES = {
     "dfshield": Loss("dfshield.training.losses:dfshield"),
     "trades": Loss("dfshield.training.losses:trades"),
     "std": Loss("dfshield.training.losses:std", inner="ce", start="uniform"),
+    "mart": Loss("dfshield.training.losses:mart", inner="ce"),
+    "ard": Loss("dfshield.training.losses:ard", inner="ce", start="uniform"),
+    "rslad": Loss("dfshield.training.losses:rslad", inner="teacher"),
+    "alp": Loss("dfshield.training.losses:alp", inner="ce", start="uniform"),
+    "clp": Loss("dfshield.training.losses:clp", inner="ce", start="uniform"),
+    "mma": Loss("dfshield.training.losses:mma", inner="ce", start="uniform", search="nearest"),
+    "mmc": Loss("dfshield.training.losses:mmc", inner="loss", start="uniform"),
+    "vat": Loss("dfshield.training.losses:vat", search="power"),
+    "fgsm": Loss("dfshield.training.losses:fgsm", inner="ce", start="image", search="single-step"),
+    "curriculum": Loss("dfshield.training.losses:std", inner="ce", start="uniform", search="curriculum"),
+    "dart": Loss("dfshield.training.losses:std", inner="ce", start="uniform", search="fosc"),
+    "gradient-penalty": Loss(
+        "dfshield.training.losses:gradient_penalty", inner="ce", start="uniform", input_gradient=True
+    ),
+    "uat": Loss("dfshield.training.losses:uat", inner="ce", start="uniform", labels="teacher"),
+    "rst": Loss("dfshield.training.losses:trades", labels="teacher"),
 }
 
 COTRAINING = {

@@ -8,7 +8,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -209,3 +209,25 @@ def check_real_data_allowed() -> None:
     """Called by `dfshield.data` when it is imported; raises RuntimeError inside a data-free stage."""
     if _data_free_stage:
         raise RuntimeError(f"{_data_free_stage} is data-free: it must not import dfshield.data")
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`function` (or a network) as generated code, made at the first call and again for every new shape.
+
+    Raises InputError at that call if PyTorch cannot generate code here.
+    """
+    import torch
+    from torch._dynamo.exc import TorchDynamoException
+
+    generated = torch.compile(function, dynamic=False)
+
+    def call(*arguments: Any) -> Any:
+        try:
+            return generated(*arguments)
+        except TorchDynamoException as error:
+            reason = str(error).strip().split("\n")[0]
+            raise InputError(
+                f"compile: PyTorch cannot generate code here ({reason}); install a C++ compiler (g++) or leave it out"
+            ) from None
+
+    return call

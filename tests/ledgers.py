@@ -1,10 +1,11 @@
-"""Evaluation ledgers with chosen accuracies, for tests of what is made from them."""
+"""Evaluation ledgers with chosen accuracies and records of diversity, for tests of what is made from them."""
 
 from pathlib import Path
 
 import numpy as np
 
 from dfshield.attacks.ledger import Ledger, write_ledger
+from dfshield.metrics.record import Record, write_record
 
 
 def make_ledger(path: Path, clean: int, robust: int, n: int = 200, **changes: object) -> str:
@@ -43,3 +44,13 @@ def make_ledger(path: Path, clean: int, robust: int, n: int = 200, **changes: ob
         "code": "c" * 16,
     }
     return write_ledger(path, Ledger(**(fields | changes)))  # type: ignore[arg-type]
+
+
+def make_record(path: Path, recall: float = 0.5, **changes: object) -> str:
+    """A record of the diversity of some surrogate set of digits for cnn-s."""
+    values = {"precision": 0.25, "recall": recall, "density": 1.125, "coverage": recall / 4, "ndb": 88.0, "jsd": 0.25}
+    options = {"features": "teacher", "neighbours": 5, "bin_features": "pixels", "bins": 100, "alpha": 0.05}
+    fields = {"dataset": "digits", "model": "cnn-s", "source": "fixed", "seed": 0, "split": "train", "n_real": 997}
+    fields |= {"n_synthetic": 60, "values": values, "options": options, "real_data": "none", "weights_sha256": ""}
+    fields |= {"teacher_sha256": "t" * 64, "data_sha256": "d" * 64, "real_sha256": "r" * 64}
+    return write_record(path, Record(**(fields | {"package_version": "0.1.0", "code": ""} | changes)))  # type: ignore[arg-type]

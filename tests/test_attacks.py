@@ -12,6 +12,7 @@ from torch import nn
 from dfshield import registry
 from dfshield.attacks import autoattack, evaluate, gradient
 from dfshield.attacks.autoattack import Budget
+from dfshield.attacks.crafting import Crafting
 from dfshield.attacks.gradient import Component, Ensemble, differentiable, frozen, input_gradient
 from dfshield.attacks.ledger import read_ledger
 from dfshield.attacks.threat import from_half, project, random_start, step, to_half
@@ -231,7 +232,7 @@ def test_gradients_of_parameters_and_the_mode_are_left_as_they_were(small_budget
 def test_gradient_of_a_model_that_gives_none_is_zero():
     x = torch.rand(3, 1, 2, 2)
     cut = lambda x: torch.zeros(len(x), 4) + x.detach().sum()  # noqa: E731
-    assert not input_gradient(cut, x, torch.zeros(3, dtype=torch.long)).any()
+    assert not input_gradient(cut, x, torch.zeros(3, dtype=torch.long))[1].any()
     out = differentiable(cut)(x.requires_grad_())
     assert torch.equal(out, cut(x)) and out.requires_grad
 
@@ -269,8 +270,8 @@ def test_protocol_note_says_what_departs_from_the_definition(classes, targets, s
     options = AttackOptions(targets=targets, threat=threat)
     ensemble = autoattack.autoattack(options, shape, classes)
     assert ensemble.note == note
-    assert [c.name for c in ensemble.components] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert ensemble.components[1].attack.targets == (classes - 1 if targets == "paper" else min(9, classes - 1))
+    assert [c.name for c in ensemble.components] == ["quick", "apgd-ce", "apgd-t", "fab-t", "square"]
+    assert ensemble.components[2].attack.targets == (classes - 1 if targets == "paper" else min(9, classes - 1))
 
 
 def test_default_budget_is_autoattacks():
@@ -299,7 +300,7 @@ def test_verdicts_equal_those_of_the_reference(classes, threat, seed, monkeypatc
     net = network(classes, seed=seed)
     x, y = images(net, n=32)
     y[0] = (y[0] + 1) % classes
-    rows, _ = attack(net, x, y, threat, attack="autoattack", seed=seed)
+    rows, _ = attack(net, x, y, threat, attack="autoattack", seed=seed, reference=True)
     _, prediction = reference(net, parse_threat(threat), seed, budget).run_standard_evaluation(x, y, batch_size=32)
     assert len(np.unique(rows["component"])) >= 3  # broken by different components, and survivors
     assert np.array_equal(rows["broken"], (prediction != y).numpy())
@@ -311,7 +312,7 @@ def test_each_component_finds_the_references_images(threat, monkeypatch):
     monkeypatch.setattr(autoattack, "BUDGET", Budget(iterations=10, queries=100))
     net = network(10)
     x, y = images(net, n=32)
-    options, limit = AttackOptions(threat=threat), parse_threat(threat)
+    options, limit = AttackOptions(threat=threat, reference=True), parse_threat(threat)
     theirs = reference(net, limit, 5, autoattack.BUDGET)
     parts = autoattack.autoattack(options, (1, 8, 8), 10).components
     for part, other in zip(parts, (theirs.apgd, theirs.apgd_targeted, theirs.fab, theirs.square), strict=True):
@@ -386,6 +387,61 @@ def test_no_attack_sees_an_image_that_is_already_broken():
     assert seen == [22, 22 - (rows["component"] == 2).sum()] and 0 < seen[1] < 22
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """A BatchNorm network and images that it classifies with margins of all sizes."""
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Conv2d(1, 16, 3, padding=1), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 16, 3, stride=2))
+    net += nn.Sequential(nn.BatchNorm2d(16), nn.ReLU(), nn.Flatten(), nn.Linear(144, 10))
+    x = torch.rand((300, 1, 8, 8), generator=key(4))
+    net(x)  # running statistics
+    net.eval()
+    with torch.no_grad():
+        net[-1].bias -= net(x).mean(0)
+        return net, x, net(x).argmax(1)
+
+
+def test_images_and_networks_of_any_memory_layout_are_attacked(small_budget):
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 10)).eval()
+    x = torch.rand((6, 3, 8, 8), generator=key()).contiguous(memory_format=torch.channels_last)
+    y = net(x).argmax(1)
+    plain = attack(net, x.contiguous(), y, "linf:0.01", attack="autoattack")[0]["component"]
+    net.to(memory_format=torch.channels_last)
+    assert np.array_equal(attack(net, x, y, "linf:0.01", attack="autoattack")[0]["component"], plain)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("name", ["pgd", "autoattack"])
+def test_quick_crafting_breaks_no_fewer_images_than_the_reference(name, precision, trained, monkeypatch):
+    monkeypatch.setattr(autoattack, "BUDGET", Budget(iterations=10, queries=50))
+    net, x, y = trained
+    options = {"threat": "linf:0.01", "attack": name, "steps": 10}
+    slow = attack(net, x, y, reference=True, **options)[0]["broken"]
+    fast = attack(net, x, y, precision=precision, **options)[0]["broken"]
+    assert 0.2 < slow.mean() < 0.9
+    assert (slow & ~fast).sum() <= 2 and fast.sum() >= slow.sum() - 1
+
+
+def test_crafting_takes_no_step_on_a_broken_image_and_verdicts_come_from_the_model_itself(trained):
+    net, x, y = trained
+    steps = [0, 0]
+
+    def count(reference):
+        def forward(module, inputs):
+            steps[reference] += len(inputs[0])
+
+        return forward
+
+    for reference in (False, True):
+        crafting = Crafting(net, AttackOptions(reference=reference))
+        assert (crafting.exact is net) == reference
+        handle = crafting.rounded.register_forward_pre_hook(count(reference))
+        options = AttackOptions(threat="linf:0.1", reference=reference)
+        gradient.pgd(crafting.rounded, x, y, parse_threat(options.threat), options, key())
+        handle.remove()
+    assert steps[1] == 11 * len(x) and steps[0] < steps[1] / 3
+
+
 class Noisy(nn.Module):
     def __init__(self, net):
         super().__init__()
@@ -429,7 +485,7 @@ def test_square_that_beats_white_box_attacks_is_flagged(monkeypatch):
     net = network(4)
     x, y = images(net)
     rows, flags = attack(Constant(net), x, y, "linf:0.06", attack="autoattack")
-    assert (rows["component"] == 5).any() and "square-broke-after-white-box" in flags
+    assert (rows["component"] == 6).any() and "square-broke-after-white-box" in flags
     assert "square-broke-after-white-box" not in attack(net, x, y, "linf:0.06", attack="autoattack")[1]
 
 
@@ -471,7 +527,7 @@ def test_stage_writes_a_ledger_that_reads_back_and_replays(checkpoint, small_bud
     written = stage(folder, attack="autoattack", threat="linf:2/255", chunk=9, protocol="aa-standard")
     ledger = read_ledger(folder / "ledger.h5")
     assert ledger.n == 23 and ledger.clean_accuracy == pytest.approx(100 * 22 / 23)
-    assert ledger.components == ("robust", "clean", "apgd-ce", "apgd-t", "fab-t", "square")
+    assert ledger.components == ("robust", "clean", "quick", "apgd-ce", "apgd-t", "fab-t", "square")
     assert ledger.protocol == "aa-standard[6 iterations, 25 queries]" and ledger.subject == {"a": 1}
     assert ledger.real_data == "none" and ledger.dataset == "digits" and len(ledger.model_sha256) == 64
     assert np.array_equal(ledger.broken, written.broken) and 1 < ledger.broken.sum() < 23

@@ -13,7 +13,7 @@ import pytest
 import tiny
 import torch
 import yaml
-from ledgers import make_ledger
+from ledgers import make_ledger, make_record
 from safetensors.torch import load_file, save_file
 from test_config import GRID, MINE, changed
 from test_shards import parts, rehash
@@ -47,6 +47,11 @@ COTRAIN = [
     *("--batch", "20", "--generator-width", "0.05", "--attack-steps", "1", "--device", "cpu"),
 ]
 SYNTHESIZE = ["synthesize", "--teacher", "teacher.safetensors", "--out", "out.h5", *SYNTHESIS]
+AUGMENT = ["augment", "--data", "data.h5", "--out", "out.h5"]
+DIVERSITY = [
+    *("diversity", "--teacher", "teacher.safetensors", "--data", "data.h5", "--out", "out.json", "--split", "dev"),
+    *("--bins", "20", "--device", "cpu"),
+]
 ATTACK = [
     *("attack", "--model", "teacher.safetensors", "--out", "out.h5", "--attack", "clean", "--device", "cpu"),
     *("--evaluation", "test.npz"),
@@ -70,6 +75,7 @@ def whole(tmp_path_factory):
     tiny.surrogate(folder / "data.h5", teacher_sha256=sha)
     parts(folder, (2, 4), teacher_sha256=sha)
     make_ledger(folder / "ledger.h5", 180, 90)
+    make_record(folder / "record.json")
     (folder / "net.py").write_text(NETWORKS)
     scope: dict = {}
     exec(NETWORKS, scope)
@@ -197,7 +203,7 @@ CASES = {
     "missing flag": (without(TRAIN, "--data"), nothing, "required: --data"),
     "wrong type": ([*TRAIN, "--epochs", "many"], nothing, "epochs: Input should be a valid integer"),
     "wrong type of a plain flag": ([*SYNTHESIZE, "--shard", "first"], nothing, "--shard: invalid int value: 'first'"),
-    "unknown choice": ([*TRAIN, "--loss", "mart"], nothing, "--loss: invalid choice: 'mart'"),
+    "unknown choice": ([*TRAIN, "--loss", "hinge"], nothing, "--loss: invalid choice: 'hinge'"),
     "unknown profile": ([*TRAIN, "--profile", "mine"], nothing, "--profile: invalid choice: 'mine'"),
     "NaN": ([*TRAIN, "--lr", "nan"], nothing, "lr: Input should be"),
     "infinite": ([*TRAIN, "--lambda1", "inf"], nothing, "lambda1: Input should be a finite number"),
@@ -208,6 +214,14 @@ CASES = {
     "ε in pixel units": ([*TRAIN, "--threat", "linf:8"], nothing, "for 8 pixel units write linf:8/255"),
     "ε without a norm": ([*TRAIN, "--threat", "8/255"], nothing, "write for example linf:8/255"),
     "a step that is no fraction": ([*TRAIN, "--l2-step", "15/0"], nothing, "l2_step: '15/0' is not a number"),
+    "l∞ for an l2 method": ([*TRAIN, "--loss", "vat"], nothing, "loss vat searches an l2 ball, threat is linf:8/255"),
+    "no slope at the start": ([*TRAIN, "--loss", "fgsm", "--inner", "kl"], nothing, "fgsm starts at the image"),
+    "weight perturbation too late": (
+        [*TRAIN, "--awp", "0.01", "--awp-warmup", "1"],
+        nothing,
+        "awp_warmup (1) leaves none of the 1 epochs for awp",
+    ),
+    "nothing but the average": ([*TRAIN, "--average", "1"], nothing, "average: Input should be less than 1"),
     "nesterov without momentum": ([*TRAIN, "--nesterov", "--momentum", "0"], nothing, "nesterov needs a momentum"),
     "images no multiple of batch": ([*SYNTHESIZE, "--images", "25"], nothing, "images (25) must be a multiple of"),
     "arguments that are no JSON": (mine("--arguments", "{a}"), nothing, "--arguments: not JSON"),
@@ -306,6 +320,64 @@ CASES = {
         "shard-1.h5: labels -1..3 out of range 0..3",
     ),
     "no shards": (["merge", "--out", "out.h5"], nothing, "required: shards"),
+    "margins of IntraQ that cross": (
+        [*SYNTHESIZE, "--objective", "intraq", "--intraq-near", "0.9"],
+        nothing,
+        "intraq_near (0.9) must not be above intraq_far (0.8)",
+    ),
+    "unknown augmentation": (
+        [*AUGMENT, "--augmentation", "rotate"],
+        nothing,
+        "invalid choice: 'rotate'",
+    ),
+    "augmentation of one shard": (
+        [*AUGMENT, "--data", "shard-0.h5"],
+        nothing,
+        "holds groups 0..1 of 6; give the merged",
+    ),
+    "augmentation of no data": ([*AUGMENT, "--data", "net.pt"], nothing, "net.pt: truncated, damaged or not an HDF5"),
+    "augmentation of damaged data": (AUGMENT, flip("data.h5", 0.5), "data.h5: "),
+    # diversity
+    "diversity of data of another teacher": (
+        [*DIVERSITY, "--teacher", "other.safetensors"],
+        nothing,
+        "data.h5: made from teacher",
+    ),
+    "diversity of one shard": ([*DIVERSITY, "--data", "shard-0.h5"], nothing, "give the merged file"),
+    "neighbours for more images": ([*DIVERSITY, "--neighbours", "60"], nothing, "there are 60 surrogate images"),
+    "more bins than images": (
+        [*DIVERSITY, "--bins", "301"],
+        nothing,
+        "only 300 real images; use bins <= 300",
+    ),
+    "a sample too small": ([*DIVERSITY, "--sample", "5"], nothing, "neighbours 5: there are 5 real images"),
+    "one bin": ([*DIVERSITY, "--bins", "1"], nothing, "bins: Input should be greater than or equal to 2"),
+    "level of nought": ([*DIVERSITY, "--alpha", "0"], nothing, "alpha: Input should be greater than 0"),
+    "VGG16 without weights": (
+        [*DIVERSITY, "--features", "vgg16"],
+        nothing,
+        "never downloaded: give vgg16, a .pth",
+    ),
+    "VGG16 weights that are not there": (
+        [*DIVERSITY, "--features", "vgg16", "--vgg16", "none.pth"],
+        nothing,
+        "none.pth: no such file (weights file)",
+    ),
+    "diversity against an unknown data set": (
+        [*DIVERSITY, "--dataset", "mnist"],
+        nothing,
+        "data set 'mnist' is not one of digits",
+    ),
+    "diversity against images of another shape": (
+        [*DIVERSITY, "--dataset", "cifar10", "--split", "test", "--data-dir", "."],
+        lambda: np.savez("cifar10_test.npz", x=tiny.images(20, (3, 32, 32)), y=np.arange(20) % 10),
+        "takes images of shape (C,H,W) (1, 8, 8), data set cifar10 has (3, 32, 32)",
+    ),
+    "a split that the data set lacks": (
+        [*DIVERSITY, "--dataset", "cifar10", "--data-dir", "."],
+        nothing,
+        "data set cifar10 has no split 'dev'; it has train, test",
+    ),
     # training
     "B larger than an epoch": ([*TRAIN, "--aggregate", "7"], nothing, "use aggregate <= 6, batch <= 8 or more images"),
     "batch larger than the data": ([*TRAIN, "--batch", "61"], nothing, "smaller holdout or batch"),
@@ -422,6 +494,12 @@ CASES = {
     "a truncated ledger": (["inspect", "ledger.h5"], cut("ledger.h5"), "ledger.h5: "),
     "an edited ledger": (["inspect", "ledger.h5"], attribute("ledger.h5", "protocol", "aa"), "ledger.h5: "),
     "foreign HDF5 to inspect": (["inspect", "data.h5"], foreign_hdf5, "neither surrogate data nor a ledger"),
+    "an edited record": (
+        ["inspect", "record.json"],
+        lambda: Path("record.json").write_text(Path("record.json").read_text().replace("0.25", "0.75")),
+        "record.json: content does not match its SHA-256",
+    ),
+    "a foreign record": (["inspect", "record.json"], text("record.json", "{}"), "not a record of diversity metrics"),
     "a sheet of a checkpoint": (["inspect", "teacher.safetensors", "--sheet", "a.png"], nothing, "no images to draw"),
     "no table to verify": (["verify", "none.csv"], nothing, "none.csv: "),
     "a text to verify": (["verify", "net.py"], nothing, "net.py: "),

@@ -18,6 +18,8 @@ STAGE_COMMANDS = {stage: name for name, (_, stage, _, _) in COMMANDS.items() if 
 REQUIRED = {
     "teacher": ["--out", "o"],
     "synthesize": ["--teacher", "t", "--out", "o"],
+    "augment": ["--data", "d", "--out", "o"],
+    "diversity": ["--teacher", "t", "--data", "d", "--out", "o"],
     "train": ["--teacher", "t", "--data", "d", "--out", "o"],
     "cotrain": ["--teacher", "t", "--out", "o"],
     "attack": ["--model", "m", "--out", "o"],
@@ -35,8 +37,14 @@ def other(options: type[Compute], name: str, chance: random.Random) -> object:
     annotation, default = flags._base(field.annotation), field.default
     if name == "threat":
         return chance.choice(["linf:3/255", "l2:0.25", "l2:128/255"])
-    if name == "l2_step":
+    if name == "loss":
+        return chance.choice(["std", "trades", "mart"])  # some others go with one threat or inner objective alone
+    if name in ("l2_step", "rslad_alpha", "fosc_share"):
         return "17/255"
+    if name == "vgg16":
+        return "a folder/vgg16.pth"
+    if name in ("features", "bin_features"):  # vgg16 would need its weights
+        return next(choice for choice in ("teacher", "pixels") if choice != default)
     if annotation is bool:
         return not default
     if get_origin(annotation) is tuple:
@@ -46,7 +54,9 @@ def other(options: type[Compute], name: str, chance: random.Random) -> object:
     if annotation is int:
         return default + chance.randint(1, 9)
     assert annotation is float, (name, annotation)
-    return chance.choice([1e-7, 1 / 3, 0.25, chance.random()])
+    if name == "intraq_far":  # the least of which is intraq_near
+        return 1 + chance.random() / 2
+    return chance.choice([1e-7, 1 / 3, 0.25, chance.random() / 2])
 
 
 @pytest.mark.parametrize("stage", STAGES)

@@ -12,7 +12,9 @@ from dfshield.options import (
     PROTOCOLS,
     STAGES,
     AttackOptions,
+    AugmentationOptions,
     CotrainingOptions,
+    DiversityOptions,
     ProtocolName,
     SynthesisOptions,
     TrainingOptions,
@@ -21,6 +23,7 @@ from dfshield.runtime import InputError
 from dfshield.threat import parse_threat, threat_name
 from dfshield.validation import Options, build
 
+AUGMENTED = {"kind": "augmented", "base": "fixed", "augmentation": "mixup"}
 GRID = {"name": "run", "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}}}
 MINE = {
     "name": "mine",
@@ -91,7 +94,28 @@ def test_names_of_threats_are_file_names():
         (TrainingOptions, {"epochs": 1.5}, "epochs"),
         (TrainingOptions, {"epochs": "many"}, "epochs"),
         (TrainingOptions, {"seed": -1}, "seed"),
-        (TrainingOptions, {"loss": "mart"}, "loss"),
+        (TrainingOptions, {"loss": "hinge"}, "loss"),
+        (TrainingOptions, {"inner": "dlr"}, "inner"),
+        (TrainingOptions, {"rslad_alpha": "6/5"}, r"rslad_alpha.*must lie in \(0, 1\]"),
+        (TrainingOptions, {"ard_alpha": 1.5}, "ard_alpha"),
+        (TrainingOptions, {"ard_temperature": 0}, "ard_temperature"),
+        (TrainingOptions, {"alp_pairs": "features"}, "alp_pairs"),
+        (TrainingOptions, {"fosc_max": 0}, "fosc_max"),
+        (TrainingOptions, {"average": 1}, "average"),
+        (TrainingOptions, {"awp": -0.01}, "awp"),
+        (TrainingOptions, {"awp": 2}, "awp"),
+        (TrainingOptions, {"eps_warmup": 1.1}, "eps_warmup"),
+        (TrainingOptions, {"lr_warmup": -0.1}, "lr_warmup"),
+        (
+            TrainingOptions,
+            {"awp": 0.01, "awp_warmup": 5, "epochs": 5},
+            r"awp_warmup \(5\) leaves none of the 5 epochs for awp; use awp_warmup <= 4 or awp 0",
+        ),
+        (TrainingOptions, {"loss": "vat"}, "loss vat searches an l2 ball, threat is linf:8/255; give l2:EPS"),
+        (TrainingOptions, {"loss": "vat", "threat": "l2:1", "inner": "ce"}, "inner ce: loss vat has no .*; use auto"),
+        (TrainingOptions, {"loss": "gradient-penalty", "inner": "kl"}, "inner kl: loss gradient-penalty has no inner"),
+        (TrainingOptions, {"loss": "fgsm", "inner": "kl"}, "inner kl: loss fgsm starts at the image.*; use auto or ce"),
+        (TrainingOptions, {"loss": "fgsm", "inner": "teacher"}, "inner teacher: loss fgsm starts at the image"),
         (TrainingOptions, {"l2_step": "2"}, "l2_step"),
         (TrainingOptions, {"l2_step": "0"}, "l2_step"),
         (TrainingOptions, {"l2_step": "eps/4"}, "l2_step"),
@@ -102,6 +126,12 @@ def test_names_of_threats_are_file_names():
         (SynthesisOptions, {"images": 100}, "the nearest is 200"),
         (SynthesisOptions, {"coefficients": "dice"}, "coefficients"),
         (SynthesisOptions, {"roll": -1}, "roll"),
+        (SynthesisOptions, {"objective": "gan"}, "objective"),
+        (SynthesisOptions, {"intraq_near": 0.9}, r"intraq_near \(0.9\) must not be above intraq_far \(0.8\)"),
+        (AugmentationOptions, {"augmentation": "rotate"}, "augmentation"),
+        (AugmentationOptions, {"probability": 1.1}, "probability"),
+        (DiversityOptions, {"features": "vgg16"}, "features vgg16 need its weights, which are never downloaded"),
+        (DiversityOptions, {"bin_features": "inception"}, "bin_features"),
         (AttackOptions, {"attack": "bim"}, "attack"),
         (CotrainingOptions, {"method": "gan"}, "method"),
         (CotrainingOptions, {"method": ["dast"]}, "method"),
@@ -153,6 +183,8 @@ def test_vocabularies_are_the_registries():
         ("loss", TrainingOptions): registry.LOSSES,
         ("method", CotrainingOptions): registry.COTRAINING,
         ("coefficients", SynthesisOptions): registry.COEFFICIENTS,
+        ("objective", SynthesisOptions): registry.OBJECTIVES,
+        ("augmentation", AugmentationOptions): registry.AUGMENTATIONS,
         ("attack", AttackOptions): registry.ATTACKS,
     }
     for (name, options), table in fields.items():
@@ -212,12 +244,12 @@ def changed(base: dict, path: str, value: object) -> dict:
         (GRID, "datasets/digits/training", {"learning_rate": 1}, r"training: unknown option 'learning_rate'"),
         (GRID, "datasets/digits/training", {"lr": float("nan")}, r"training\.lr: "),
         (GRID, "datasets/digits/by_model", {"cnn-m": {}}, r"by_model: 'cnn-m' is not one of cnn-s"),
-        (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of ait, dast"),
+        (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of ait, ard, dast"),
         (GRID, "datasets/digits/by_recipe", {"std": {"taus": 1}}, "did you mean 'tau'"),
         (GRID, "training", {"tau": 2}, r"training\.tau: .*less than or equal to 1"),
         (GRID, "synthesis", {"batc": 2}, "synthesis: unknown option 'batc'; did you mean 'batch'"),
         (GRID, "recipes", {"a b": {}}, "recipes"),
-        (GRID, "recipes", {"mine": {"loss": "mart"}}, r"recipes\.mine\.loss: "),
+        (GRID, "recipes", {"mine": {"loss": "hinge"}}, r"recipes\.mine\.loss: "),
         (GRID, "recipes", {"mine": {"method": "gan"}}, r"recipes\.mine\.method: "),
         (GRID, "recipes", {"mine": {"method": "dast", "loss": "std"}}, r"recipes\.mine: unknown option 'loss'"),
         (GRID, "recipes", {"mine": {"method": "dast", "generator_rl": 1}}, "did you mean 'generator_lr'"),
@@ -230,13 +262,34 @@ def changed(base: dict, path: str, value: object) -> dict:
         (GRID, "sources", {"none": {}}, r"sources\.none: this name"),
         (GRID, "sources", {"mine": {"kind": "stolen"}}, r"sources\.mine\.kind: "),
         (GRID, "sources", {"mine": {"synthesis": {"lr": -1}}}, r"sources\.mine\.synthesis\.lr: "),
+        (
+            GRID,
+            "sources",
+            {"a": {"kind": "augmented", "base": "a"}},
+            r"sources\.a: augmentation is missing; a",
+        ),
+        (GRID, "sources", {"a": {"kind": "augmented", "augmentation": "mixup"}}, r"sources\.a: base is missing"),
+        (GRID, "sources", {"a": AUGMENTED | {"base": "b"}}, r"sources\.a\.base: 'b' is not one of "),
+        (
+            GRID,
+            "sources",
+            {"r": {"kind": "real"}, "a": AUGMENTED | {"base": "r"}},
+            r"sources\.a\.base: 'r' is not one of",
+        ),
+        (GRID, "sources", {"a": AUGMENTED | {"base": "a"}}, r"sources\.a\.base: 'a' is not one of"),
+        (GRID, "sources", {"a": AUGMENTED | {"augmentation": "rotate"}}, r"sources\.a\.augmentation: "),
+        (GRID, "sources", {"a": AUGMENTED | {"synthesis": {"lr": 1}}}, r"sources\.a: synthesis is not for a source of"),
+        (GRID, "sources", {"a": {"base": "fixed"}}, r"sources\.a: base is not for a source of kind synthetic"),
+        (GRID, "augmentation", {"alpha": 0}, r"augmentation\.alpha: "),
+        (GRID, "diversity", {"bins": 1}, r"diversity\.bins: "),
+        (GRID, "diversity", {"feature": "pixels"}, "diversity: unknown option 'feature'; did you mean 'features'"),
         (GRID, "datasets", {}, "there is nothing to do"),
         (MINE, "harden/net/mean", [0.5], "mean has 1 values but input_shape has 3 channels"),
         (MINE, "harden/net/std", [0.5, 0.5, 0], r"harden\.net\.std\.2: "),
         (MINE, "harden/net/factory", "net.py", r"harden\.net\.factory: "),
         (MINE, "harden/net/classes", 1, r"harden\.net\.classes: "),
         (MINE, "harden/net/input_shape", [3, 32], r"harden\.net\.input_shape"),
-        (MINE, "harden/net/source", "mine", r"harden\.net\.source: 'mine' is not one of dss, fixed, real"),
+        (MINE, "harden/net/source", "mine", r"source: 'mine' is not one of cutmix, cutout, dss, fixed, "),
         (MINE, "harden/net/recipe", "mine", r"harden\.net\.recipe: 'mine' is not one of"),
         (MINE, "harden/net/evaluation", {}, r"harden\.net\.evaluation\.file: Field required"),
         (MINE, "harden/net/evaluation", {"file": "x.npz", "protocols": ["aa"]}, r"evaluation\.protocols\.0: "),
@@ -253,7 +306,7 @@ def test_wrong_configs(base, path, value, message):
 
 def test_right_configs():
     assert check_config(GRID).recipes["dfshield-plain"] == {"loss": "dfshield", "aggregate": 1}
-    assert check_config(MINE).harden["net"].evaluation.protocols == ("clean", "pgd10", "aa-standard")
+    assert check_config(MINE).harden["net"].evaluation.protocols == ("pgd10", "aa-standard")
     assert check_config(changed(GRID, "training/lr", "1e-4")).training == {"lr": "1e-4"}  # YAML reads 1e-4 as a text
 
 

@@ -1,5 +1,6 @@
 """The whole road at the smallest scale: every table, the user's own model, reruns, crashes."""
 
+import csv
 import re
 import shutil
 import signal
@@ -8,16 +9,19 @@ import sys
 import time
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
+from scipy.spatial.distance import cdist
+from sklearn.datasets import load_digits
 
 from workflow import ROOT, dfshield, environment, jobs, snakemake, workspace
 
 pytestmark = pytest.mark.slow
-TABLES = ("table4", "table8", "table23", "table24", "table25", "table26")
+TABLES = tuple(f"table{number}" for number in (4, 6, 7, 8, 16, 17, 19, 23, 24, 25, 26))
 # ε is half of the pixel range, so that AutoAttack is over after its first attack.
 TINY = {
     "name": "tiny",
@@ -36,6 +40,7 @@ TINY = {
         "attack_steps": 2,
     },
     "attack": {"limit": 20},
+    "diversity": {"features": "pixels"},
 }
 # One value per sweep, one metric besides AutoAttack where table 4 has shown all three.
 SWEEPS = {"aggregate": [1], "tau": [0], "lambda1": [0.1], "lambda2": [10]}
@@ -58,6 +63,8 @@ def built(tmp_path_factory):
     tables = yaml.safe_load((folder / "config/tables.yaml").read_text())
     for key, table in tables.items():
         table["sweep"] = {name: {"demo": SWEEPS[name], "full": SWEEPS[name]} for name in table.get("sweep", {})}
+        if "recall" in table["metrics"]:  # one augmented source and what it is made of
+            table["rows"] = [row for row in table["rows"] if row["method"] in ("Base", "+ Mixup")]
         if key != "table4":
             table["metrics"] = [metric for metric in table["metrics"] if metric != "pgd10"]
     (folder / "config/tables.yaml").write_text(yaml.safe_dump(tables))
@@ -69,10 +76,28 @@ class TestTables:
     """Every table built once; what happens to it afterwards."""
 
     def test_jobs(self, built):
-        # Table 4: 2 attacks on 3 models and on 4 rivals. Table 8: fixed data, 3 more students, 1 attack. Tables 23, 24
-        # and 25 (26 is the same on digits): a student each, 1 attack.
-        expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "train": 2 + 3 + 3}
-        assert jobs(built[1]) == expected | {"cotrain": 4, "attack": 14 + 3 + 3, "table": 6, "tables": 1}
+        # Table 4: 2 attacks on 3 models and 4 rivals. Table 8: fixed data, 3 more students, 1 attack. Table 6 (on
+        # digits 19 and 20 are the same): data by Mixup, 1 more student, 1 attack, 2 records. Tables 23, 24 and 25 (26
+        # is the same on digits): a student each, 1 attack. Tables 7, 16 and 17 (the same on digits): 5 losses more.
+        expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2}
+        expected |= {"train": 2 + 3 + 1 + 3 + 5, "cotrain": 4, "attack": 14 + 3 + 1 + 3 + 5, "table": 12, "tables": 1}
+        assert jobs(built[1]) == expected
+
+    def test_recall_and_coverage_are_those_of_the_surrogate_sets(self, built):
+        """The cells of table 6 by a computation of their own, out of the files of the run."""
+        folder = built[0] / "results"
+        with (folder / "table6.csv").open() as file:
+            cells = {(row["method"], row["metric"]): row["value"] for row in csv.DictReader(file)}
+        pixels = load_digits().images.reshape(1797, 64) / 16
+        real = pixels[np.random.RandomState(1797).permutation(1797)[:997]]
+        for method, source in (("Base", "fixed"), ("+ Mixup", "mixup")):
+            with h5py.File(folder / f"tiny/digits/cnn-s/{source}/seed-0/data.h5") as file:
+                made = file["images"][()].reshape(-1, 64)
+            between = cdist(real, made)
+            radii, own = (np.sort(cdist(points, points), axis=1)[:, 5] for points in (real, made))
+            assert cells[method, "coverage"] == f"{(between < radii[:, None]).any(1).mean():.3f}"
+            assert cells[method, "recall"] == f"{(between < own).any(1).mean():.3f}"
+        assert cells["Base", "jsd"] != cells["+ Mixup", "jsd"]
 
     @pytest.mark.parametrize("table", TABLES)
     def test_every_cell_is_traced_to_its_teacher(self, built, table):
@@ -135,10 +160,10 @@ class TestTables:
                 {"training/losses.py": ("    t = options.temperature", "    # warm\n    t = options.temperature")},
                 {},
             ),
-            # the loss itself: the students that it trains (all but TRADES and Original), and what follows
+            # the loss itself: the students that it trains, and what follows
             (
                 {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
-                {"train": 6, "attack": 2 + 1 + 1 + 3, "table": 6, "tables": 1},
+                {"train": 7, "attack": 2 + 1 + 1 + 1 + 3, "table": 12, "tables": 1},
             ),
             # one rival's own way: that student, its two attacks and its table
             (
@@ -148,10 +173,20 @@ class TestTables:
             # a default that the config leaves alone
             (
                 {"options.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
-                {"train": 8, "attack": 4 + 3 + 3, "table": 6, "tables": 1},
+                {"train": 14, "attack": 4 + 3 + 1 + 3 + 5, "table": 12, "tables": 1},
+            ),
+            # an augmentation: the set that it makes, what is trained on it and compared
+            (
+                {"synthesis/augmentation.py": ("share >= 0.5", "share > 0.5")},
+                {"augment": 1, "train": 1, "attack": 1, "diversity": 1, "table": 3, "tables": 1},
+            ),
+            # a diversity metric
+            (
+                {"metrics/diversity.py": ("topk(k + 1,", "topk(k + 2,")},
+                {"diversity": 2, "table": 3, "tables": 1},
             ),
         ],
-        ids=["new-loss", "comment", "loss", "rival", "default"],
+        ids=["new-loss", "comment", "loss", "rival", "default", "augmentation", "metric"],
     )
     def test_what_an_edit_repeats(self, built, tmp_path, edits, expected):
         shutil.copytree(built[0] / "copy/dfshield", tmp_path / "dfshield")
@@ -184,7 +219,7 @@ def own(tmp_path_factory):
         "mean": [0.3],
         "std": [0.38],
         "threat": "linf:8/16",
-        "evaluation": {"file": "mine.npz", "limit": 10, "protocols": ["clean", "pgd10"]},
+        "evaluation": {"file": "mine.npz", "limit": 10, "protocols": ["pgd10"]},
     }
     values = {key: value for key, value in TINY.items() if key != "datasets"}
     (folder / "mine.yaml").write_text(yaml.safe_dump(values | {"name": "own", "harden": {"mine": mine}}))
@@ -199,7 +234,7 @@ class TestYourOwnModel:
 
     def test_hardened_model_and_card(self, own):
         folder, run = own
-        expected = {"teacher": 1, "synthesize": 2, "merge": 1, "train": 1, "attack": 4, "model_card": 1, "all": 1}
+        expected = {"teacher": 1, "synthesize": 2, "merge": 1, "train": 1, "attack": 2, "model_card": 1, "all": 1}
         assert jobs(run) == expected
         results = folder / "results/harden/mine"
         card = (results / "MODEL_CARD.md").read_text()
@@ -220,7 +255,7 @@ class TestYourOwnModel:
         folder, _ = own
         assert self.again(folder) == {}
         np.savez(folder / "data/mine.npz", x=np.linspace(1, 0, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
-        assert self.again(folder) == {"attack": 4, "model_card": 1, "harden": 1}
+        assert self.again(folder) == {"attack": 2, "model_card": 1, "harden": 1}
         torch.manual_seed(1)
         namespace: dict = {}
         exec(MODEL, namespace)

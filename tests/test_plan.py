@@ -6,7 +6,8 @@ import pytest
 from test_config import GRID, MINE, changed
 
 from dfshield.config import check_config, load_config
-from dfshield.plan import DATA, LEDGER, SHARD, STUDENT, TEACHER, Plan, recipe_name, title
+from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
+from dfshield.plan import DATA, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER, Plan, recipe_name, title
 from dfshield.runtime import InputError
 
 ROOT = Path(__file__).parent.parent
@@ -103,6 +104,8 @@ def test_path_grammar():
     assert made.path(STUDENT, "digits", "cnn-s", **fields) == f"{trained}/student.safetensors"
     ledger = made.path(LEDGER, "digits", "cnn-s", protocol="pgd10", **fields)
     assert ledger == f"{trained}/eval/none/pgd10@linf-8-255/ledger.h5"
+    compared = made.path(DIVERSITY, "digits", "cnn-s", split="train", **fields)
+    assert compared == "results/r/digits/cnn-s/dss/seed-3/diversity@train.json"
     bare = made.path(LEDGER, "digits", "cnn-s", protocol="clean", source="none", recipe="none", seed=0)
     assert bare == "results/r/digits/cnn-s/none/none/none/seed-0/eval/none/clean@linf-8-255/ledger.h5"
     assert (
@@ -137,7 +140,13 @@ def test_swept_recipes_have_their_options():
 
 FULL = {  # data sets x models x methods or swept values x metrics
     "table4": 3 * 3 * 7 * 3,
+    "table6": 1 * 6 * 7,
+    "table7": 2 * 6 * 3,
     "table8": 3 * 4 * 2,
+    "table16": 3 * 6 * 3,
+    "table17": 3 * 6 * 3,
+    "table19": 3 * 5 * 7,
+    "table20": 3 * 5 * 7,
     "table23": 2 * 7 * 3,
     "table24": 2 * 11 * 3,
     "table25": 3 * 36 * 2,
@@ -145,12 +154,19 @@ FULL = {  # data sets x models x methods or swept values x metrics
 }
 DEMO = {
     "table4": 2 * 7 * 3,
+    "table6": 1 * 6 * 7,
+    "table7": 6 * 3,
     "table8": 2 * 4 * 2,
+    "table16": 2 * 6 * 3,
+    "table17": 2 * 6 * 3,
+    "table19": 2 * 5 * 7,
+    "table20": 2 * 5 * 7,
     "table23": 3 * 3,
     "table24": 3 * 3,
     "table25": 9 * 2,
     "table26": 9 * 2,
 }
+BOTH = ("table4", "table8", "table16", "table17", "table19", "table20")
 TWO = {"datasets__digits__models": ["cnn-s", "cnn-m"]}
 
 
@@ -160,9 +176,12 @@ def test_cells_of_the_papers_grid(table):
     cells = made.cells(table)
     assert len(cells) == FULL[table] * len(made.config.seeds)
     assert len(set(cells)) == len(cells)
-    attacked = [cell.ledger for cell in cells if cell.metric != "clean"]
+    attacked = [cell.ledger for cell in cells if cell.metric in ("pgd10", "autoattack")]
     assert len(set(attacked)) == len(attacked)
-    assert {cell.ledger for cell in cells} == set(attacked)  # clean accuracy is read from an attack's ledger
+    clean = {cell.ledger for cell in cells if cell.metric == "clean"}
+    assert clean <= set(attacked)  # clean accuracy is read from an attack's ledger
+    compared = [cell.ledger for cell in cells if cell.metric in DIVERSITY_METRICS]
+    assert len(set(compared)) * 4 == len(compared) and not set(compared) & set(attacked)
     assert table in made.own_tables
 
 
@@ -171,7 +190,15 @@ def test_cells_of_the_demo(table):
     cells = plan(**TWO).cells(table)
     assert len(cells) == DEMO[table]
     assert {cell.dataset for cell in cells} == {"digits"}
-    assert {cell.model for cell in cells} == ({"cnn-s", "cnn-m"} if table in ("table4", "table8") else {"cnn-s"})
+    assert {cell.model for cell in cells} == ({"cnn-s", "cnn-m"} if table in BOTH else {"cnn-s"})
+
+
+def test_a_choice_of_methods_cuts_the_tables_that_have_them_all():
+    made = plan(methods=["undefended", "Ours", "original"])
+    assert list(dict.fromkeys(cell.method for cell in made.cells("table4"))) == ["Undefended", "Ours", "Original"]
+    assert len(made.cells("table8")) == len(plan().cells("table8"))
+    with pytest.raises(InputError, match="methods: no table has rows for all of ours, dats; those of table4 are unde"):
+        plan(methods=["ours", "dats"]).cells("table4")
 
 
 def test_every_row_of_table_4():
@@ -186,6 +213,37 @@ def test_every_row_of_table_4():
     assert "/real/std/" in cells["Original", "autoattack"].ledger
     assert "/aa-standard@" in cells["Ours", "autoattack"].ledger
     assert "/aa-paper@" in plan(autoattack="aa-paper").cells("table4")[2].ledger
+
+
+def test_every_row_of_table_6():
+    """Diversity is the surrogate set's, whatever is trained on it; the split and the bins' seed are the config's."""
+    made = plan(seeds=[4, 5], datasets__digits__diversity={"split": "dev"}, diversity={"bins": 7})
+    cells = {(cell.method, cell.metric, cell.seed): cell.ledger for cell in made.cells("table6")}
+    home = "results/run/digits/cnn-s"
+    for method, source in (("IntraQ", "intraq"), ("Base", "fixed"), ("+ Mixup", "mixup"), ("+ DSS", "dss")):
+        for metric in ("recall", "coverage", "ndb", "jsd"):
+            assert cells[method, metric, 5] == f"{home}/{source}/seed-5/diversity@dev.json"
+        assert cells[method, "clean", 5].startswith(f"{home}/{source}/dfshield-plain/linf-8-255/seed-5/eval/")
+    options = made.diversity("digits", "cnn-s")
+    assert (options.seed, options.bins, options.split, options.features) == (4, 7, "dev", "teacher")
+
+
+def test_no_training_images_no_diversity(tmp_path):
+    tables = tmp_path / "tables.yaml"
+    text = (ROOT / "config/tables.yaml").read_text()
+    tables.write_text(text.replace("metrics: [clean, pgd10, autoattack]", "metrics: [clean, recall]", 1))
+    cells = plan(tables=str(tables), methods=["undefended", "ait", "ours"]).cells("table4")
+    assert [(c.method, c.metric) for c in cells] == [
+        ("Undefended", "clean"), ("AIT", "clean"), ("Ours", "clean"), ("Ours", "recall"),
+    ]  # fmt: skip
+
+
+def test_options_of_an_augmented_source():
+    made = plan(augmentation={"alpha": 0.4}, datasets__digits__augmentation={"side": 0.25})
+    options = made.augmentation("digits", "cnn-s", "cutmix", 3)
+    assert (options.augmentation, options.alpha, options.side, options.seed) == ("cutmix", 0.4, 0.25, 3)
+    own = made.synthesis("digits", "cnn-s", "intraq", 0)
+    assert (own.objective, own.lr, own.iterations, own.group, own.labels) == ("intraq", 0.5, 1000, 20, "random")
 
 
 def test_rows_whose_source_and_recipe_do_not_go_together(tmp_path):
@@ -242,7 +300,7 @@ def test_a_swept_value_that_is_the_recipes_own_shares_its_files(table, key, own)
 
 
 def test_tables_that_a_config_cannot_have():
-    with pytest.raises(InputError, match=r"no 'table5'; tables are table4, table8"):
+    with pytest.raises(InputError, match=r"no 'table5'; tables are table4, table7, table8"):
         plan().cells("table5")
     with pytest.raises(InputError, match="table8: its row 'Base' takes source 'fixed', which the config lacks"):
         plan(sources={"dss": {}}).cells("table8")
@@ -259,9 +317,9 @@ def test_cells_of_a_hardened_model():
     assert [(cell.method, cell.metric) for cell in cells] == [
         (method, metric) for method in ("Undefended", "Ours") for metric in ("clean", "pgd10", "autoattack")
     ]
-    assert cells[3].ledger == (
-        "results/mine/harden/net/dss/dfshield/linf-8-255/seed-4/eval/none/clean@linf-8-255/ledger.h5"
-    )
+    root = "results/mine/harden/net/dss/dfshield/linf-8-255/seed-4/eval/none"
+    assert cells[3].ledger == cells[5].ledger == f"{root}/aa-standard@linf-8-255/ledger.h5"
+    assert cells[4].ledger == f"{root}/pgd10@linf-8-255/ledger.h5"
     assert plan(MINE, harden__net__evaluation=None).harden_cells("net") == []
 
 
@@ -270,6 +328,13 @@ def test_every_path_of_a_cell_is_within_the_vocabulary():
         words = made.vocabulary
         tables = [cell for table in made.own_tables for cell in made.cells(table)]
         for cell in [*tables, *(c for name in made.config.harden for c in made.harden_cells(name))]:
+            if cell.metric in DIVERSITY_METRICS:
+                run, dataset, model, source, seed, last = cell.ledger.split("/")[1:]
+                split = last.removeprefix("diversity@").removesuffix(".json")
+                found = {"run": run, "dataset": dataset, "model": model, "source": source, "split": split,
+                         "seed": seed.removeprefix("seed-")}  # fmt: skip
+                assert all(value in words[key] for key, value in found.items())
+                continue
             run, dataset, model, source, recipe, train, seed, _, defence, last, _ = cell.ledger.split("/")[1:]
             protocol, _, threat = last.partition("@")
             found = {"run": run, "dataset": dataset, "model": model, "source": source, "recipe": recipe,

@@ -1,17 +1,20 @@
 """Code digests: an edit reruns what depends on it and nothing else."""
 
 import ast
+import dataclasses
 import shutil
 from pathlib import Path
 
 import pytest
 
 from dfshield import provenance, registry
-from dfshield.registry import ATTACKS, COEFFICIENTS, COTRAINING, LOSSES, MODELS, Loss
+from dfshield.registry import ATTACKS, AUGMENTATIONS, COEFFICIENTS, COTRAINING, LOSSES, MODELS, OBJECTIVES, Loss
 
 CHOSEN = {
     "teacher": (MODELS["cnn-s"],),
-    "synthesis": (MODELS["cnn-s"], COEFFICIENTS["dss"]),
+    "synthesis": (MODELS["cnn-s"], COEFFICIENTS["dss"], OBJECTIVES["inversion"]),
+    "augmentation": (AUGMENTATIONS["mixup"],),
+    "diversity": (MODELS["cnn-s"],),
     "training": (MODELS["cnn-s"], LOSSES["dfshield"]),
     "cotraining": (MODELS["cnn-s"], COTRAINING["dast"]),
     "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
@@ -20,9 +23,9 @@ CHOSEN = {
     "table": (),
     "card": (),
 }
-READS_SHARDS = {"synthesis", "training", "export", "merge"}
+READS_SHARDS = {"synthesis", "augmentation", "diversity", "training", "export", "merge"}
 TRAINS = {"training", "cotraining"}
-USES_MODELS = {"teacher", "synthesis", "training", "cotraining", "attack"}
+USES_MODELS = {"teacher", "synthesis", "diversity", "training", "cotraining", "attack"}
 
 
 @pytest.fixture
@@ -83,6 +86,11 @@ EDITS = {
     "an objective term": ("synthesis/objective.py", "feature_loss", {"synthesis"}),
     "the chosen sampler": ("synthesis/coefficients.py", "dss", {"synthesis"}),
     "another sampler": ("synthesis/coefficients.py", "fixed", set()),
+    "IntraQ's objective": ("synthesis/intraq.py", "margin_loss", set()),
+    "the chosen augmentation": ("synthesis/augmentation.py", "mixup", {"augmentation"}),
+    "another augmentation": ("synthesis/augmentation.py", "cutout", set()),
+    "a diversity metric": ("metrics/diversity.py", "jensen_shannon", {"diversity"}),
+    "the record of diversity": ("metrics/record.py", "protocol", {"table", "card"}),
     "the chosen model": ("models/demo.py", "cnn_s", USES_MODELS),
     "another model": ("models/demo.py", "cnn_m", set()),
     "the shard contract": ("shards.py", "_content_hash", READS_SHARDS),
@@ -90,7 +98,7 @@ EDITS = {
     "a re-exported function": ("models/factory.py", "build_network", USES_MODELS),
     "an import in a function": ("data/sets.py", "load_npz", {"attack"}),
     "the writing of ledgers": ("attacks/ledger.py", "write_ledger", {"attack"}),
-    "seeding": ("runtime.py", "generator", USES_MODELS),
+    "seeding": ("runtime.py", "generator", USES_MODELS | {"augmentation"}),
     "progress bars": ("runtime.py", "progress", set()),
     "an option class": ("options.py", "_whole_batches", set()),
     "the command line": ("cli.py", "parser", set()),
@@ -125,18 +133,30 @@ def test_a_new_loss_reruns_nothing_and_has_a_digest_of_its_own(package):
     before = _digests()
     losses = package / "training/losses.py"
     losses.write_text(
-        losses.read_text() + "\n\ndef mart(clean, adversarial, teacher, labels, options):\n    return 1\n"
+        losses.read_text() + "\n\ndef mine(clean, adversarial, teacher, labels, options):\n    return 1\n"
     )
-    entry = '    "mart": Loss("dfshield.training.losses:mart"),\n    "std": Loss('
+    entry = '    "mine": Loss("dfshield.training.losses:mine"),\n    "std": Loss('
     _edit(package / "registry.py", '    "std": Loss(', entry)
     assert _digests() == before
-    own = provenance.stage_digest("training", MODELS["cnn-s"], Loss("dfshield.training.losses:mart"))
+    own = provenance.stage_digest("training", MODELS["cnn-s"], Loss("dfshield.training.losses:mine"))
     assert own != before["training"]
 
 
 def test_the_chosen_entries_are_part_of_the_digest():
     digests = {provenance.stage_digest("training", MODELS[m], loss) for m in MODELS for loss in LOSSES.values()}
     assert len(digests) == len(MODELS) * len(LOSSES)
+
+
+def test_facts_of_the_chosen_entries_count_and_titles_do_not():
+    target = LOSSES["std"].target
+    facts = [{}, {"inner": "ce"}, {"start": "uniform"}, {"inner": "ce", "start": "uniform"}, {"labels": "teacher"}]
+    assert len({provenance.stage_digest("training", Loss(target, **given)) for given in facts}) == len(facts)
+    default = provenance.stage_digest("training", registry.Entry(target))  # a new fact reruns only what states it
+    assert provenance.stage_digest("training", Loss(target)) == default
+    digits = registry.DATASETS["digits"]
+    renamed, larger = dataclasses.replace(digits, title="Numbers"), dataclasses.replace(digits, classes=11)
+    digests = [provenance.stage_digest("attack", entry) for entry in (digits, renamed, larger)]
+    assert digests[0] == digests[1] != digests[2]
 
 
 @pytest.mark.parametrize(
@@ -179,7 +199,17 @@ def test_an_entry_without_code_is_an_error(target):
     "entry",
     [
         entry
-        for table in ("COEFFICIENTS", "SOURCES", "LOSSES", "COTRAINING", "ATTACKS", "DATASETS", "MODELS")
+        for table in (
+            "COEFFICIENTS",
+            "OBJECTIVES",
+            "AUGMENTATIONS",
+            "SOURCES",
+            "LOSSES",
+            "COTRAINING",
+            "ATTACKS",
+            "DATASETS",
+            "MODELS",
+        )
         for entry in getattr(registry, table).values()
     ],
     ids=lambda entry: entry.target,

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from ledgers import make_ledger
+from ledgers import make_ledger, make_record
 
+from dfshield.metrics.record import METRICS as DIVERSITY
 from dfshield.models.checkpoints import Card, Classifier, build_network, load_checkpoint, save_checkpoint
 from dfshield.report import card as model_card
 from dfshield.report import inspect, layout, render, tables
@@ -33,6 +34,13 @@ def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: 
     found = []
     for (i, row), (j, setting), model in product(enumerate(spec.rows), enumerate(settings), models):
         for metric, seed in product(spec.metrics, range(seeds if row.source != "none" else 1)):
+            own = {"table": spec.key, "dataset": dataset, "model": model, "method": row.method, "metric": metric}
+            own |= {"seed": seed, "variant": variant(setting), "threat": threat}
+            if metric in DIVERSITY:
+                path = folder / f"{dataset}-{model}-{i}-{seed}.json"
+                make_record(path, (5 + i + seed) / 16, dataset=dataset, model=model, source=row.source, seed=seed)
+                found.append(cell(path, **own))
+                continue
             protocol = "aa-standard" if metric == "autoattack" else metric
             path = folder / f"{dataset}-{model}-{i}-{j}-{metric}-{seed}.h5"
             clean, robust = 150 + i + seed, 60 + 10 * i + 2 * j + seed
@@ -44,19 +52,7 @@ def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: 
                 threat=threat,
                 real_data="train" if row.source == "real" else "none",
             )
-            found.append(
-                cell(
-                    path,
-                    table=spec.key,
-                    dataset=dataset,
-                    model=model,
-                    method=row.method,
-                    metric=metric,
-                    seed=seed,
-                    variant=variant(setting),
-                    threat=threat,
-                )
-            )
+            found.append(cell(path, **own))
     return found
 
 
@@ -218,6 +214,66 @@ def test_bad_specification_is_refused(tmp_path: Path, old: str, new: str, messag
     (tmp_path / "tables.yaml").write_text(text.replace(old, new, 1))
     with pytest.raises(InputError, match=message):
         load_tables(tmp_path / "tables.yaml")
+
+
+# --- diversity metrics ------------------------------------------------------------------------------------------------
+
+
+def test_diversity_row_holds_the_records_figures(tmp_path: Path) -> None:
+    sha = make_record(tmp_path / "r.json", 0.0625)
+    rows = tables.build([cell(tmp_path / "r.json", metric=metric, seed=2) for metric in ("coverage", "ndb", "jsd")])
+    tables.write_csv(tmp_path / "t.csv", rows)
+    home = "digits,cnn-s,Ours,,none,linf:8/255"
+    assert (tmp_path / "t.csv").read_text().splitlines()[1:] == [
+        f"{home},coverage,0.016,1,,,997,2,coverage[teacher k=5 train],,,,,,{sha}",
+        f"{home},ndb,88,bins,,,997,2,ndb[pixels K=100 alpha=0.05 train],,,,,,{sha}",
+        f"{home},jsd,0.250,nat,,,997,2,jsd[pixels K=100 train],,,,,,{sha}",
+    ]
+    again = tables.read_csv(tmp_path / "t.csv")
+    assert [[row.text(name) for name in tables.COLUMNS] for row in again] == [
+        [row.text(name) for name in tables.COLUMNS] for row in rows
+    ]
+    make_record(tmp_path / "r.json", real_data="train")
+    assert tables.build([cell(tmp_path / "r.json", metric="recall")])[0].flags == ("not-data-free",)
+
+
+def test_record_of_another_cell_is_refused(tmp_path: Path) -> None:
+    make_record(tmp_path / "r.json", model="cnn-m")
+    with pytest.raises(InputError, match=r"r\.json: is of digits/cnn-m, not of digits/cnn-s"):
+        tables.build([cell(tmp_path / "r.json", metric="recall")])
+    make_ledger(tmp_path / "l.h5", 150, 50)
+    with pytest.raises(InputError, match=r"l\.h5: cannot be read as JSON"):
+        tables.build([cell(tmp_path / "l.h5", metric="recall")])
+
+
+def test_table_6_in_markdown(tmp_path: Path) -> None:
+    spec = SPECS["table6"]
+    text = render.markdown(tables.build(grid(tmp_path, spec, "digits", ["cnn-s"], 3), spec), spec)
+    head = "| Method | CNN-S Clean | CNN-S PGD-10 | CNN-S AA | CNN-S Recall | CNN-S Coverage | CNN-S NDB | CNN-S JSD |"
+    assert head in text
+    # the base has 6, 7 and 8 sixteenths: mean 0.4375, sample standard deviation 0.0625
+    assert re.search(r"\| Base \| .* \| 0\.438 ± 0\.062 \| 0\.109 ± 0\.016 \| 88 ± 0 \| 0\.250 ± 0\.000 \|", text)
+    assert "Diversity metrics compare the training images with real ones (997 of Digits)" in text
+    assert "Digits: l∞ ε = 8/255, n = 200 images" in text  # of the accuracies
+    assert "| Qimera | 76.88 | 18.90 | 10.68 | 0.000 | 0.002 | 99 | 0.514 |" in text  # the paper's own
+    own = tables.build(grid(tmp_path, spec, "cifar10", ["wrn28_10"], 1), spec)
+    assert {row.metric: row.paper for row in own if row.method == "+ DSS"}["coverage"] == 0.163
+    tables.write_csv(tmp_path / "t.csv", own)
+    assert (
+        "+ DSS,,none,linf:4/255,coverage,0.156,1,,,997,0,coverage[teacher k=5 train],,,,,0.163,"
+        in (tmp_path / "t.csv").read_text()
+    )
+
+
+def test_table_19_has_models_below_one_another_and_gains(tmp_path: Path) -> None:
+    spec = SPECS["table19"]
+    text = render.markdown(tables.build(grid(tmp_path, spec, "digits", ["cnn-s", "cnn-m"], 1), spec), spec)
+    assert "| Model | Method | Clean | PGD-10 | AA | Recall | Coverage | NDB | JSD |" in text
+    assert text.count("| CNN-S | Base |") == text.count("| CNN-M | Base |") == 1
+    assert (
+        len(re.findall(r"\|  \| \+ Cutout \| 76\.00 \S+ \S+ \| .* 40\.00 \S+ \S+ \(\+10\.00\) \| 0\.438 \|", text)) == 2
+    )
+    assert "|  | + Mixup | 94.50 | 67.51 | 54.70 (-5.29) | 0.252 | 0.120 | 94 | 0.277 |" in text  # the paper's own
 
 
 # --- Markdown and LaTeX -----------------------------------------------------------------------------------------------

@@ -81,7 +81,6 @@ def test_feature_loss_by_hand():
     assert statistics.feature_loss().tolist() == pytest.approx([first + second])
     net(x)  # nothing of the first pass is left
     assert statistics.feature_loss().tolist() == pytest.approx([first + second])
-    statistics.remove()
 
 
 def test_watching_changes_no_output_and_ends():
@@ -160,7 +159,6 @@ def test_terms_of_a_group_and_their_gradients_are_those_of_its_batches(make, k):
     logits = net(z)
     terms = torch.stack([class_loss(logits, labels, k), statistics.feature_loss(), total_variation(z, k)], 1)
     (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
-    statistics.remove()
     reference = Reference(net)
     for part, (rows, own) in enumerate(zip(z.detach().chunk(k), labels.chunk(k), strict=True)):
         rows = rows.clone().requires_grad_()

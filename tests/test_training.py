@@ -1,4 +1,4 @@
-"""Training: losses by hand, GradRefine against a plain version, the inner maximisation, resuming, what is refused."""
+"""Training: GradRefine against a plain version, the trainer, every loss, resuming, what is refused."""
 
 import copy
 import csv
@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 import tiny
 import torch
-import torch.nn.functional as F
 
 from dfshield import registry, shards
 from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.options import PROFILES, TrainingOptions
 from dfshield.runtime import InputError, generator
 from dfshield.shards import Surrogate
-from dfshield.threat import Threat, parse_threat
+from dfshield.threat import Threat
 from dfshield.training import losses, trainer
 from dfshield.training.gradrefine import GradRefine
-from dfshield.training.inner import maximise, step_size
+from dfshield.training.inner import OBJECTIVES, Maximisation, maximise
+from dfshield.training.perturbation import same_buffers
 from dfshield.training.trainer import Trainer, run
 
 QUICK = TrainingOptions(device="cpu", epochs=2, batch=10, aggregate=2, attack_steps=2, holdout=10)
@@ -29,98 +29,6 @@ QUICK = TrainingOptions(device="cpu", epochs=2, batch=10, aggregate=2, attack_st
 
 def quick(**changes) -> TrainingOptions:
     return TrainingOptions(**(QUICK.model_dump() | changes))
-
-
-# --- losses ----------------------------------------------------------------------------------------------------------
-
-Z = {  # two images, two classes; the probability of class 1 is the second number
-    "clean": ([0.0, math.log(3)], 0.75),
-    "adversarial": ([math.log(4), 0.0], 0.2),
-    "teacher": ([0.0, 0.0], 0.5),
-}
-LOGITS = {name: torch.tensor([logits, logits]) for name, (logits, _) in Z.items()}
-LABELS = torch.tensor([1, 1])
-
-
-def divergence(p: float, q: float) -> float:
-    """KL(p ‖ q) of two Bernoulli distributions."""
-    return p * math.log(p / q) + (1 - p) * math.log((1 - p) / (1 - q))
-
-
-CLEAN, ADVERSARIAL, TEACHER = (probability for _, probability in Z.values())
-
-
-def loss(name: str, **changes) -> float:
-    function = registry.LOSSES[name].load()
-    options = TrainingOptions(**changes)
-    return float(function(LOGITS["clean"], LOGITS["adversarial"], LOGITS["teacher"], LABELS, options))
-
-
-def test_kl_has_the_target_first_and_the_student_in_the_logarithm():
-    found = losses.kl(LOGITS["teacher"], LOGITS["clean"])
-    assert float(found) == pytest.approx(divergence(TEACHER, CLEAN))
-    assert float(found) == pytest.approx(0.5 * math.log(0.5 / 0.75) + 0.5 * math.log(0.5 / 0.25))
-    assert abs(float(found) - divergence(CLEAN, TEACHER)) > 0.01
-    assert float(found) == pytest.approx(
-        float(F.kl_div(LOGITS["clean"].log_softmax(1), LOGITS["teacher"].softmax(1), reduction="batchmean"))
-    )
-
-
-@pytest.mark.parametrize(("reduction", "factor"), [("batchmean", 1), ("mean", 0.5), ("sum", 2)])
-def test_kl_reductions(reduction, factor):
-    found = losses.kl(LOGITS["teacher"], LOGITS["clean"], reduction)
-    assert float(found) == pytest.approx(factor * divergence(TEACHER, CLEAN))
-
-
-@pytest.mark.parametrize(("lambda1", "lambda2"), [(1, 1), (0, 0), (3, 0), (0, 3)])
-def test_dfshield_loss_by_hand(lambda1, lambda2):
-    expected = (
-        divergence(TEACHER, CLEAN)
-        + lambda1 * divergence(TEACHER, ADVERSARIAL)
-        + lambda2 * divergence(CLEAN, ADVERSARIAL)
-    )
-    assert loss("dfshield", lambda1=lambda1, lambda2=lambda2) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("t", [1.0, 4.0, 20.0])
-@pytest.mark.parametrize(("reduction", "divisor"), [("batchmean", 1), ("mean", 2)])
-def test_temperature_and_reduction_touch_the_clean_term_alone(t, reduction, divisor):
-    warm = 1 / (1 + math.exp(-math.log(3) / t))
-    expected = (
-        t * t * divergence(0.5, warm) / divisor + divergence(TEACHER, ADVERSARIAL) + divergence(CLEAN, ADVERSARIAL)
-    )
-    assert loss("dfshield", temperature=t, clean_reduction=reduction) == pytest.approx(expected, rel=1e-4)
-
-
-def test_a_high_temperature_matches_centred_logits():
-    """At temperature 20 the released code's clean term is about the squared centred logit difference over 2C²."""
-    difference = LOGITS["clean"] - LOGITS["teacher"]
-    centred = (difference - difference.mean(1, keepdim=True)).square().sum(1).mean() / (2 * 2**2)
-    found = loss("dfshield", temperature=20, clean_reduction="mean", lambda1=0, lambda2=0)
-    assert found == pytest.approx(float(centred), rel=0.01)
-
-
-@pytest.mark.parametrize("beta", [0.0, 6.0])
-def test_trades_by_hand(beta):
-    expected = -math.log(CLEAN) + beta * divergence(CLEAN, ADVERSARIAL)
-    assert loss("trades", beta=beta) == pytest.approx(expected, rel=1e-5)
-
-
-def test_standard_adversarial_training_by_hand():
-    assert loss("std") == pytest.approx(-math.log(ADVERSARIAL))
-
-
-@pytest.mark.parametrize("name", ["dfshield", "trades"])
-def test_the_smoothness_term_moves_both_sides(name):
-    clean, adversarial = LOGITS["clean"].clone().requires_grad_(), LOGITS["adversarial"].clone().requires_grad_()
-    options = TrainingOptions(lambda1=0, lambda2=5, beta=5)
-    whole = registry.LOSSES[name].load()(clean, adversarial, LOGITS["teacher"], LABELS, options)
-    only_clean = registry.LOSSES[name].load()(
-        clean, adversarial, LOGITS["teacher"], LABELS, options.model_copy(update={"lambda2": 0.0, "beta": 0.0})
-    )
-    moved = [torch.autograd.grad(value, clean, retain_graph=True)[0] for value in (whole, only_clean)]
-    assert not torch.allclose(*moved)
-    assert torch.autograd.grad(whole, adversarial)[0].abs().max() > 0
 
 
 # --- GradRefine ------------------------------------------------------------------------------------------------------
@@ -216,95 +124,10 @@ def test_the_size_of_a_short_group():
     assert refine(gradients, 10, 0.5, size=3, reduction="mean")[0][0] == 1
 
 
-# --- the inner maximisation ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("threat", "l2_step", "expected"),
-    [
-        ("linf:8/255", "15/255", 2 / 255),
-        ("linf:8/255", "eps/5", 2 / 255),
-        ("linf:4/255", "15/255", 1 / 255),
-        ("l2:128/255", "15/255", 15 / 255),
-        ("l2:128/255", "eps/5", 25.6 / 255),
-    ],
-)
-def test_step_sizes(threat, l2_step, expected):
-    assert step_size(TrainingOptions(l2_step=l2_step), parse_threat(threat)) == pytest.approx(expected)
-
-
-def craft(threat: Threat, objective="kl", start="normal", steps=10, size=None, n=8, seed=0):
-    model = tiny.classifier(scale=20.0).requires_grad_(False)
-    x = torch.from_numpy(tiny.images(n)).permute(0, 3, 1, 2)
-    x[0], x[1] = 0.0, 1.0  # at the border of the range of pixels
-    labels = torch.arange(n) % 10
-    size = size or step_size(TrainingOptions(), threat)
-    adversarial = maximise(model, x, labels, objective, start, threat, steps, size, generator("test", seed))
-    return model, x, labels, adversarial
-
-
-@pytest.mark.parametrize("objective", ["kl", "ce"])
-@pytest.mark.parametrize("start", ["normal", "uniform"])
-@pytest.mark.parametrize("threat", [Threat("linf", 8 / 255), Threat("l2", 128 / 255), Threat("linf", 0.0)])
-def test_adversarial_images_stay_within_the_threat_and_in_range(objective, start, threat):
-    _, x, _, adversarial = craft(threat, objective, start)
-    distance = (adversarial - x).flatten(1).norm(dim=1, p=math.inf if threat.norm == "linf" else 2)
-    assert float(distance.max()) <= threat.eps + 1e-6
-    assert float(adversarial.min()) >= 0
-    assert float(adversarial.max()) <= 1
-    assert not adversarial.requires_grad
-    if threat.eps:
-        assert float(distance.max()) > 0.9 * threat.eps
-
-
-@pytest.mark.parametrize(("objective", "other"), [("kl", "ce"), ("ce", "kl")])
-def test_each_objective_is_the_one_that_is_raised(objective, other):
-    threat = Threat("linf", 16 / 255)
-
-    def reached(chosen):
-        model, x, labels, adversarial = craft(threat, chosen, n=40)
-        values = {"kl": losses.kl(model(x), model(adversarial)), "ce": F.cross_entropy(model(adversarial), labels)}
-        return float(values[objective])
-
-    model, x, labels, _ = craft(threat, n=40)
-    start = 0.0 if objective == "kl" else float(F.cross_entropy(model(x), labels))
-    assert reached(objective) > start
-    assert reached(objective) > reached(other)
-
-
-@pytest.mark.parametrize("threat", [Threat("linf", 8 / 255), Threat("l2", 128 / 255)])
-def test_a_single_step_by_hand(threat):
-    """From x + 0.001·N(0,1): up the gradient of KL(S(x) ‖ S(x')), by sign or by unit vector, then projected."""
-    model, x, _, adversarial = craft(threat, steps=1)
-    start = (x + 0.001 * torch.randn(x.shape, generator=generator("test", 0))).requires_grad_()
-    p, q = model(x).softmax(1).detach(), model(start).log_softmax(1)
-    (slope,) = torch.autograd.grad((p * (p.log() - q)).sum(), start)
-    size = step_size(TrainingOptions(), threat)
-    if threat.norm == "linf":
-        expected = (start + size * slope.sign()).clamp(x - threat.eps, x + threat.eps)
-    else:
-        expected = start + size * slope / slope.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    close = ((adversarial - expected.clamp(0, 1)).abs() < 1e-5).float().mean()
-    assert float(close) > 0.99  # the sign of a gradient near zero is up to rounding
-
-
-def test_starts_depend_on_the_generator_alone():
-    threat = Threat("linf", 8 / 255)
-    first, torch_state = craft(threat)[3], torch.rand(1)
-    assert torch.equal(craft(threat)[3], first)
-    assert not torch.equal(craft(threat, seed=1)[3], first)
-    assert torch_state.numel() == 1
-
-
-@pytest.mark.parametrize(("loss", "inner", "start"), [("dfshield", "kl", "normal"), ("trades", "kl", "normal"),
-                                                     ("std", "ce", "uniform")])  # fmt: skip
-def test_each_loss_has_the_inner_problem_of_its_paper(loss, inner, start):
-    made = make(quick(loss=loss))
-    assert (made.inner, made.start) == (inner, start)
-    assert make(quick(loss=loss, inner="ce")).inner == "ce"
-
-
 # --- the trainer -----------------------------------------------------------------------------------------------------
+
+
+FULL = (OBJECTIVES["kl"], "normal", Threat("linf", 8 / 255), 2, 2 / 255)
 
 
 def data(n=60, seed=0) -> Surrogate:
@@ -324,7 +147,7 @@ def test_crafting_is_in_eval_mode_and_touches_nothing_of_the_student():
     assert all(parameter.grad is None for parameter in made.student.parameters())
     made.student.eval()
     plain = made.student.requires_grad_(False)
-    expected = maximise(plain, x, made.labels[:10], "kl", "normal", made.threat, 2, 2 / 255, generator("a"))
+    expected = maximise(plain, x, made.labels[:10], *FULL, generator("a"))
     assert float(((adversarial - expected).abs() < 1e-5).float().mean()) > 0.98
     made.student.train()  # whatever the student's mode: crafting sees running statistics
     assert torch.equal(made._craft(x, made.labels[:10], generator("a")), adversarial)
@@ -340,7 +163,7 @@ def test_crafting_follows_the_students_weights_and_statistics():
     plain = copy.deepcopy(made.student).eval().requires_grad_(False)
     x = made.images[:20]
     found = made._craft(x, made.labels[:20], generator("a"))
-    expected = maximise(plain, x, made.labels[:20], "kl", "normal", made.threat, 2, 2 / 255, generator("a"))
+    expected = maximise(plain, x, made.labels[:20], *FULL, generator("a"))
     assert float(((found - expected).abs() < 1e-5).float().mean()) > 0.98
 
 
@@ -429,6 +252,90 @@ def test_schedules():
     assert rates["cosine"] == pytest.approx([0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)])
 
 
+def test_learning_rate_grows_over_the_first_epochs():
+    made = make(quick(epochs=4, lr_warmup=0.5, lr=0.1))
+    rates = [made._set_rate(epoch) or made.optimiser.param_groups[0]["lr"] for epoch in range(4)]
+    assert rates == pytest.approx([0.05, 0.1, 0.1, 0.1])
+    made = make(quick(epochs=4, lr_warmup=1, lr=0.1, schedule="cosine"))
+    rates = [made._set_rate(epoch) or made.optimiser.param_groups[0]["lr"] for epoch in range(4)]
+    cosine = [0.05 * (1 + math.cos(math.pi * epoch / 4)) for epoch in range(4)]
+    assert rates == pytest.approx([cosine[epoch] * (epoch + 1) / 4 for epoch in range(4)])
+
+
+def test_the_problem_of_an_epoch_is_the_one_that_is_solved():
+    made = make(quick(epochs=4, eps_warmup=1, loss="dart", holdout=20))
+    solved, genuine = [], Maximisation.solve
+    furthest = []
+
+    def solve(self, model, x, *rest):
+        found = genuine(self, model, x, *rest)
+        solved.append(self)
+        furthest.append(float((found - x).abs().max()))
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Maximisation, "solve", solve)
+        for epoch in range(4):
+            made.epoch(epoch)
+    training = [p for p in solved if p.search == "fosc"]
+    assert [p.threat.eps * 255 for p in training] == pytest.approx([2] * 4 + [4] * 4 + [6] * 4 + [8] * 4)
+    assert [p.stop for p in training[::4]] == pytest.approx([0.5, 0.35, 0.2, 0.05])
+    held = [(p.search, p.threat.eps) for p in solved if p not in training]
+    assert held == [("pgd", 8 / 255)] * 4  # the same attack after every epoch
+    assert all(far <= p.threat.eps + 1e-6 for far, p in zip(furthest, solved, strict=True))
+    assert max(far - p.threat.eps for far, p in zip(furthest, training, strict=False)) > -1e-3
+
+
+@pytest.mark.parametrize("loss", ["uat", "rst", "trades"])
+def test_labels_of_the_data_or_of_the_teacher(loss):
+    made = make(quick(loss=loss, holdout=0, threat="linf:0"))
+    teacher = made.targets.argmax(1)
+    assert float((teacher == torch.arange(60) % 10).float().mean()) < 0.5
+    given = data().labels[[int(i) for i in _order(made)]]
+    assert made.labels.tolist() == (given.tolist() if loss == "trades" else teacher.tolist())
+    seen = []
+    made.loss = lambda clean, adversarial, targets, labels, options: seen.append(labels) or clean.sum()
+    made.gradients(torch.arange(10), generator("a"))
+    assert torch.equal(seen[0], made.labels[:10])
+
+
+def _order(made: Trainer) -> torch.Tensor:
+    """Rows of `data()` in the trainer's order."""
+    flat = torch.from_numpy(data().images).permute(0, 3, 1, 2).flatten(1)
+    return torch.cdist(made.images.flatten(1), flat).argmin(1)
+
+
+def test_rslad_crafts_against_the_teacher():
+    made = make(quick(loss="rslad", attack_steps=5, threat="linf:16/255"))
+    for epoch in range(2):  # away from the teacher
+        made.epoch(epoch)
+    x, targets = made.images[:20], made.targets[:20]
+    plain = copy.deepcopy(made.student).eval().requires_grad_(False)
+    found = made._craft(x, made.labels[:20], generator("a"), targets)
+    other = made._craft(x, made.labels[:20], generator("a"), targets.roll(1, 1))
+    reached = [float(losses.kl(targets, plain(point))) for point in (x, other, found)]
+    assert reached[2] > max(reached[:2])
+
+
+def test_the_gradient_penalty_sees_each_image_once_and_crafts_nothing():
+    made = make(quick(loss="gradient-penalty", gradient_weight=3.0))
+    norm = next(m for m in made.student.modules() if isinstance(m, torch.nn.BatchNorm2d))
+    counted = int(norm.num_batches_tracked)
+    made._craft = None  # would fail
+    rows = torch.arange(10)
+    found, gradients = made.gradients(rows, generator("a"))
+    assert int(norm.num_batches_tracked) == counted + 1
+    assert not made.images.requires_grad
+    reference = tiny.classifier().train()
+    x = made.images[rows].requires_grad_()
+    loss = torch.nn.functional.cross_entropy(reference(x), made.labels[rows])
+    (slope,) = torch.autograd.grad(loss, x, create_graph=True)  # of the mean: 1/N of each image's
+    expected = loss + 3 * 10 * slope.square().sum()
+    assert float(found) == pytest.approx(expected.item(), rel=1e-4)
+    for a, b in zip(gradients, torch.autograd.grad(expected, list(reference.parameters())), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
 def test_optimiser_settings():
     settings = make(quick(momentum=0.8, nesterov=True, weight_decay=0.3)).optimiser.param_groups[0]
     assert (settings["momentum"], settings["nesterov"], settings["weight_decay"]) == (0.8, True, 0.3)
@@ -507,6 +414,34 @@ def test_divergence_ends_in_one_line():
         make(quick(lr=1e20, aggregate=1, epochs=3)).fit(None)
 
 
+# --- every loss ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("everything", [False, True])
+@pytest.mark.parametrize("loss", registry.LOSSES)
+def test_every_loss_trains_and_falls(loss, everything):
+    """An epoch of a tiny student: finite throughout, and then less of the loss on the x̂' of before."""
+    more = {"awp": 0.005, "average": 0.5, "eps_warmup": 1, "lr_warmup": 1, "tau": 0} if everything else {"aggregate": 1}
+    threat = "l2:0.25" if loss == "vat" else "linf:4/255"
+    made = make(quick(loss=loss, threat=threat, epochs=1, lr=0.005, **more))
+    parts = [
+        (x, None if made.entry.input_gradient else made._craft(x, labels, generator("a"), targets), targets, labels)
+        for x, targets, labels in zip(made.images.split(10), made.targets.split(10), made.labels.split(10), strict=True)
+    ]
+    made.student.train()
+
+    def value():
+        with same_buffers(made.student):
+            return sum(float(made._outer(*part)[0]) for part in parts)
+
+    before = value()
+    row = made.epoch(0)
+    assert math.isfinite(row["loss"]) and row["updates"] > 0
+    assert all(v.isfinite().all() for v in made.student.state_dict().values())
+    made.student.train()
+    assert value() < before
+
+
 # --- the stage -------------------------------------------------------------------------------------------------------
 
 
@@ -517,9 +452,13 @@ def files(tmp_path):
     return teacher, surrogate
 
 
+EVERYTHING = {"awp": 0.01, "awp_warmup": 1, "average": 0.8, "eps_warmup": 0.8, "lr_warmup": 0.5}
+
+
+@pytest.mark.parametrize("changes", [{}, EVERYTHING, EVERYTHING | {"loss": "dart"}], ids=["plain", "all", "all-dart"])
 @pytest.mark.parametrize("stop", [1, 2])
-def test_a_stopped_run_goes_on_to_the_same_bytes(files, tmp_path, monkeypatch, stop):
-    options = quick(epochs=3, schedule="cosine", lr=0.01)
+def test_a_stopped_run_goes_on_to_the_same_bytes(files, tmp_path, monkeypatch, stop, changes):
+    options = quick(epochs=3, schedule="cosine", lr=0.01, **changes)
     run(*files, tmp_path / "whole.safetensors", options, metrics=tmp_path / "whole.csv")
     genuine, epochs = Trainer.epoch, []
 

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from ledgers import make_ledger
+from ledgers import make_ledger, make_record
 
 from dfshield.config import check_config
+from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
 from dfshield.models.checkpoints import Card, Classifier, build_network, save_checkpoint
 from dfshield.plan import DATA, HARDEN, STUDENT, TEACHER, Plan
 from dfshield.report import card as model_card
 from dfshield.report import tables
 from dfshield.report.cells import load_tables
 from dfshield.report.verify import verify
-from dfshield.runtime import InputError
+from dfshield.runtime import InputError, canonical_json
 from dfshield.shards import Writer
 
 SPECS = Path(__file__).parents[1] / "config" / "tables.yaml"
@@ -34,32 +35,48 @@ def save(path: Path, weights: int, kind: str, **provenance: object) -> str:
     return save_checkpoint(path, Classifier(build_network("cnn-s", SHAPE, 10, seed=weights), (0.3,), (0.38,)), card)
 
 
-def save_data(path: Path, teacher: str, real_data: str, seed: int) -> str:
+def save_data(path: Path, teacher: str, real_data: str, seed: int, options: str = "{}") -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
     attributes = {"teacher_sha256": teacher, "dataset": "digits", "model": "cnn-s", "source": path.parts[-3]}
-    attributes |= {"real_data": real_data, "options": "{}", "seed": seed, "classes": 10, "groups": 1}  # type: ignore[dict-item]
+    attributes |= {"real_data": real_data, "options": options, "seed": seed, "classes": 10, "groups": 1}  # type: ignore[dict-item]
     writer = Writer(path, attributes | {"first_group": 0, "last_group": 0}, ())
     images = np.full((20, 8, 8, 1), 0.5, dtype=np.float32)
     writer.append(images, np.arange(20) % 10, np.zeros(20), {}, {})
     return writer.finish()
 
 
+def save_own(plan: Plan, dataset: str, model: str, teacher: str, real_data: str, place: dict) -> str:
+    """The data of one source; those of an augmented one name the set that they were made of."""
+    options, own = "{}", plan.config.sources[place["source"]]
+    if own.base:
+        base = save_own(plan, dataset, model, teacher, real_data, place | {"source": own.base})
+        options = canonical_json({"base": own.base, "base_sha256": base})
+    return save_data(Path(plan.path(DATA, dataset, model, **place)), teacher, real_data, place["seed"], options)
+
+
 def fake_run(plan: Plan, dataset: str, model: str, cells: list, rows: dict) -> None:
     """Every file of a run's cells, with hashes that belong together."""
     teacher = save(Path(plan.path(TEACHER, dataset, model)), 0, "teacher")
-    students = {}
+    students, sets = {}, {}
     for number, cell in enumerate(cells):
         source, recipe = rows[cell.method]
         real_data, sha = "teacher", teacher
         if recipe != "none":
             real_data = "train" if source == "real" else "none"
             place = {"source": source, "seed": cell.seed}
+            if (source, cell.seed) not in sets:  # a recipe with source none makes no data
+                made = None if source == "none" else save_own(plan, dataset, model, teacher, real_data, place)
+                sets[source, cell.seed] = made
+            data = sets[source, cell.seed]
+            if cell.metric in DIVERSITY_METRICS:
+                hashes = {"teacher_sha256": teacher, "data_sha256": data}
+                make_record(
+                    Path(cell.ledger), 0.5, dataset=dataset, model=model, real_data=real_data, **place, **hashes
+                )
+                continue
             folder = Path(cell.ledger).parts[-7] if dataset != HARDEN else recipe  # the recipe with its swept values
             student = plan.path(STUDENT, dataset, model, recipe=folder, **place)
             if student not in students:
-                data = None  # a recipe with source none makes none
-                if source != "none":
-                    data = save_data(Path(plan.path(DATA, dataset, model, **place)), teacher, real_data, cell.seed)
                 options = dict.fromkeys(("lambda1", "lambda2"), 1.0) | {"tau": 0.5, "threat": "linf:8/255"}
                 for part in cell.variant.split(",") if cell.variant else []:
                     options[part.partition("=")[0]] = float(part.partition("=")[2])
@@ -94,7 +111,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
     return make
 
 
-@pytest.mark.parametrize(("name", "count"), [("table4", 7 * 3), ("table24", 9)])
+@pytest.mark.parametrize(("name", "count"), [("table4", 7 * 3), ("table24", 9), ("table6", 42), ("table19", 35)])
 def test_whole_chain(table: Callable[[str], Path], capsys: pytest.CaptureFixture[str], name: str, count: int) -> None:
     assert verify(table(name)) == 0
     out = capsys.readouterr().out
@@ -181,6 +198,60 @@ def test_broken_links_are_named(
     assert out.count("BROKEN ") == broken and message in out
 
 
+MIXUP = f"{HOME}/mixup/seed-0"
+
+
+def of_metric(path: str, metric: str, **changes: object) -> Callable[[], None]:
+    def apply() -> None:
+        rows = tables.read_csv(Path(path))
+        rows = [
+            dataclasses.replace(row, **changes) if (row.method, row.metric) == ("+ Mixup", metric) else row
+            for row in rows
+        ]
+        tables.write_csv(Path(path), rows)
+
+    return apply
+
+
+def edited(path: str, old: str, new: str) -> Callable[[], None]:
+    return lambda: Path(path).write_text(Path(path).read_text().replace(old, new))  # type: ignore[return-value]
+
+
+def other_base() -> None:
+    save_data(Path(f"{HOME}/fixed/seed-0/data.h5"), "x" * 64, "none", seed=7)
+
+
+@pytest.mark.parametrize(
+    ("damage", "broken", "message"),
+    [
+        (of_metric("results/table6.csv", "recall", value=0.6), 1, "value is '0.600' in the table but '0.500'"),
+        (of_metric("results/table6.csv", "ndb", value=87), 1, "value is '87' in the table but '88' by its record"),
+        (of_metric("results/table6.csv", "jsd", protocol="jsd"), 1, "protocol is 'jsd'"),
+        (of_metric("results/table6.csv", "recall", ci_low=1.0), 1, "ci_low is '1.00' in the table but ''"),
+        (of_metric("results/table6.csv", "recall", ledger_sha256="0" * 64), 1, "no record with content 00000000"),
+        (of_metric("results/table6.csv", "recall", method="+ Cutout"), 1, "not that of this cell"),
+        (edited(f"{MIXUP}/diversity@train.json", "0.5,", "0.6,"), 4, "diversity@train.json: content does not match"),
+        (lambda: Path(f"{MIXUP}/diversity@train.json").unlink(), 4, "no record with content"),
+        (lambda: make_record(Path(f"{MIXUP}/diversity@train.json"), 0.75), 4, "no record with content"),
+        (flip(f"{MIXUP}/data.h5"), 7, "mixup/seed-0/data.h5"),
+        (other_base, 4 * 7, "fixed/seed-0/data.h5: its content is"),  # the base and all that is made of it
+        (other_teacher, 42, "teacher.safetensors: its tensors is"),
+    ],
+)  # fmt: skip
+def test_broken_links_of_diversity_are_named(
+    table: Callable[[str], Path],
+    capsys: pytest.CaptureFixture[str],
+    damage: Callable[[], None],
+    broken: int,
+    message: str,
+) -> None:
+    path = table("table6")
+    damage()
+    assert verify(path) == 1
+    out = capsys.readouterr().out
+    assert out.count("BROKEN ") == broken and message in out
+
+
 def test_methods_of_one_recipe_are_told_apart_by_source(table: Callable[[str], Path]) -> None:
     path = table("table8")
     assert verify(path) == 0
@@ -230,6 +301,6 @@ def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert verify(out / "report.csv") == 0
     text = (out / "MODEL_CARD.md").read_text()
     assert "| Ours | AA |" in text and "No real image was read" in text
-    make_ledger(Path(cells[0].ledger), 150, 150, protocol="clean", model_sha256="x" * 64)
+    make_ledger(Path(cells[0].ledger), 150, 150, protocol="aa-standard", model_sha256="x" * 64)
     with pytest.raises(InputError, match="another model"):
         model_card.run(plan, "mine", student, out)

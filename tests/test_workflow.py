@@ -17,20 +17,31 @@ from workflow import ROOT, jobs, snakemake, workspace
 # By hand from the paper: its grid has 3 data sets and 3 models, 6 shards, one seed. Each ledger has the clean accuracy
 # besides the attack's. Table 4: 9 teachers, 9 times 6 shards, students Ours and Original and of four rivals, 7 methods,
 # 2 attacks.
+# Table 7: 2 data sets, 1 model, 6 losses, 2 attacks; tables 16 and 17: 1 data set, 3 models.
 # Table 8: 3 models, 2 sources, 4 recipes, 1 attack. Table 23: 2 models, 7 values of B, 2 attacks. Table 24: 2 data
 # sets, 11 values of tau, 2 attacks. Tables 25 and 26: 3 models, 6 x 6 weights, 1 attack. Values that the base recipe
-# has need no training of their own, so they change no count.
+# has need no training of their own, so they change no count. Table 6: 1 model, 6 sources of which 3 are synthetic and 3
+# augmented, a student and a record each, 2 attacks. Tables 19 and 20: 3 models, the same but for IntraQ's source.
 PAPER = {
-    "table4": {
-        "teacher": 9,
-        "synthesize": 54,
-        "merge": 9,
-        "export": 9,
-        "train": 18,
-        "cotrain": 36,
-        "attack": 126,
-        "table": 1,
+    "table6": {
+        **{"teacher": 1, "synthesize": 18, "merge": 3, "augment": 3, "diversity": 6},
+        **{"train": 6, "attack": 12, "table": 1},
     },
+    "table19": {
+        **{"teacher": 3, "synthesize": 36, "merge": 6, "augment": 9, "diversity": 15},
+        **{"train": 15, "attack": 30, "table": 1},
+    },
+    "table20": {
+        **{"teacher": 3, "synthesize": 36, "merge": 6, "augment": 9, "diversity": 15},
+        **{"train": 15, "attack": 30, "table": 1},
+    },
+    "table4": {
+        **{"teacher": 9, "synthesize": 54, "merge": 9, "export": 9},
+        **{"train": 18, "cotrain": 36, "attack": 126, "table": 1},
+    },
+    "table7": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 12, "attack": 24, "table": 1},
+    "table16": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 36, "table": 1},
+    "table17": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 36, "table": 1},
     "table8": {"teacher": 3, "synthesize": 36, "merge": 6, "train": 12, "attack": 12, "table": 1},
     "table23": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 14, "attack": 28, "table": 1},
     "table24": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 22, "attack": 44, "table": 1},
@@ -73,9 +84,12 @@ def test_the_papers_grid(folder, table):
 
 def test_tables_share_what_they_can(folder):
     found = jobs(snakemake(folder, "tables", "-n", "--configfile", "config/paper.yaml"))
-    # 9 teachers; dss for 9, fixed for CIFAR-10's 3; the base recipe is one student for all tables
-    assert (found["teacher"], found["synthesize"], found["export"], found["table"]) == (9, 72, 9, 6)
-    assert found["train"] == 18 + (12 - 3) + (14 - 2) + (22 - 2) + 2 * (108 - 3)
+    # 9 teachers; dss for 9, fixed for 3 of SVHN and 3 of CIFAR-10, IntraQ for 1; the base recipe is one student for all
+    assert (found["teacher"], found["synthesize"], found["export"], found["table"]) == (9, (9 + 6 + 1) * 6, 9, 12)
+    diversified = 15 + (15 - 6) + 1  # of CIFAR-10, table 8 has the base and the DSS row
+    losses = 2 * 3 * 5  # tables 7, 16 and 17 share all; their L_DFShield row is tables 19's and 20's DSS row
+    assert found["train"] == 18 + (12 - 3) + (14 - 2) + (22 - 2) + 2 * (108 - 3) + diversified + losses
+    assert (found["augment"], found["diversity"]) == (18, 15 + 15 + 1)
 
 
 def test_several_config_files_are_merged(folder):
@@ -89,7 +103,10 @@ def test_lint_is_clean(folder):
     assert "in a good condition" in run.stdout + run.stderr, run.stdout + run.stderr
 
 
-@pytest.mark.parametrize("words", [("results/table8.csv", "--configfile", "config/paper.yaml"), ("all",)])
+@pytest.mark.parametrize(
+    "words",
+    [("results/table8.csv", "--configfile", "config/paper.yaml"), ("all",), ("results/table6.csv",)],
+)
 def test_every_command_works_by_hand(folder, words):
     run = snakemake(folder, words[0], "-n", *words[1:])
     commands = re.findall(r"^Shell command: (.+)$", run.stdout + run.stderr, re.MULTILINE)
@@ -131,6 +148,16 @@ def test_every_command_works_by_hand(folder, words):
             undefended = f"results/{config.name}/{dataset}/{model}/teacher.safetensors"
             student = Path(*a.out.parts[:8], "student.safetensors")
             assert str(a.model) == (undefended if recipe == "none" else str(student))
+        if a.command == "augment":
+            dataset, model, source, seed = a.out.parts[2:6]
+            assert given_options("augmentation", a) == plan.augmentation(dataset, model, source, int(seed[5:]))
+            assert (a.source, str(a.data)) == (source, f"results/{config.name}/{dataset}/{model}/fixed/{seed}/data.h5")
+        if a.command == "diversity":
+            dataset, model, source, seed, name = a.out.parts[2:7]
+            assert given_options("diversity", a) == plan.diversity(dataset, model)
+            assert (a.dataset, name) == (dataset, "diversity@train.json")
+            assert a.data == a.out.with_name("data.h5")
+            assert a.teacher == Path(*a.out.parts[:4], "teacher.safetensors")
         if a.command == "teacher":
             assert given_options("teacher", a) == plan.options("teacher", a.dataset, a.model)
     rivals = {"cotrain"} if words == ("all",) else set()
@@ -167,11 +194,13 @@ def test_a_wrong_config_is_one_line_that_names_the_key(folder, override, key):
         ("results/demo/digits/cnn-s/none/dfshield/linf-2-16/seed-0/student.safetensors", "no data for a loss"),
         ("results/demo/digits/cnn-s/dss/seed-99/data.h5", "another seed"),
         ("results/table99.csv", "no such table"),
+        ("results/demo/digits/cnn-s/dss/seed-0/diversity@test.json", "another split than the config's"),
     ],
 )
 def test_names_outside_of_the_config_are_no_targets(folder, path, why):
     run = snakemake(folder, path, "-n")
-    assert run.returncode != 0 and "MissingRuleException" in run.stdout + run.stderr, why
+    assert run.returncode != 0, why
+    assert re.search("Missing(Rule|Input)Exception", run.stdout + run.stderr), why
 
 
 def test_threats_of_other_data_sets_are_not_taken(folder):
@@ -184,6 +213,19 @@ def test_threats_of_other_data_sets_are_not_taken(folder):
     assert run.returncode != 0 and "no such model or threat" in run.stdout + run.stderr
     right = path.replace("linf-8", "linf-4")
     assert jobs(snakemake(folder, right, "-n", "--configfile", "two.yaml"))["train"] == 1
+
+
+def test_weights_of_vgg16_are_an_input_and_lie_below_the_data_folder(folder):
+    target = "results/demo/digits/cnn-s/fixed/seed-0/diversity@train.json"
+    words = ("-n", "--config", "diversity={features: vgg16, vgg16: vgg16.pth}", "data_dir=weights")
+    run = snakemake(folder, target, *words)
+    assert run.returncode != 0 and "weights/vgg16.pth" in run.stdout + run.stderr  # it is missing
+    (folder / "weights").mkdir()
+    (folder / "weights/vgg16.pth").touch()
+    run = snakemake(folder, target, *words)
+    assert jobs(run)["diversity"] == 1
+    (command,) = re.findall(r"^Shell command: (.* diversity .*) 2>&1", run.stdout + run.stderr, re.MULTILINE)
+    assert given_options("diversity", parser().parse_args(shlex.split(command)[3:])).vgg16 == "weights/vgg16.pth"
 
 
 def test_harden_without_entries_says_so(folder):

@@ -60,10 +60,14 @@ def images(n: int, shape=SHAPE, seed=0) -> np.ndarray:
     return np.random.RandomState(seed).rand(n, height, width, channels).astype(np.float32)
 
 
-def surrogate(path: Path, n=60, teacher_sha256="t" * 64, seed=0, shape=SHAPE, labels=None, **changes) -> Path:
-    """A whole surrogate set of random images, written by the real writer; returns the path."""
+def surrogate(
+    path: Path, n=60, teacher_sha256="t" * 64, seed=0, shape=SHAPE, labels=None, values=None, **changes
+) -> Path:
+    """A whole surrogate set of random images, or of `values` (N,C,H,W), by the real writer; returns the path."""
     writer = Writer(path, header(teacher_sha256=teacher_sha256, **changes), ())
+    own = images(n, shape, seed) if values is None else np.ascontiguousarray(np.moveaxis(np.asarray(values), 1, 3))
+    n = len(own)
     labels = np.arange(n) % CLASSES if labels is None else np.asarray(labels)
-    writer.append(images(n, shape, seed), labels, np.zeros(n, dtype=np.int64), {}, {})
+    writer.append(own, labels, np.zeros(n, dtype=np.int64), {}, {})
     writer.finish()
     return path

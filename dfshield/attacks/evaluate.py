@@ -1,9 +1,9 @@
 """The attack stage: attack a checkpoint on a real evaluation set and write the ledger.
 
-Images are worked on in chunks of fixed indices. What attacks return is reduced to float16 perturbations, projected,
-and judged by the model itself in eager fp32 on the whole chunk: only that verdict counts. Finished pieces of work, one
-attack on one chunk, are kept until the ledger is written, so a stopped run goes on where it was and ends in the same
-bytes.
+Images are worked on in chunks of fixed indices. Attacks work on a quick copy of the model. What they return is reduced
+to float16 perturbations, projected, and judged by the model itself in eager fp32 on the whole chunk: only that verdict
+counts. Finished pieces of work, one attack on one chunk, are kept until the ledger is written, so a stopped run goes on
+where it was and ends in the same bytes.
 """
 
 import shutil
@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from dfshield import __version__, registry
-from dfshield.attacks.gradient import Component, Ensemble, frozen, input_gradient, seeded
+from dfshield.attacks.crafting import Crafting
+from dfshield.attacks.gradient import Component, Ensemble, frozen, input_gradient, margin, seeded
 from dfshield.attacks.ledger import Ledger, write_ledger
 from dfshield.attacks.threat import from_half, to_half
 from dfshield.options import AttackOptions
@@ -109,7 +110,7 @@ def plan(options: AttackOptions, input_shape: tuple[int, int, int], classes: int
     if entry.ensemble:
         ensemble: Ensemble = entry.load()(options, input_shape, classes)
         return ensemble
-    return Ensemble((Component(options.attack, entry.load()),))
+    return Ensemble((Component(options.attack, entry.load(), rounds=True),))
 
 
 def attack_all(
@@ -124,17 +125,19 @@ def attack_all(
 ) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
     """Run `ensemble` on images `x` (N,C,H,W) with labels `y` (N,); returns the ledger's arrays and the flags."""
     chunks = range(0, len(x), options.chunk)
+    crafting = Crafting(model, options)
     pieces = []
     flags: list[str] = []
     broken = done = 0
     with progress(len(chunks) * (len(ensemble.components) + 1), options.attack, "piece") as bar:
         for number, start in enumerate(chunks):
             stop = start + options.chunk
-            chunk, labels = x[start:stop].to(device), y[start:stop].to(device)
+            # the components of AutoAttack look at gradients through views, which other layouts do not have
+            chunk, labels = x[start:stop].to(device).contiguous(), y[start:stop].to(device)
             if number == 0 and options.attack != "clean":
                 flags = suspicions(model, chunk, labels)
             done += len(chunk)
-            for rows in attack_chunk(model, chunk, labels, threat, options, ensemble, number, folder):
+            for rows in attack_chunk(model, crafting, chunk, labels, threat, options, ensemble, number, folder):
                 bar.set_postfix(
                     {"robust": f"{100 * (1 - (broken + rows['broken'].sum()) / done):.2f} %"}, refresh=False
                 )
@@ -154,6 +157,7 @@ def attack_all(
 
 def attack_chunk(
     model: nn.Module,
+    crafting: Crafting,
     x: Tensor,
     y: Tensor,
     threat: Threat,
@@ -191,7 +195,7 @@ def attack_chunk(
             file = folder / f"{number:06d}-{part.name}.npz" if folder else None
             verdict = _load(file, alive)
             if verdict is None:
-                verdict = _attack(part, model, x, y, threat, options, number, alive)
+                verdict = _attack(part, model, crafting, x, y, threat, options, number, alive)
                 _save(file, alive, verdict)
             won = alive[verdict.prediction[alive] != labels[alive]]
             component[won] = index
@@ -204,6 +208,7 @@ def attack_chunk(
 def _attack(
     part: Component,
     model: nn.Module,
+    crafting: Crafting,
     x: Tensor,
     y: Tensor,
     threat: Threat,
@@ -216,7 +221,8 @@ def _attack(
     # a randomised model draws from the global generators: seeded too, so that its ledger can be made again
     with seeded(randomness.initial_seed(), x.device):
         x_adv = x.clone()
-        x_adv[select] = part.attack(model, x[select], y[select], threat, options, randomness).to(x.dtype)
+        victim = crafting.rounded if part.rounds else crafting.exact
+        x_adv[select] = part.attack(victim, x[select], y[select], threat, options, randomness).to(x.dtype)
         return judge(model, x, y, x_adv, threat)
 
 
@@ -243,9 +249,7 @@ def predict(model: nn.Module, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndar
     logits = model(x).float()
     if not logits.isfinite().all():
         raise InputError("the model gives logits that are not finite (NaN or infinite); check its weights")
-    own = logits.gather(1, y[:, None])[:, 0]
-    others = logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
-    return logits.argmax(dim=1).cpu().numpy(), (own - others).cpu().numpy()
+    return logits.argmax(dim=1).cpu().numpy(), margin(logits, y).cpu().numpy()
 
 
 def replay(model: nn.Module, x: Tensor, y: Tensor, ledger: Ledger) -> np.ndarray:
@@ -280,7 +284,7 @@ def suspicions(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
     unit = first.min() >= -1e-5 and first.max() <= 1 + 1e-5
     if unit and torch.allclose(first.sum(dim=1), torch.ones_like(first[:, 0]), atol=1e-4):
         flags.append("softmax-outputs")
-    gradient = input_gradient(model, x, y)
+    _, gradient = input_gradient(model, x, y)
     if (gradient.flatten(1) == 0).all(dim=1).any():
         flags.append("zero-gradients")
     return flags

@@ -29,7 +29,7 @@ from dfshield.runtime import (
     write_text,
 )
 from dfshield.threat import parse_threat
-from dfshield.training.inner import maximise, step_size
+from dfshield.training.inner import OBJECTIVES, maximise, step_size
 from dfshield.training.trainer import predict
 
 NOT_IN_HASH = {"device", "threads"}
@@ -240,7 +240,9 @@ class Cotrainer:
         self.crafting.refresh()
         size = step_size(self.options, self.threat)
         steps = self.options.attack_steps
-        return maximise(self.crafting, images, classes, self.inner, self.start, self.threat, steps, size, random)
+        return maximise(
+            self.crafting, images, classes, OBJECTIVES[self.inner], self.start, self.threat, steps, size, random
+        )
 
     def _step(self, who: str, loss: Tensor, epoch: int, index: int) -> float:
         """One optimiser step of generator or student; returns the loss."""

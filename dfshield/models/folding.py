@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from dfshield.runtime import compiled
+
 TOLERANCE = 1e-3
 """Largest deviation of the folded logits, relative to the largest logit, before the plain copy is used instead."""
 
@@ -29,6 +31,7 @@ class Folded(nn.Module):
         self._plain: list[nn.Module] = [plain] if traced else []  # in a list: not a submodule
         self._live = [live]
         self._pairs = pairs
+        self._size, self._generated = 0, None  # type: tuple[int, Any]
         self._link()
         self.refresh()
 
@@ -40,8 +43,16 @@ class Folded(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self._plain:
             self._settle(x)
+        if len(x) == self._size and torch.is_grad_enabled():  # without gradients it is too cheap to generate code for
+            if self._generated is None:
+                self._generated = compiled(self.net)
+            return self._generated(x)
         logits: Tensor = self.net(x)
         return logits
+
+    def compile_for(self, size: int) -> None:
+        """From now on run generated code for batches of `size` images, which takes a while to make at the first."""
+        self._size = size
 
     def train(self, mode: bool = True) -> "Folded":
         """Stays in eval mode whatever `mode` is."""

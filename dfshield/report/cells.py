@@ -15,12 +15,14 @@ from dfshield.validation import Options, build
 SYMBOLS = {"aggregate": "B"}
 """Training options that the paper's tables call by another name."""
 
-Metric = Literal["clean", "fgsm", "pgd10", "pgd50x5", "autoattack"]
+Metric = Literal[
+    "clean", "fgsm", "pgd10", "pgd50x5", "autoattack", "precision", "recall", "density", "coverage", "ndb", "jsd"
+]
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One figure of a table: a model's accuracy by one metric at one seed, and the ledger it is read from."""
+    """One figure of a table: a model's accuracy, or its training data's diversity, by one metric at one seed."""
 
     table: str
     """the table's key in tables.yaml, such as ``table4``"""
@@ -34,10 +36,10 @@ class Cell:
     threat: str
     """threat model of the evaluation, such as ``linf:4/255``"""
     metric: str
-    """``clean``, ``autoattack``, or the name of the attack's protocol such as ``pgd10``"""
+    """``clean``, ``autoattack``, the name of the attack's protocol such as ``pgd10``, or a diversity metric"""
     seed: int
     ledger: str
-    """path of the evaluation ledger"""
+    """path of what the figure is read from: the evaluation ledger, or the record of diversity metrics"""
 
 
 def variant(overrides: dict[str, Any]) -> str:
@@ -101,7 +103,7 @@ class TableSpec(Options):
     sweep: dict[str, SweepSpec] = Field(default_factory=dict)
     """swept training options; a matrix has its first option along the rows, its second along the columns"""
     metrics: tuple[Metric, ...] = Field(min_length=1)
-    layout: Literal["rows", "ablation", "sweep", "matrix"]
+    layout: Literal["rows", "models", "ablation", "sweep", "matrix"]
     grid: Grids = Grids()
 
     @model_validator(mode="after")
@@ -109,7 +111,7 @@ class TableSpec(Options):
         unknown = [name for name in self.sweep if name not in TrainingOptions.model_fields]
         if unknown:
             raise ValueError(f"sweep: {unknown[0]!r} is not a training option")
-        swept = {"rows": 0, "ablation": 0, "sweep": 1, "matrix": 2}[self.layout]
+        swept = {"rows": 0, "models": 0, "ablation": 0, "sweep": 1, "matrix": 2}[self.layout]
         if len(self.sweep) != swept:
             raise ValueError(f"layout {self.layout} takes {swept} swept options, sweep has {len(self.sweep)}")
         if self.layout == "ablation" and any(row.marks.keys() != self.rows[0].marks.keys() for row in self.rows):

@@ -20,12 +20,25 @@ NOTES = {
     "autoattack-above-pgd": ("", "as printed: AutoAttack accuracy above PGD accuracy"),
     "pgd-above-clean": ("", "as printed: PGD accuracy above clean accuracy"),
     "higher-without-gradrefine": ("", "the paper's Tables 7 and 16 print 65.66 without GradRefine"),
-    "differs-from-table4": ("", "the paper's Table 4 prints slightly other values for the same setting"),
+    "differs-from-table4": ("", "the paper's Table 4 prints other values for the same setting"),
     "tau0-is-not-plain": (
         "i",
         "differs from training without GradRefine (Table 7), though τ = 0 is said to mask nothing",
     ),
     "constant-predictor": ("", "clean and robust accuracy equal one class's share: the model answers a single class"),
+    "did-not-converge-per-table1": ("", "marked † in the paper's Table 1 though not in Table 18"),
+    "misprinted": ("", "misprinted in the paper"),
+    "gain-misprinted": ("", "the paper prints a wrong gain beside it"),
+    "clean-equals-one-class": ("", "equals one class's share, as if the model answered a single class"),
+    "broken-constant-predictor": (
+        "",
+        "AutoAttack breaks what by clean and PGD accuracy answers a single class: ties, or outputs not quite constant",
+    ),
+    "near-or-below-majority": ("", "hardly or not above what always answering the most frequent class gives"),
+    "pgd-far-above-autoattack": ("", "PGD accuracy far above: a sign of masked gradients or of overfitting to PGD"),
+    "lower-with-gradrefine": ("", "the paper's Table 4 prints 62.66 with GradRefine"),
+    "lower-than-linf": ("", "lower than in the paper's Table 4, where 4/255 bounds every pixel"),
+    "below-augmentation": ("", "lower than with at least one of Mixup, Cutout and CutMix"),
 }
 """Flag to mark and footnote; without a mark of its own a flag gets the next letter. Detail may follow a colon."""
 

@@ -1,4 +1,4 @@
-"""Say what a surrogate file, ledger or checkpoint holds, and draw a contact sheet of its images."""
+"""Say what a surrogate file, ledger, diversity record or checkpoint holds, and draw a contact sheet of its images."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -10,6 +10,7 @@ import numpy as np
 
 from dfshield.attacks import ledger as ledgers
 from dfshield.attacks.ledger import Ledger
+from dfshield.metrics.record import METRICS, Record, read_record
 from dfshield.report.tables import flags_of
 from dfshield.runtime import InputError, atomic, existing_file
 from dfshield.threat import parse_threat
@@ -55,6 +56,8 @@ def _look(file: Path) -> tuple[str, Lines, Drawing | None]:
         if found == shards.FORMAT:
             return describe_surrogate(file)
         raise InputError(f"{file}: HDF5, but neither surrogate data nor a ledger of dfshield (its format is {found!r})")
+    if file.suffix == ".json":
+        return "record of diversity metrics", describe_record(read_record(file)), None
     from dfshield.models.checkpoints import read_card
 
     return "checkpoint", describe_checkpoint(read_card(file)), None
@@ -144,6 +147,22 @@ def describe_ledger(ledger: Ledger) -> Lines:
         ("model", ledger.model_sha256),
         ("data", ledger.data_sha256),
         ("content", f"{ledger.content_sha256} (checked)"),
+    ]
+
+
+def describe_record(record: Record) -> Lines:
+    """What a record of diversity metrics says."""
+    figures = [(name, f"{record.values[name]:.{places}f} {unit}") for name, (unit, places) in METRICS.items()]
+    return [
+        ("data set, model", f"{record.dataset}, {record.model}"),
+        ("source", f"{record.source}, seed {record.seed} (real data: {record.real_data})"),
+        ("images", f"{record.n_synthetic} of the source, {record.n_real} of the real {record.split} split"),
+        *((name, text.removesuffix(" 1")) for name, text in figures),
+        ("options", _options(record.options)),
+        ("teacher", record.teacher_sha256),
+        ("surrogate data", record.data_sha256),
+        ("real data", record.real_sha256),
+        ("content", f"{record.content_sha256} (checked)"),
     ]
 
 

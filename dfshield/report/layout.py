@@ -8,20 +8,28 @@ from dfshield import registry
 from dfshield.attacks.ledger import confidence_interval
 from dfshield.report.cells import SYMBOLS, TableSpec, swept
 from dfshield.report.published import Published
-from dfshield.report.tables import Row
+from dfshield.report.tables import Row, decimals
 
-METRICS = {"clean": "Clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd50x5": "PGD-50×5", "autoattack": "AA"}
+METRICS = {
+    **{"clean": "Clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd50x5": "PGD-50×5", "autoattack": "AA"},
+    **{"precision": "Precision", "recall": "Recall", "density": "Density", "coverage": "Coverage"},
+    **{"ndb": "NDB", "jsd": "JSD"},
+}
 GREEK = {"tau": "τ", "lambda1": "λ1", "lambda2": "λ2"}
 
 
 @dataclass(frozen=True)
 class Value:
-    """A figure in percent: mean over seeds, sample standard deviation (None for one seed), 95 % interval, flags."""
+    """A figure: mean over seeds, sample standard deviation (None for one seed), 95 % interval, flags, decimals.
+
+    Accuracies are in percent; diversity metrics have no interval.
+    """
 
     mean: float
     spread: float | None = None
     interval: tuple[float, float] | None = None
     flags: tuple[str, ...] = ()
+    places: int = 2
 
 
 @dataclass(frozen=True)
@@ -87,23 +95,23 @@ def measured(rows: Sequence[Row]) -> dict[Key, Value]:
 
 def _average(rows: list[Row]) -> Value:
     flags = tuple(dict.fromkeys(flag for row in rows for flag in row.flags))
+    places, accuracy = decimals(rows[0].metric), rows[0].unit == "%"
     if len(rows) == 1:
-        return Value(rows[0].value, None, (rows[0].ci_low, rows[0].ci_high), flags)
-    mean = statistics.fmean(row.value for row in rows)
+        return Value(rows[0].value, None, (rows[0].ci_low, rows[0].ci_high) if accuracy else None, flags, places)
+    mean, spread = statistics.fmean(row.value for row in rows), statistics.stdev(row.value for row in rows)
     n = min(row.n for row in rows)
-    return Value(
-        mean, statistics.stdev(row.value for row in rows), confidence_interval(round(mean * n / 100), n), flags
-    )
+    return Value(mean, spread, confidence_interval(round(mean * n / 100), n) if accuracy else None, flags, places)
 
 
 def of_paper(entries: Sequence[Published]) -> dict[Key, Value]:
     """Values of the paper's table."""
-    return {entry.key: Value(entry.value, flags=entry.flags) for entry in entries}
+    return {entry.key: Value(entry.value, flags=entry.flags, places=decimals(entry.metric)) for entry in entries}
 
 
 def lay_out(spec: TableSpec, values: Values) -> Layout:
     """Arrange values as the paper's table `spec` does; data sets, models and methods in order of first appearance."""
-    return {"rows": _rows, "ablation": _ablation, "sweep": _sweep, "matrix": _matrix}[spec.layout](spec, values)
+    kinds = {"rows": _rows, "models": _models, "ablation": _ablation, "sweep": _sweep, "matrix": _matrix}
+    return kinds[spec.layout](spec, values)
 
 
 def _names(values: Values, position: int) -> list[str]:
@@ -126,6 +134,24 @@ def _rows(spec: TableSpec, values: Values) -> Layout:
         blocks.append(Block(dataset_title(dataset), rows))
     groups = [(model_title(model), len(spec.metrics)) for model in models]
     return Layout(["Method"], groups, [METRICS[m] for m in spec.metrics] * len(models), blocks)
+
+
+def _models(spec: TableSpec, values: Values) -> Layout:
+    """Models below one another, each with its methods; gains in AutoAttack accuracy are counted from the first."""
+    blocks = []
+    for dataset in _names(values, 0):
+        rows: list[list[Item]] = []
+        for model in [model for data, model in _pairs(values) if data == dataset]:
+            base = values.get((dataset, model, spec.rows[0].method, "", "autoattack"))
+            for row in spec.rows:
+                items: list[Item] = [model_title(model) if row is spec.rows[0] else "", row.method]
+                for metric in spec.metrics:
+                    found = values.get((dataset, model, row.method, "", metric))
+                    gains = metric == "autoattack" and row is not spec.rows[0]
+                    items.append(Gain(found, found.mean - base.mean) if gains and base and found else found)
+                rows.append(items)
+        blocks.append(Block(dataset_title(dataset), rows))
+    return Layout(["Model", "Method"], [], [METRICS[metric] for metric in spec.metrics], blocks)
 
 
 def _ablation(spec: TableSpec, values: Values) -> Layout:

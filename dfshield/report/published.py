@@ -10,7 +10,7 @@ COLUMNS = ("dataset", "model", "method", "variant", "metric", "value", "flags")
 
 @dataclass(frozen=True)
 class Published:
-    """One published figure, in percent."""
+    """One published figure: accuracies in percent, diversity metrics as printed (NDB of 100 bins, the rest up to 1)."""
 
     dataset: str
     model: str
@@ -19,10 +19,12 @@ class Published:
     metric: str
     value: float
     flags: tuple[str, ...]
+    threat: str = ""
+    """in tables over several threats such as ``linf:4/255``; empty where the table has one"""
 
     @property
     def key(self) -> tuple[str, str, str, str, str]:
-        """(dataset, model, method, variant, metric)."""
+        """(dataset, model, method, variant, metric); unique within a threat."""
         return self.dataset, self.model, self.method, self.variant, self.metric
 
 
@@ -37,6 +39,7 @@ def published(number: int) -> tuple[Published, ...]:
             **{name: row[name] for name in COLUMNS[:5]},
             value=float(row["value"]),
             flags=tuple(flag for flag in row["flags"].split(";") if flag),
+            threat=row.get("threat", ""),
         )
         for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines())
     )

@@ -2,10 +2,13 @@
 
 import re
 from collections.abc import Callable, Iterable, Sequence
+from statistics import fmean
 
+from dfshield.metrics.record import METRICS as DIVERSITY
 from dfshield.report.cells import TableSpec
 from dfshield.report.flags import notes
 from dfshield.report.layout import (
+    METRICS,
     Gain,
     Item,
     Layout,
@@ -63,6 +66,10 @@ def latex(rows: Sequence[Row], spec: TableSpec) -> str:
     )
 
 
+UNBALANCED = 30.0
+"""Share of the largest class in percent from which balanced accuracy is printed, too."""
+
+
 def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
     """What a reader needs beside the figures: units, spread, threat, number of images, majority class, protocols."""
     first = "Accuracies in percent."
@@ -74,7 +81,7 @@ def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
         first += f" Brackets: 95 % Wilson interval{shared} for the given number of test images."
     lines = [*_stand_in(rows, spec), first]
     for dataset in dict.fromkeys(row.dataset for row in rows):
-        own = [row for row in rows if row.dataset == dataset]
+        own = [row for row in rows if row.dataset == dataset and row.unit == "%"]
         threats = " and ".join(dict.fromkeys(_threat(row.threat) for row in own))
         sizes = "–".join(dict.fromkeys(str(n) for n in (min(r.n for r in own), max(r.n for r in own))))
         majority = "–".join(
@@ -84,8 +91,40 @@ def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
             f"{dataset_title(dataset)}: {threats}, n = {sizes} images, "
             f"always answering the majority class scores {majority} %."
         )
+        if max(row.majority for row in own) >= UNBALANCED:
+            lines += _balanced([row for row in own if row.metric not in DIVERSITY])
+    lines += _diversity_facts(rows)
     lines.append(f"Protocols: {', '.join(dict.fromkeys(row.protocol for row in rows))}.")
     return lines
+
+
+def _balanced(rows: Sequence[Row]) -> list[str]:
+    """Balanced accuracy of one data set's cells, one line a model."""
+    lines = []
+    for model in dict.fromkeys(row.model for row in rows):
+        found: dict[str, dict[str, list[float]]] = {}
+        for row in rows:
+            if row.model == model:
+                name = " ".join(filter(None, (row.method, row.variant)))
+                found.setdefault(name, {}).setdefault(row.metric, []).append(row.balanced)
+        metrics = " / ".join(METRICS.get(metric, metric) for metric in next(iter(found.values())))
+        figures = ", ".join(
+            f"{name} {' / '.join(f'{fmean(values):.2f}' for values in own.values())}" for name, own in found.items()
+        )
+        lines.append(f"{model_title(model)}, balanced accuracy (mean over the classes), {metrics}: {figures}.")
+    return lines
+
+
+def _diversity_facts(rows: Sequence[Row]) -> list[str]:
+    sizes = {dataset_title(row.dataset): row.n for row in rows if row.metric in DIVERSITY}
+    if not sizes:
+        return []
+    counts = ", ".join(f"{n} of {title}" for title, n in sizes.items())
+    return [
+        f"Diversity metrics compare the training images with real ones ({counts}), whose only use is this comparison. "
+        "The more of the real images are covered, the higher are recall and coverage and the lower are NDB and JSD "
+        "(in nats)."
+    ]
 
 
 def _stand_in(rows: Sequence[Row], spec: TableSpec) -> list[str]:
@@ -148,11 +187,11 @@ def _pipe(cells: Sequence[str]) -> str:
 
 def _markdown_item(item: Item, marks: Marks) -> str:
     def value(v: Value, interval: bool) -> str:
-        spread = "" if v.spread is None else f" ± {v.spread:.2f}"
+        spread = "" if v.spread is None else f" ± {v.spread:.{v.places}f}"
         within = f" [{v.interval[0]:.1f}, {v.interval[1]:.1f}]" if v.interval and interval else ""
         symbols = ",".join(_symbols(v, marks))
         raised = f"<sup>{symbols}</sup>" if symbols else ""
-        return f"{v.mean:.2f}{raised}{spread}{within}"
+        return f"{v.mean:.{v.places}f}{raised}{spread}{within}"
 
     return _text(item, value, str, ("✗", "✓"))
 
@@ -217,7 +256,7 @@ def _latex_item(item: Item, marks: Marks) -> str:
         del interval  # the Markdown and the CSV have it; a page has no room
         symbols = _tex(",".join(_symbols(v, marks)))
         raised = rf"\textsuperscript{{{symbols}}}" if symbols else ""
-        spread = "" if v.spread is None else rf"\,$\pm$\,{v.spread:.2f}"
-        return f"{v.mean:.2f}{raised}{spread}"
+        spread = "" if v.spread is None else rf"\,$\pm$\,{v.spread:.{v.places}f}"
+        return f"{v.mean:.{v.places}f}{raised}{spread}"
 
     return _text(item, value, _tex, (r"$\times$", r"$\checkmark$")).replace("–", "--")

@@ -1,4 +1,4 @@
-"""Table CSVs: one tidy row per cell and seed, every figure read from an evaluation ledger."""
+"""Table CSVs: one tidy row per cell and seed, every figure read from a ledger or a record of diversity metrics."""
 
 import csv
 import dataclasses
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dfshield.attacks.ledger import Ledger, confidence_interval, read_ledger
+from dfshield.metrics import record as diversity
+from dfshield.metrics.record import Record, read_record
 from dfshield.report.cells import Cell, TableSpec, swept
 from dfshield.report.published import published
 from dfshield.runtime import InputError, existing_file, write_text
@@ -26,7 +28,10 @@ MASKED = ("zero-gradients", "square-broke-after-white-box")
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table CSV; accuracies and shares in percent."""
+    """One row of a table CSV; accuracies and shares in percent.
+
+    A diversity metric has no interval and no shares by class (NaN, empty in the CSV); its n counts the real images.
+    """
 
     dataset: str
     model: str
@@ -54,7 +59,13 @@ class Row:
         """(dataset, model, method, variant, metric): what seeds have in common."""
         return self.dataset, self.model, self.method, self.variant, self.metric
 
+    def text(self, name: str) -> str:
+        """The value of a column as the CSV has it."""
+        return cell_text(getattr(self, name), decimals(self.metric) if name in ("value", "paper") else 2)
 
+
+OPTIONAL = ("ci_low", "ci_high", "majority", "balanced", "macro_f1")
+"""Columns that a diversity metric leaves empty."""
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
 
 
@@ -78,10 +89,16 @@ def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
     """Rows of the given cells, in their order.
 
     `spec` says which of the paper's tables this is; without it no row has a published value. Raises InputError for a
-    ledger that is missing, damaged or not the cell's. One ledger is held at a time: they may be hundreds of MB.
+    file that is missing, damaged or not the cell's. One ledger is held at a time: they may be hundreds of MB.
     """
     paper = {entry.key: entry.value for entry in published(spec.number)} if spec else {}
-    return [row_of(cell, read_ledger(Path(cell.ledger)), paper if _papers_own(cell, spec) else {}) for cell in cells]
+    return [_read(cell, paper if _papers_own(cell, spec) else {}) for cell in cells]
+
+
+def _read(cell: Cell, paper: dict[tuple[str, str, str, str, str], float]) -> Row:
+    if cell.metric in diversity.METRICS:
+        return diversity_row(cell, read_record(Path(cell.ledger)), paper)
+    return row_of(cell, read_ledger(Path(cell.ledger)), paper)
 
 
 def _papers_own(cell: Cell, spec: TableSpec | None) -> bool:
@@ -124,6 +141,36 @@ def row_of(cell: Cell, ledger: Ledger, paper: dict[tuple[str, str, str, str, str
     )
 
 
+def diversity_row(cell: Cell, record: Record, paper: dict[tuple[str, str, str, str, str], float]) -> Row:
+    """The row of one cell of a diversity metric, by its record; InputError if the record is of another cell."""
+    if (record.dataset, record.model) != (cell.dataset, cell.model):
+        raise InputError(
+            f"{cell.ledger}: is of {record.dataset}/{record.model}, not of {cell.dataset}/{cell.model}; make it again"
+        )
+    return Row(
+        dataset=cell.dataset,
+        model=cell.model,
+        method=cell.method,
+        variant=cell.variant,
+        defence=cell.defence,
+        threat=cell.threat,
+        metric=cell.metric,
+        value=record.values[cell.metric],
+        unit=diversity.METRICS[cell.metric][0],
+        ci_low=math.nan,
+        ci_high=math.nan,
+        n=record.n_real,
+        seed=cell.seed,
+        protocol=diversity.protocol(record, cell.metric),
+        flags=("not-data-free",) if record.real_data in ("train", "test") else (),
+        majority=math.nan,
+        balanced=math.nan,
+        macro_f1=math.nan,
+        paper=paper.get((cell.dataset, cell.model, cell.method, cell.variant, cell.metric)),
+        ledger_sha256=record.content_sha256,
+    )
+
+
 def _check(cell: Cell, ledger: Ledger) -> None:
     metric = metric_of(ledger.protocol)
     if cell.metric not in ("clean", metric):
@@ -160,17 +207,22 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([cell_text(getattr(row, name)) for name in COLUMNS] for row in rows)
+    writer.writerows([row.text(name) for name in COLUMNS] for row in rows)
     write_text(path, stream.getvalue())
 
 
-def cell_text(value: object) -> str:
-    """A value as the CSV has it: two decimals, flags joined by semicolons, nothing for None."""
-    if value is None:
+def decimals(metric: str) -> int:
+    """Decimals of a metric's values: two for accuracies in percent."""
+    return diversity.METRICS[metric][1] if metric in diversity.METRICS else 2
+
+
+def cell_text(value: object, places: int = 2) -> str:
+    """A value as the CSV has it: fixed decimals, flags joined by semicolons, nothing for None and NaN."""
+    if value is None or value != value:
         return ""
     if isinstance(value, tuple):
         return ";".join(value)
-    return f"{value:.2f}" if isinstance(value, float) else str(value)
+    return f"{value:.{places}f}" if isinstance(value, float) else str(value)
 
 
 def read_csv(path: Path) -> list[Row]:
@@ -190,6 +242,6 @@ def _parse(row: dict[str, str]) -> Row:
     parse_threat(row["threat"])
     swept(row["variant"])
     parsers = {"n": int, "seed": int, "flags": lambda text: tuple(f for f in text.split(";") if f)}
-    parsers |= dict.fromkeys(("value", "ci_low", "ci_high", "majority", "balanced", "macro_f1"), float)
+    parsers |= {"value": float} | dict.fromkeys(OPTIONAL, lambda text: float(text) if text else math.nan)
     parsers["paper"] = lambda text: float(text) if text else None
     return Row(**{name: parsers.get(name, str)(row[name]) for name in COLUMNS})  # type: ignore[operator]

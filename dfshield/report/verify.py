@@ -1,23 +1,23 @@
-"""Trace every row of a table CSV to ledger, student, data and teacher by hash."""
+"""Trace every row of a table CSV to ledger (or record of diversity metrics), student, data and teacher by hash."""
 
+import json
 import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import h5py
 
 from dfshield.attacks.ledger import Ledger, read_ledger
-from dfshield.plan import DATA, LEDGER, NONE, RESULTS, STUDENT, TEACHER
+from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
+from dfshield.metrics.record import Record, read_record
+from dfshield.plan import DATA, DIVERSITY, LEDGER, NONE, RESULTS, STUDENT, TEACHER
 from dfshield.report.cells import SYMBOLS, Cell, load_tables, swept
 from dfshield.report.published import published
-from dfshield.report.tables import COLUMNS, Row, cell_text, read_csv, row_of
+from dfshield.report.tables import COLUMNS, Row, cell_text, decimals, diversity_row, read_csv, row_of
 from dfshield.runtime import InputError
 from dfshield.threat import threat_name
-
-if TYPE_CHECKING:
-    from dfshield.models.checkpoints import Card
 
 T = TypeVar("T")
 
@@ -27,8 +27,10 @@ class BrokenLink(Exception):
 
 
 Place = dict[str, str]
-"""The fields of the path grammar that a ledger's path holds."""
-LEDGER_PATH = re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]+)", re.escape(LEDGER)))
+"""The fields of the path grammar that the path of a ledger or a record holds."""
+LEDGER_PATH, RECORD_PATH = (
+    re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]+)", re.escape(template))) for template in (LEDGER, DIVERSITY)
+)
 
 
 def verify(table: Path) -> int:
@@ -51,7 +53,7 @@ def verify(table: Path) -> int:
         except BrokenLink as link:
             broken += 1
             print(f"BROKEN  {name}: {link}")
-    print(f"{len(rows) - broken} of {len(rows)} rows of {table} are traced to ledger, model, data and teacher")
+    print(f"{len(rows) - broken} of {len(rows)} rows of {table} are traced to model, data and teacher")
     return 1 if broken else 0
 
 
@@ -79,13 +81,28 @@ class Tracer:
                 continue  # a damaged ledger cannot be a row's: that row's hash will not be found
         return found
 
+    @cached_property
+    def records(self) -> dict[str, list[Path]]:
+        """Paths of records of diversity metrics by the content hash that each states (checked when it is read)."""
+        found: dict[str, list[Path]] = {}
+        for path in sorted(self.root.rglob("diversity@*.json")):
+            try:
+                stated = json.loads(path.read_text(encoding="utf-8"))["content_sha256"]
+            except (OSError, ValueError, KeyError, TypeError, RecursionError):
+                continue  # as with ledgers
+            found.setdefault(str(stated), []).append(path)
+        return found
+
     def trace(self, row: Row) -> None:
         """Raise BrokenLink at the first link of `row` that does not hold."""
-        if row.paper is not None and f"{self.paper.get(row.key, -1.0):.2f}" != f"{row.paper:.2f}":
-            raise BrokenLink(f"the paper column says {row.paper:.2f}, the paper does not")
-        paths = self.ledgers.get(row.ledger_sha256)
+        printed = cell_text(self.paper.get(row.key), decimals(row.metric))
+        if row.paper is not None and printed != row.text("paper"):
+            raise BrokenLink(f"the paper column says {row.text('paper')}, the paper does not")
+        diverse = row.metric in DIVERSITY_METRICS
+        kind, known = ("record", self.records) if diverse else ("ledger", self.ledgers)
+        paths = known.get(row.ledger_sha256)
         if not paths:
-            raise BrokenLink(f"no ledger with content {row.ledger_sha256[:16]} below {self.root}")
+            raise BrokenLink(f"no {kind} with content {row.ledger_sha256[:16]} below {self.root}")
         mine = [(path, place) for path in paths if (place := self._place(path, row))]
         if not mine:
             raise BrokenLink(f"{paths[0]}: the path is not that of this cell")
@@ -93,31 +110,33 @@ class Tracer:
         cell = Cell("", row.dataset, row.model, row.method, row.variant, row.defence, row.threat, row.metric, row.seed,
                     str(path))  # fmt: skip
         try:
-            ledger = read_ledger(path)
-            again = row_of(cell, ledger, {})
+            source = read_record(path) if diverse else read_ledger(path)
+            again = diversity_row(cell, source, {}) if isinstance(source, Record) else row_of(cell, source, {})
         except InputError as error:
             raise BrokenLink(str(error)) from None
         for name in COLUMNS:
-            stated, found = cell_text(getattr(row, name)), cell_text(getattr(again, name))
+            stated, found = row.text(name), again.text(name)
             if stated != found and name != "paper":
-                raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its ledger {path}")
-        self._model(place, row, ledger)
+                raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its {kind} {path}")
+        if isinstance(source, Record):
+            self._compared(place, source)
+        else:
+            self._model(place, row, source)
 
     def _place(self, path: Path, row: Row) -> Place | None:
-        """The fields of a ledger's path; None if it lies elsewhere than the row's ledger should."""
-        match = LEDGER_PATH.fullmatch((RESULTS / path.relative_to(self.root)).as_posix())
+        """The fields of the path of a ledger or record; None if it lies elsewhere than the row's should."""
+        diverse = row.metric in DIVERSITY_METRICS
+        pattern = RECORD_PATH if diverse else LEDGER_PATH
+        match = pattern.fullmatch((RESULTS / path.relative_to(self.root)).as_posix())
         place = match.groupdict() if match else {}
-        expected = {
-            "dataset": row.dataset,
-            "model": row.model,
-            "defence": row.defence,
-            "threat": threat_name(row.threat),
-            "seed": str(row.seed),
-        }
+        expected = {"dataset": row.dataset, "model": row.model, "seed": str(row.seed)}
+        if not diverse:
+            expected |= {"defence": row.defence, "threat": threat_name(row.threat)}
         method = self.methods.get(row.method)
         if method:
             expected["source"] = method.source
-            if not f"{place.get('recipe')}.".startswith(f"{method.recipe}."):  # a swept recipe has its base first
+            # a swept recipe has its base first
+            if not diverse and not f"{place.get('recipe')}.".startswith(f"{method.recipe}."):
                 return None
         return place if expected.items() <= place.items() else None
 
@@ -139,17 +158,29 @@ class Tracer:
             option = next((key for key, symbol in SYMBOLS.items() if symbol == name), name)
             self._same(student, option, card.provenance.get("options", {}).get(option), value)
         if place["source"] != NONE:
-            self._data(self._at(DATA, place), card)
+            provenance = card.provenance
+            self._data(place, provenance.get("data_sha256"), provenance.get("teacher_sha256"), card.real_data)
         taught = card.provenance.get("teacher_sha256")
         self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, taught)
 
-    def _data(self, data: Path, card: "Card") -> None:
+    def _compared(self, place: Place, record: Record) -> None:
+        """The surrogate set that a record is of, and the teacher that it was made from."""
+        from dfshield.models.checkpoints import read_card
+
+        self._data(place, record.data_sha256, record.teacher_sha256, record.real_data)
+        teacher = self._at(TEACHER, place)
+        self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, record.teacher_sha256)
+
+    def _data(self, place: Place, content: object, teacher: object, real_data: object) -> None:
         from dfshield.shards import header, verify
 
-        provenance = card.provenance
-        self._same(data, "its content", self._read(verify, data), provenance.get("data_sha256"))
-        self._same(data, "teacher_sha256", self._read(header, data)["teacher_sha256"], provenance.get("teacher_sha256"))
-        self._same(data, "real_data", self._read(header, data)["real_data"], card.real_data)
+        data = self._at(DATA, place)
+        self._same(data, "its content", self._read(verify, data), content)
+        attributes = self._read(header, data)
+        self._same(data, "teacher_sha256", attributes["teacher_sha256"], teacher)
+        self._same(data, "real_data", attributes["real_data"], real_data)
+        if base := attributes["options"].get("base_sha256"):  # the set that an augmented one was made of
+            self._data(place | {"source": str(attributes["options"].get("base"))}, base, teacher, real_data)
 
     def _same(self, path: Path, what: str, found: object, expected: object) -> None:
         if found != expected:

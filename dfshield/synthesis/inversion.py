@@ -17,6 +17,7 @@ from dfshield.runtime import (
     InputError,
     atomic,
     canonical_json,
+    compiled,
     digest,
     forbid_real_data,
     generator,
@@ -74,7 +75,7 @@ def run(
     kept = None
     if state is not None:
         kept = state / f"synthesis-{digest(attributes, shard, shards)[:16]}"
-    synthesizer = Synthesizer(model, card.input_shape, card.classes, options)
+    synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
         groups: list[dict[str, Any]] = []
         for index in range(first, last + 1):
@@ -89,13 +90,14 @@ def run(
                 with atomic(path) as temporary:
                     np.savez(temporary, **groups[-1])
     with atomic(out) as temporary:
-        writer = Writer(temporary, attributes, TERMS)
+        terms = synthesizer.terms
+        writer = Writer(temporary, attributes, terms)
         for group in groups:
             writer.append(
                 group["images"],
                 group["labels"],
                 group["batch"],
-                *({term: group[f"{kind}_{term}"] for term in TERMS} for kind in ("coefficients", "final_loss")),
+                *({term: group[f"{kind}_{term}"] for term in terms} for kind in ("coefficients", "final_loss")),
             )
         content = writer.finish()
     if kept:
@@ -115,7 +117,9 @@ def _saved(path: Path | None) -> dict[str, Any] | None:
 
 
 class Synthesizer:
-    """Makes groups of synthesis batches out of one frozen teacher."""
+    """Makes groups of synthesis batches out of one teacher, which it freezes and watches from then on."""
+
+    terms: tuple[str, ...] = TERMS
 
     def __init__(
         self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: SynthesisOptions
@@ -123,6 +127,8 @@ class Synthesizer:
         self.options, self.shape, self.classes = options, input_shape, classes
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = model.mean.device
+        self.statistics = BatchStatistics(self.model.net)
+        self.objective = compiled(self._terms) if options.compile else self._terms
         self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
 
     def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
@@ -133,18 +139,29 @@ class Synthesizer:
         random = generator("synthesis", options.seed, index)
         sampler = registry.COEFFICIENTS[options.coefficients].load()
         alphas = torch.stack([sampler(self.base, random, options) for _ in range(k)])
-        if options.labels == "cycle":
-            labels = ((torch.arange(k) + first) % self.classes).repeat_interleave(options.batch)
-        else:
-            labels = torch.randint(self.classes, (k * options.batch,), generator=random)
+        labels = self.labels(first, k, random)
         start = torch.randn((k * options.batch, *self.shape), generator=random)
         images, final = self._optimise(start, labels.to(self.device), alphas, random, bar)
+        return self.arrays(images, labels, first, alphas, final)
+
+    def labels(self, first: int, k: int, random: torch.Generator) -> torch.Tensor:
+        """Labels (k·batch,) of `k` batches, the first of which has number `first`."""
+        options = self.options
+        if options.labels == "cycle":
+            return ((torch.arange(k) + first) % self.classes).repeat_interleave(options.batch)
+        return torch.randint(self.classes, (k * options.batch,), generator=random)
+
+    def arrays(
+        self, images: torch.Tensor, labels: torch.Tensor, first: int, alphas: torch.Tensor, final: torch.Tensor
+    ) -> dict[str, np.ndarray]:
+        """What `group` returns, from images (k·batch,C,H,W) in [0,1] and, per batch and term, weights and losses."""
+        options = self.options
         stored = images.permute(0, 2, 3, 1).contiguous().numpy()
         if options.storage == "uint8":
             stored = np.round(stored * 255).astype(np.uint8)
-        batch = np.arange(first, first + k).repeat(options.batch)
+        batch = np.arange(first, first + len(alphas)).repeat(options.batch)
         result = {"images": stored, "labels": labels.numpy(), "batch": batch}
-        for position, term in enumerate(TERMS):
+        for position, term in enumerate(self.terms):
             result[f"coefficients_{term}"] = alphas[:, position].numpy()
             result[f"final_loss_{term}"] = final[:, position].double().numpy()
         return result
@@ -154,41 +171,40 @@ class Synthesizer:
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images."""
         options, k = self.options, len(alphas)
-        statistics = BatchStatistics(self.model.net, k)
+        self.statistics.k = k
         z = start.to(self.device).contiguous(memory_format=torch.channels_last).requires_grad_()
         black, white = -self.model.mean / self.model.std, (1 - self.model.mean) / self.model.std
         weights = alphas.to(self.device, torch.float32)
         adam = torch.optim.Adam([z], lr=options.lr, fused=True)
         offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
-        try:
-            for step in range(options.iterations):
-                rolled = torch.cat(
-                    [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
-                )
-                terms = self._terms(statistics, rolled, labels, k)
-                (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
-                # the fused optimiser walks both in memory order, so the layouts have to agree
-                z.grad = gradient.contiguous(memory_format=torch.channels_last)
-                adam.step()
-                if options.clamp == "step":
-                    with torch.no_grad():
-                        z.copy_(z.clamp(black, white))
-                if bar is not None:
-                    if step % 50 == 0:
-                        values = terms.detach().mean(0).tolist()
-                        bar.set_postfix({t: f"{v:.3g}" for t, v in zip(TERMS, values, strict=True)}, refresh=False)
-                    bar.update()
-            with torch.no_grad():
-                mean, std = self.model.mean, self.model.std
-                images = (mean + std * z).clamp(0, 1)
-                if options.storage == "uint8":
-                    images = (images * 255).round() / 255
-                final = self._terms(statistics, (images - mean) / std, labels, k)
-        finally:
-            statistics.remove()
+        for step in range(options.iterations):
+            rolled = torch.cat(
+                [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
+            ).contiguous(memory_format=torch.channels_last)  # which a roll by nothing keeps and another does not
+            terms = self.objective(rolled, labels, k)
+            (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
+            # the fused optimiser walks both in memory order, so the layouts have to agree
+            z.grad = gradient.contiguous(memory_format=torch.channels_last)
+            adam.step()
+            if options.clamp == "step":
+                with torch.no_grad():
+                    z.copy_(z.clamp(black, white))
+            if bar is not None:
+                if step % 50 == 0:
+                    values = terms.detach().mean(0).tolist()
+                    bar.set_postfix({t: f"{v:.3g}" for t, v in zip(TERMS, values, strict=True)}, refresh=False)
+                bar.update()
+        with torch.no_grad():
+            mean, std = self.model.mean, self.model.std
+            images = (mean + std * z).clamp(0, 1)
+            if options.storage == "uint8":
+                images = (images * 255).round() / 255
+            final = self._terms((images - mean) / std, labels, k)
         return images.cpu(), final.cpu()
 
-    def _terms(self, statistics: BatchStatistics, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+    def _terms(self, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             logits = self.model.net(z)
-        return torch.stack([class_loss(logits, labels, k), statistics.feature_loss(), total_variation(z, k)], dim=1)
+        return torch.stack(
+            [class_loss(logits, labels, k), self.statistics.feature_loss(), total_variation(z, k)], dim=1
+        )

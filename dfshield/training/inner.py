@@ -1,16 +1,22 @@
 """The inner maximisation of adversarial training: find x̂' near x̂ (Eq 2, 7)."""
 
+import functools
 from collections.abc import Callable
-from typing import Literal
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 
+from dfshield import registry
 from dfshield.attacks.threat import project, random_start, step
 from dfshield.options import CotrainingOptions, TrainingOptions
 from dfshield.runtime import fraction
-from dfshield.threat import Threat
+from dfshield.threat import Threat, parse_threat
 from dfshield.training.losses import kl
+
+Network = Callable[[torch.Tensor], torch.Tensor]
+Objective = Callable[..., torch.Tensor]
+"""``(clean, adversarial, teacher, labels) -> scalar``: logits (N,C) on x̂, on x̂', the teacher's on x̂; labels (N,)."""
 
 
 def step_size(options: TrainingOptions | CotrainingOptions, threat: Threat) -> float:
@@ -20,29 +26,197 @@ def step_size(options: TrainingOptions | CotrainingOptions, threat: Threat) -> f
     return threat.eps / 5 if options.l2_step == "eps/5" else fraction(options.l2_step)
 
 
+def warmed(share: float, epoch: int, epochs: int) -> float:
+    """Factor in (0,1] of what grows linearly over the first `share` of the `epochs`, in epoch `epoch` (from 0)."""
+    return min(1.0, (epoch + 1) / (share * epochs)) if share else 1.0
+
+
+@dataclass(frozen=True)
+class Maximisation:
+    """The inner maximisation of one epoch."""
+
+    objective: Objective | None
+    """What is maximised; None takes the start as it is."""
+    start: registry.Start
+    search: registry.Search
+    threat: Threat
+    steps: int
+    size: float
+    stop: float | None = None
+    """Convergence (`fosc`) at which an image takes no further step."""
+    halvings: int = 0
+    """Halvings of the search for the nearest misclassified point."""
+    iterations: int = 1
+    """Power iterations."""
+
+    @classmethod
+    def of(cls, options: TrainingOptions, epoch: int) -> "Maximisation":
+        """What the loss's paper asks for in epoch `epoch` (from 0)."""
+        entry, threat = registry.LOSSES[options.loss], parse_threat(options.threat)
+        factor = warmed(options.eps_warmup, epoch, options.epochs)
+        size, steps = step_size(options, threat), options.attack_steps
+        if entry.search == "single-step":
+            size, steps = threat.eps, 1
+        if entry.search == "curriculum":
+            steps = -(-(epoch + 1) * steps // options.epochs)
+        stop = None
+        if entry.search == "fosc":
+            stop = options.fosc_max * max(0.0, 1 - epoch / (fraction(options.fosc_share) * options.epochs))
+        return cls(
+            objective(options),
+            entry.start,
+            entry.search,
+            threat._replace(eps=factor * threat.eps),
+            steps,
+            factor * size,
+            stop,
+            options.mma_halvings,
+            options.vat_iterations,
+        )
+
+    @classmethod
+    def full(cls, options: TrainingOptions) -> "Maximisation":
+        """Plain projected gradient ascent at full strength, the same in every epoch and for every search."""
+        threat = parse_threat(options.threat)
+        start = registry.LOSSES[options.loss].start
+        return cls(
+            objective(options) or OBJECTIVES["ce"],
+            "uniform" if start == "image" else start,
+            "pgd",
+            threat,
+            options.attack_steps,
+            step_size(options, threat),
+        )
+
+    def solve(
+        self,
+        model: Network,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        teacher: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        """x̂' (N,C,H,W) within ε of `x` and in [0,1]; `model` is in eval mode with frozen parameters."""
+        if self.search == "power":
+            return virtual(model, x, self.threat, self.iterations, generator)
+        found = maximise(
+            model,
+            x,
+            labels,
+            self.objective,
+            self.start,
+            self.threat,
+            self.steps,
+            self.size,
+            generator,
+            teacher,
+            self.stop,
+        )
+        return nearest(model, x, found, labels, self.halvings) if self.search == "nearest" else found
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "kl": lambda clean, adversarial, teacher, labels: kl(clean, adversarial, "sum"),
+    "ce": lambda clean, adversarial, teacher, labels: F.cross_entropy(adversarial, labels, reduction="sum"),
+    "teacher": lambda clean, adversarial, teacher, labels: kl(teacher, adversarial, "sum"),
+}
+
+
+def objective(options: TrainingOptions) -> Objective | None:
+    """What the inner maximisation raises; None for nothing."""
+    entry = registry.LOSSES[options.loss]
+    name = entry.inner if options.inner == "auto" else options.inner
+    if name == "loss":
+        return functools.partial(_summed, entry.load(), options)
+    return OBJECTIVES.get(name)
+
+
+def _summed(loss: Callable[..., torch.Tensor], options: TrainingOptions, *logits: torch.Tensor) -> torch.Tensor:
+    return len(logits[0]) * loss(*logits, options)
+
+
 def maximise(
-    model: Callable[[torch.Tensor], torch.Tensor],
+    model: Network,
     x: torch.Tensor,
     labels: torch.Tensor,
-    objective: Literal["kl", "ce"],
-    start: Literal["normal", "uniform"],
+    objective: Objective | None,
+    start: registry.Start,
     threat: Threat,
     steps: int,
     size: float,
     generator: torch.Generator,
+    teacher: torch.Tensor | None = None,
+    stop: float | None = None,
 ) -> torch.Tensor:
-    """Projected gradient ascent from a random start; returns x̂' (N,C,H,W) within ε of `x` and in [0,1].
+    """Projected gradient ascent on `objective`; returns x̂' (N,C,H,W) within ε of `x` and in [0,1].
 
-    `kl` maximises Σ KL(S(x̂) ‖ S(x̂')), `ce` the cross entropy with `labels`. `model` must be in eval mode with frozen
-    parameters; the clean logits are computed once.
+    The clean logits are computed once. With `stop`, an image goes no further once its `fosc` is at most that, at the
+    earliest after one step (Wang et al. 2019, DART).
     """
+    adversarial = x.clone() if start == "image" else random_start(x, threat, generator, start)
+    if objective is None:
+        return project(x, adversarial, threat)
     with torch.no_grad():
         clean = model(x).float()
-    adversarial = random_start(x, threat, generator, start)
-    for _ in range(steps):
+    for taken in range(steps):
         adversarial.requires_grad_()
-        logits = model(adversarial).float()
-        loss = kl(clean, logits, "sum") if objective == "kl" else F.cross_entropy(logits, labels, reduction="sum")
-        (gradient,) = torch.autograd.grad(loss, adversarial)
-        adversarial = project(x, step(adversarial.detach(), gradient, size, threat.norm), threat)
+        value = objective(clean, model(adversarial).float(), teacher, labels)
+        (gradient,) = torch.autograd.grad(value, adversarial)
+        adversarial = adversarial.detach()
+        moved = project(x, step(adversarial, gradient, size, threat.norm), threat)
+        if stop is not None and taken:
+            moved = torch.where(fosc(x, adversarial, gradient, threat) > stop, moved, adversarial)
+        adversarial = moved
     return adversarial
+
+
+def fosc(x: torch.Tensor, adversarial: torch.Tensor, gradient: torch.Tensor, threat: Threat) -> torch.Tensor:
+    """First-order stationary condition (Wang et al. 2019, DART), shape (N,1,1,1): 0 where the maximum is reached.
+
+    max over the ε-ball of <y - x', g> = ε ‖g‖ - <x' - x, g>, with the 1-norm for l∞ and the 2-norm for l2.
+    """
+    g = gradient.flatten(1)
+    reach = threat.eps * g.norm(dim=1, p=1 if threat.norm == "linf" else 2)
+    return (reach - ((adversarial - x).flatten(1) * g).sum(1)).view(-1, *[1] * (x.ndim - 1))
+
+
+def nearest(
+    model: Network, x: torch.Tensor, adversarial: torch.Tensor, labels: torch.Tensor, halvings: int
+) -> torch.Tensor:
+    """The misclassified point nearest to `x` on the way to `adversarial`, by bisection; `adversarial` if none is met.
+
+    So every image has an ε of its own, at most the threat's: AN-PGD (Ding et al. 2020, Algorithm 1) with the largest ε
+    as the first guess, which needs no memory of earlier epochs.
+    """
+    direction = adversarial - x
+    with torch.no_grad():
+        low, high = torch.zeros(len(x), device=x.device), torch.ones(len(x), device=x.device)
+        for _ in range(halvings):
+            middle = (low + high) / 2
+            wrong = model(x + middle.view(-1, 1, 1, 1) * direction).argmax(1) != labels
+            low, high = torch.where(wrong, low, middle), torch.where(wrong, middle, high)
+        return x + high.view(-1, 1, 1, 1) * direction
+
+
+def virtual(
+    model: Network, x: torch.Tensor, threat: Threat, iterations: int, generator: torch.Generator
+) -> torch.Tensor:
+    """The virtual adversarial point (Miyato et al. 2016): length ε along the most curved direction of KL(S(x) ‖ S(·)).
+
+    Power iteration on the Hessian H = Jᵀ (diag p - p pᵀ) J at `x`, from a random direction d. The paper takes H d from
+    the gradient at x + ξ d with ξ = 1e-6, which float32 cannot resolve; this is the exact product, its limit.
+    """
+    x = x.detach().requires_grad_()
+    logits = model(x).float()
+    p = logits.detach().softmax(1)
+    factor = torch.zeros_like(logits, requires_grad=True)
+    (slope,) = torch.autograd.grad(logits, x, factor, create_graph=True)  # Jᵀ factor, so its own gradient gives J d
+    direction = torch.randn(x.shape, generator=generator, device=generator.device).to(x)
+    for _ in range(iterations):
+        direction = step(torch.zeros_like(x), direction, 1.0, "l2").detach()
+        (change,) = torch.autograd.grad(slope, factor, direction, retain_graph=True)
+        weighted = p * change
+        weighted = weighted - p * weighted.sum(1, keepdim=True)
+        (direction,) = torch.autograd.grad(logits, x, weighted, retain_graph=True)
+    x = x.detach()
+    return project(x, step(x, direction, threat.eps, threat.norm), threat)

@@ -1,12 +1,14 @@
 """Adversarial fine-tuning of a copy of the teacher on surrogate data (Algorithm 1; steps as in spec A.4, A.5)."""
 
+import contextlib
 import copy
 import csv
 import io
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -18,6 +20,7 @@ from dfshield.options import TrainingOptions
 from dfshield.runtime import (
     InputError,
     atomic,
+    compiled,
     digest,
     forbid_real_data,
     generator,
@@ -27,9 +30,10 @@ from dfshield.runtime import (
     write_text,
 )
 from dfshield.shards import Surrogate, read
-from dfshield.threat import parse_threat
+from dfshield.training.average import Average
 from dfshield.training.gradrefine import GradRefine
-from dfshield.training.inner import maximise, step_size
+from dfshield.training.inner import Maximisation, warmed
+from dfshield.training.perturbation import perturbed, same_buffers
 
 NOT_IN_HASH = {"device", "threads"}
 METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
@@ -46,7 +50,7 @@ def run(
     metrics: Path | None = None,
     code: str = "",
 ) -> None:
-    """Train a student on the surrogate set `data` and write it to `out`; the last epoch is the result.
+    """Train a student on the surrogate set `data` and write it to `out`; the last epoch (or `average`) is the result.
 
     `metrics` receives one CSV row per epoch: mean loss; on held-out surrogate images the agreement with the teacher's
     class, clean and under the inner attack, in percent; optimiser updates so far; the share of parameters that passed
@@ -134,11 +138,15 @@ class Trainer:
     """One adversarial training run; all randomness is keyed by seed, epoch and mini-batch."""
 
     def __init__(self, teacher: Classifier, surrogate: Surrogate, options: TrainingOptions) -> None:
-        self.options, self.threat = options, parse_threat(options.threat)
+        self.options, self.entry = options, registry.LOSSES[options.loss]
         device = teacher.mean.device
         self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student.requires_grad_(True)
         self.crafting = fold(self.student)
+        self.forward: Callable[..., torch.Tensor] = self.student
+        if options.compile:
+            self.crafting.compile_for(options.batch)
+            self.forward = compiled(self.student)
         images = torch.from_numpy(surrogate.images).permute(0, 3, 1, 2).to(device)
         labels = torch.from_numpy(surrogate.labels).to(device)
         targets = predict(teacher, images)
@@ -146,6 +154,9 @@ class Trainer:
         held, kept = order[: options.holdout].to(device), order[options.holdout :].to(device)
         self.images, self.labels, self.targets = images[kept], labels[kept], targets[kept]
         self.held = (images[held], targets[held].argmax(1)) if len(held) else None
+        self.held_targets = targets[held]
+        if self.entry.labels == "teacher":
+            self.labels = self.targets.argmax(1)
         self.batches = len(kept) // options.batch
         if not self.batches:
             raise InputError(
@@ -158,9 +169,7 @@ class Trainer:
                 f"{len(kept)} images ({self.batches} mini-batches), so no update could ever be made: "
                 f"use aggregate <= {self.batches}, batch <= {len(kept) // options.aggregate} or more images"
             )
-        entry = registry.LOSSES[options.loss]
-        self.loss, self.start = entry.load(), entry.start
-        self.inner: Literal["kl", "ce"] = entry.inner if options.inner == "auto" else options.inner
+        self.loss = self.entry.load()
         self.parameters = list(self.student.parameters())
         factor = options.aggregate if options.lr_factor == "B" else 1
         self.base_lr = options.lr * factor
@@ -172,7 +181,16 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         self.refiner = GradRefine(self.parameters, options.aggregate, options.tau, options.reduction, options.tie)
+        self.average = Average(self.student, options.average) if options.average else None
         self.updates, self.history = 0, []  # type: tuple[int, list[dict[str, Any]]]
+        self._begin(0)
+
+    def _begin(self, epoch: int) -> None:
+        """What depends on the epoch: learning rate, inner maximisation, weight perturbation."""
+        options = self.options
+        self._set_rate(epoch)
+        self.inner = Maximisation.of(options, epoch)
+        self.awp = options.awp if epoch >= options.awp_warmup else 0.0
 
     def fit(self, checkpoint: Path | None) -> None:
         """All epochs, from `checkpoint` on if it is there."""
@@ -186,12 +204,14 @@ class Trainer:
                 say(describe(row))
                 if checkpoint:
                     self._save(checkpoint, epoch + 1)
+        if self.average:
+            self.student.load_state_dict(self.average.state)
         self.student.eval()
 
     def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
         """One pass over the data; returns the epoch's metrics."""
         options = self.options
-        self._set_rate(epoch)
+        self._begin(epoch)
         order = torch.randperm(len(self.images), generator=generator("epoch", options.seed, epoch))
         total, shares = 0.0, []
         for index in range(self.batches):
@@ -212,7 +232,8 @@ class Trainer:
             if bar is not None:
                 bar.update()
                 bar.set_postfix(loss=f"{total / (index + 1):.4f}", refresh=False)
-        clean, robust = self._agreement(epoch)
+        with self.average.inside(self.student) if self.average else contextlib.nullcontext():
+            clean, robust = self._agreement(epoch)
         return {
             "epoch": epoch + 1,
             "loss": total / self.batches,
@@ -224,27 +245,45 @@ class Trainer:
         }
 
     def gradients(self, rows: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Loss and its gradients on one mini-batch: x̂' crafted in eval mode, outer forwards in train mode."""
+        """Loss and its gradients on one mini-batch: x̂' crafted in eval mode, outer forwards in train mode.
+
+        With weight perturbation both are those at the perturbed weights, for the same x̂' and with one update of BN.
+        """
         x, labels, targets = self.images[rows], self.labels[rows], self.targets[rows]
-        adversarial = self._craft(x, labels, random)
+        x = x.contiguous(memory_format=torch.channels_last)
+        adversarial = None if self.entry.input_gradient else self._craft(x, labels, random, targets)
         self.student.train()
-        loss = self.loss(self.student(x), self.student(adversarial), targets, labels, self.options)
+        if not self.awp:
+            return self._outer(x, adversarial, targets, labels)
+        with same_buffers(self.student):
+            _, upwards = self._outer(x, adversarial, targets, labels)
+        with perturbed(self.parameters, upwards, self.awp):
+            return self._outer(x, adversarial, targets, labels)
+
+    def _outer(
+        self, x: torch.Tensor, adversarial: torch.Tensor | None, targets: torch.Tensor, labels: torch.Tensor
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.outer_precision == "bf16"):
+            if adversarial is None:
+                x = x.detach().requires_grad_()
+                clean = self.student(x).float()  # generated code has no second derivatives
+                loss = self.loss(clean, clean, targets, labels, self.options, x)
+            else:
+                clean, robust = self.forward(x).float(), self.forward(adversarial).float()
+                loss = self.loss(clean, robust, targets, labels, self.options)
         return loss.detach(), list(torch.autograd.grad(loss, self.parameters))
 
-    def _craft(self, x: torch.Tensor, labels: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    def _craft(
+        self,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        random: torch.Generator,
+        targets: torch.Tensor | None = None,
+        inner: Maximisation | None = None,
+    ) -> torch.Tensor:
         self.crafting.refresh()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
-            return maximise(
-                self.crafting,
-                x.contiguous(memory_format=torch.channels_last),
-                labels,
-                self.inner,
-                self.start,
-                self.threat,
-                self.options.attack_steps,
-                step_size(self.options, self.threat),
-                random,
-            )
+            return (inner or self.inner).solve(self.crafting, x, labels, targets, random)
 
     def _update(self) -> float | None:
         """One optimiser step with the refined gradients; returns the share that passed, None if there was no step."""
@@ -256,22 +295,25 @@ class Trainer:
         for parameter, gradient in zip(self.parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimiser.step()
+        if self.average:
+            self.average.update(self.student, self.updates)
         self.updates += 1
         return share
 
     def _set_rate(self, epoch: int) -> None:
-        factor = 1.0
+        factor = warmed(self.options.lr_warmup, epoch, self.options.epochs)
         if self.options.schedule == "cosine":
-            factor = 0.5 * (1 + math.cos(math.pi * epoch / self.options.epochs))
+            factor *= 0.5 * (1 + math.cos(math.pi * epoch / self.options.epochs))
         self.optimiser.param_groups[0]["lr"] = self.base_lr * factor
 
     def _agreement(self, epoch: int) -> tuple[float, float]:
-        """Percent of held-out surrogate images with the teacher's class: clean, and under the inner attack."""
+        """Percent of held-out surrogate images with the teacher's class: clean, and under the full inner attack."""
         if self.held is None:
             return float("nan"), float("nan")
         x, classes = self.held
         self.student.eval()
-        adversarial = self._craft(x, classes, generator("held-out", self.options.seed, epoch))
+        random = generator("held-out", self.options.seed, epoch)
+        adversarial = self._craft(x, classes, random, self.held_targets, Maximisation.full(self.options))
         shares = [float((predict(self.student, part).argmax(1) == classes).float().mean()) for part in (x, adversarial)]
         return 100 * shares[0], 100 * shares[1]
 
@@ -282,6 +324,7 @@ class Trainer:
             "history": self.history,
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "average": self.average.state if self.average else None,
         }
         with atomic(path) as temporary:
             torch.save(saved, temporary)
@@ -295,6 +338,8 @@ class Trainer:
             raise InputError(f"{path}: damaged state of a stopped run ({type(error).__name__}); delete it") from None
         self.student.load_state_dict(saved["student"])
         self.optimiser.load_state_dict(saved["optimiser"])
+        if self.average:
+            self.average.state = saved["average"]
         self.updates, self.history = saved["updates"], saved["history"]
         say(f"resuming after epoch {saved['done']} of {self.options.epochs}")
         return int(saved["done"])

@@ -16,7 +16,7 @@ from dfshield import provenance, registry
 from dfshield.options import Compute
 from dfshield.threat import threat_name
 from dfshield.flags import as_flags
-from dfshield.plan import DATA, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
+from dfshield.plan import DATA, DIVERSITY, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
 from dfshield.report.published import published
 from dfshield.runtime import canonical_json, cuda_devices, data_dir, data_file, digest, write_text
 
@@ -26,9 +26,15 @@ TABLE = f"{RESULTS}/{{table}}.csv"
 CARD = f"{RESULTS}/{HARDEN}/{{name}}/MODEL_CARD.md"
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
-MINUTES = {"teacher": 240, "synthesis": 480, "training": 1440, "cotraining": 1440, "attack": 1440}
+MINUTES = {
+    **{"teacher": 240, "synthesis": 480, "augmentation": 60, "diversity": 240},
+    **{"training": 1440, "cotraining": 1440, "attack": 1440},
+}
 """Time to ask a cluster for: the paper's largest model on one GPU. A job that runs out resumes, with more."""
-MEMORY_MB = {"teacher": 4000, "synthesis": 4000, "training": 8000, "cotraining": 8000, "attack": 6000}
+MEMORY_MB = {
+    **{"teacher": 4000, "synthesis": 4000, "augmentation": 8000, "diversity": 12000},
+    **{"training": 8000, "cotraining": 8000, "attack": 6000},
+}
 """Memory to ask for: PyTorch with CUDA takes 2 to 3 GB, 60,000 CIFAR images 740 MB."""
 
 
@@ -94,6 +100,18 @@ def shards(wildcards):
     return plan.shards(wildcards.dataset, wildcards.model, wildcards.source, int(wildcards.seed))
 
 
+def base_data(wildcards):
+    """The surrogate set that an augmented one is made of."""
+    base = plan.config.sources[wildcards.source].base
+    return DATA.format(**(dict(wildcards.items()) | {"source": base}))
+
+
+def vgg16_file(wildcards):
+    """Weights of VGG16, where features of it are compared."""
+    options = plan.diversity(wildcards.dataset, wildcards.model)
+    return below_data(Path(options.vgg16)) if "vgg16" in (options.features, options.bin_features) else []
+
+
 def attacked(wildcards):
     """The checkpoint to attack: the teacher itself where nothing was trained."""
     return (TEACHER if wildcards.recipe == NONE else STUDENT).format(**wildcards)
@@ -111,7 +129,10 @@ def ledgers(cells):
 
 # --- options of a job: where it runs, what it does -------------------------------------------------------------------
 
-OUTPUT = {"teacher": TEACHER, "synthesis": SHARD, "training": STUDENT, "cotraining": STUDENT, "attack": LEDGER}
+OUTPUT = {
+    **{"teacher": TEACHER, "synthesis": SHARD, "augmentation": DATA, "diversity": DIVERSITY},
+    **{"training": STUDENT, "cotraining": STUDENT, "attack": LEDGER},
+}
 
 
 def job_options(stage, wildcards):
@@ -125,6 +146,10 @@ def job_options(stage, wildcards):
         return plan.options(stage, w.dataset, w.model)
     if stage == "synthesis":
         return plan.synthesis(w.dataset, w.model, w.source, int(w.seed))
+    if stage == "augmentation":
+        return plan.augmentation(w.dataset, w.model, w.source, int(w.seed))
+    if stage == "diversity":
+        return plan.diversity(w.dataset, w.model)
     if stage in ("training", "cotraining"):
         return plan.training(w.dataset, w.model, w.recipe, int(w.seed))
     return plan.attack(w.dataset, w.model, w.protocol, int(w.seed))
@@ -173,26 +198,30 @@ def options(stage):
 
 
 @functools.cache
-def code_digest(stage, *targets):
-    return provenance.stage_digest(stage, *map(registry.Entry, targets))
+def code_digest(stage, *chosen):
+    entries = [getattr(registry, table).get(name) for table, name in chosen]
+    return provenance.stage_digest(stage, *filter(None, entries))
 
 
 def code(stage):
     """Digest of the stage's code with the network, data set, loss… that the job uses."""
 
     def of(wildcards):
-        chosen = [registry.MODELS.get(wildcards.model)]
-        if stage in ("teacher", "export", "attack"):
-            chosen.append(registry.DATASETS.get(wildcards.dataset))
+        chosen = [("MODELS", wildcards.model)]
+        if stage in ("teacher", "export", "diversity", "attack"):
+            chosen.append(("DATASETS", wildcards.dataset))
         if stage == "synthesis":
-            chosen.append(registry.COEFFICIENTS[job_options(stage, wildcards).coefficients])
+            chosen.append(("OBJECTIVES", job_options(stage, wildcards).objective))
+            chosen.append(("COEFFICIENTS", job_options(stage, wildcards).coefficients))
+        if stage == "augmentation":
+            chosen.append(("AUGMENTATIONS", job_options(stage, wildcards).augmentation))
         if stage == "training":
-            chosen.append(registry.LOSSES[job_options(stage, wildcards).loss])
+            chosen.append(("LOSSES", job_options(stage, wildcards).loss))
         if stage == "cotraining":
-            chosen.append(registry.COTRAINING[job_options(stage, wildcards).method])
+            chosen.append(("COTRAINING", job_options(stage, wildcards).method))
         if stage == "attack":
-            chosen.append(registry.ATTACKS[job_options(stage, wildcards).attack])
-        return code_digest(stage, *(entry.target for entry in chosen if entry))
+            chosen.append(("ATTACKS", job_options(stage, wildcards).attack))
+        return code_digest(stage, *chosen)
 
     return of
 
@@ -215,6 +244,10 @@ def weights_words(wildcards, input):
 def factory_words(wildcards):
     """A user's model is rebuilt by the user's code, which a checkpoint alone must never be able to run."""
     return f"--factory {shlex.quote(plan.hardened(wildcards.model).factory)}" if wildcards.dataset == HARDEN else ""
+
+
+def vgg16_words(wildcards, input):
+    return f"--vgg16 {shlex.quote(input.vgg16)}" if input.vgg16 else ""
 
 
 def images_words(wildcards, input):

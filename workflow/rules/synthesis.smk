@@ -1,5 +1,7 @@
-# Training data: synthesised from the teacher alone, in shards, or (the upper bound) the real training set.
+# Training data: synthesised from the teacher alone, in shards; out of another source, by mixing or masking its images;
+# or (the upper bound) the real training set.
 SYNTHETIC = one_of(name for name, source in plan.config.sources.items() if source.kind == "synthetic")
+AUGMENTED = one_of(name for name, source in plan.config.sources.items() if source.kind == "augmented")
 REAL = one_of(name for name, source in plan.config.sources.items() if source.kind == "real")
 
 
@@ -64,6 +66,37 @@ rule merge:
         code=code("merge"),
     shell:
         "{params.dfshield} merge {input} --out {output} 2>&1 | tee {log}"
+
+
+rule augment:
+    input:
+        base_data,
+    output:
+        DATA,
+    log:
+        log_of(DATA),
+    benchmark:
+        benchmark_of(DATA)
+    message:
+        "Augmentation {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}"
+    wildcard_constraints:
+        source=AUGMENTED,
+    priority: 3
+    threads: cores("augmentation")
+    retries: 1  # files of other machines may come late on a network drive
+    resources:
+        mem_mb=memory("augmentation"),
+        runtime=minutes("augmentation"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        dfshield=program,
+        flags=flags("augmentation"),
+        options=options("augmentation"),
+        code=code("augmentation"),
+    shell:
+        "{params.dfshield} augment --data {input} --out {output} --source {wildcards.source}"
+        " {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 
 rule export:

@@ -1,0 +1,70 @@
+"""Generated code and bf16 give what the plain loops give."""
+
+import pytest
+import tiny
+import torch
+
+from dfshield.options import SynthesisOptions, TrainingOptions
+from dfshield.runtime import InputError, compiled, generator
+from dfshield.shards import Surrogate
+from dfshield.synthesis.inversion import Synthesizer
+from dfshield.training.trainer import Trainer
+
+
+def synthesise(**changes):
+    options = SynthesisOptions(images=24, batch=6, group=2, iterations=8, device="cpu", **changes)
+    synthesizer = Synthesizer(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, options)
+    group = synthesizer.group(0)
+    with torch.compiler.set_stance("fail_on_recompile" if options.compile else "default"):
+        synthesizer.group(1)  # by the same code: to make it anew for every group would take longer than the group
+    return group
+
+
+@pytest.fixture(scope="module")
+def plain_group():
+    return synthesise()
+
+
+@pytest.mark.parametrize(
+    "changes, tolerance", [({"compile": True}, 2e-3), ({"compile": True, "precision": "bf16"}, 0.1)]
+)
+def test_synthesis(plain_group, changes, tolerance):
+    group = synthesise(**changes)
+    assert (group["images"] != plain_group["images"]).any()  # other arithmetic it is
+    assert abs(group["images"] - plain_group["images"]).mean() < tolerance
+    for name in ("final_loss_class", "final_loss_feature", "final_loss_prior"):
+        assert group[name] == pytest.approx(plain_group[name], rel=max(tolerance, 1e-2))
+
+
+def gradients(**changes):
+    options = TrainingOptions(batch=12, holdout=0, aggregate=1, attack_steps=3, device="cpu", **changes)
+    surrogate = Surrogate(tiny.images(24), torch.arange(24).numpy() % 10, {})
+    trainer = Trainer(tiny.classifier(scale=3.0), surrogate, options)
+    loss, found = trainer.gradients(torch.arange(12), generator("test"))
+    return float(loss), torch.cat([g.flatten() for g in found]), trainer.student.net[1].running_mean
+
+
+@pytest.fixture(scope="module")
+def plain_gradients():
+    return gradients()
+
+
+@pytest.mark.parametrize(
+    "changes, tolerance",
+    [({"compile": True}, 1e-3), ({"outer_precision": "bf16"}, 0.05), ({"precision": "bf16"}, 0.5)],
+)
+def test_training(plain_gradients, changes, tolerance):
+    for found, expected in zip(gradients(**changes), plain_gradients, strict=True):
+        found, expected = torch.as_tensor(found), torch.as_tensor(expected)
+        assert (found - expected).norm() <= tolerance * expected.norm()
+
+
+def test_no_compiler_is_one_line(monkeypatch, tmp_path):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/compiler",))
+
+    def function(x):
+        return (x * 3 + 1.25).sin().sum()
+
+    with pytest.raises(InputError, match=r"^compile: PyTorch cannot generate code here \(.*install a C\+\+ compiler"):
+        compiled(function)(torch.rand(1000))
