@@ -93,7 +93,7 @@ def _cotrain(a: argparse.Namespace) -> None:
     options = given_options("cotraining", a)
     from dfshield.cotraining.trainer import run
 
-    run(a.teacher, a.out, options, a.recipe, a.factory, a.state, a.metrics, a.code)
+    run(a.teacher, a.out, options, a.recipe or options.method, a.factory, a.state, a.metrics, a.code)
 
 
 def _attack(a: argparse.Namespace) -> None:
@@ -297,7 +297,7 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         (
             TEACHER,
             OUT,
-            _value("--recipe", "name of the recipe, recorded in the file", default="dast"),
+            _value("--recipe", "name of the recipe, recorded in the file; without it the method's"),
             _file("--metrics", required=False, help="CSV of per-epoch metrics to write"),
             FACTORY,
             STATE,

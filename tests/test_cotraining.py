@@ -459,7 +459,7 @@ def test_a_run_that_was_stopped_goes_on_to_the_same_bytes(teacher, tmp_path, mon
 def test_another_seed_gives_another_student(teacher, tmp_path):
     shas = set()
     for seed in (0, 1):
-        run(teacher, tmp_path / "s.safetensors", quick("dfme", seed=seed, epochs=1))
+        run(teacher, tmp_path / "s.safetensors", quick("dfme", seed=seed, epochs=1), "dfme")
         shas.add(read_card(tmp_path / "s.safetensors").tensors_sha256)
     assert len(shas) == 2
 
@@ -477,7 +477,7 @@ def test_another_seed_gives_another_student(teacher, tmp_path):
 )
 def test_what_is_not_finite_ends_the_run_at_the_last_whole_epoch(teacher, tmp_path, capsys, method, changes, reason):
     out, metrics = tmp_path / "s.safetensors", tmp_path / "m.csv"
-    run(teacher, out, quick(method, generator_epochs=1, **changes), metrics=metrics)
+    run(teacher, out, quick(method, generator_epochs=1, **changes), method, metrics=metrics)
     card = read_card(out)
     assert card.provenance["diverged"].startswith(reason)
     assert card.provenance["diverged"].endswith("; these are the weights after epoch 1")

@@ -31,6 +31,14 @@ TINY = {
     "teacher": {"epochs": 4, "batch": 64},
     "synthesis": {"images": 200, "batch": 50, "iterations": 5, "roll": 0, "labels": "random"},
     "training": {"epochs": 1, "batch": 20, "aggregate": 2, "lr": 0.02, "holdout": 20, "attack_steps": 2},
+    "cotraining": {
+        "epochs": 1,
+        "iterations": 2,
+        "batch": 20,
+        "generator_width": 0.05,
+        "generator_epochs": 0,
+        "attack_steps": 2,
+    },
     "attack": {"limit": 20},
     "diversity": {"features": "pixels"},
 }
@@ -68,11 +76,11 @@ class TestTables:
     """Every table built once; what happens to it afterwards."""
 
     def test_jobs(self, built):
-        # Table 4: 2 attacks on 3 models. Table 8: fixed data, 3 more students, 1 attack. Table 6 (on digits 19 and 20
-        # are the same): data by Mixup, 1 more student, 1 attack, 2 records. Tables 23, 24 and 25 (26 is the same on
-        # digits): a student each, 1 attack. Tables 7, 16 and 17 (the same on digits): 5 losses more.
+        # Table 4: 2 attacks on 3 models and 4 rivals. Table 8: fixed data, 3 more students, 1 attack. Table 6 (on
+        # digits 19 and 20 are the same): data by Mixup, 1 more student, 1 attack, 2 records. Tables 23, 24 and 25 (26
+        # is the same on digits): a student each, 1 attack. Tables 7, 16 and 17 (the same on digits): 5 losses more.
         expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2}
-        expected |= {"train": 2 + 3 + 1 + 3 + 5, "attack": 6 + 3 + 1 + 3 + 5, "table": 12, "tables": 1}
+        expected |= {"train": 2 + 3 + 1 + 3 + 5, "cotrain": 4, "attack": 14 + 3 + 1 + 3 + 5, "table": 12, "tables": 1}
         assert jobs(built[1]) == expected
 
     def test_recall_and_coverage_are_those_of_the_surrogate_sets(self, built):
@@ -157,9 +165,14 @@ class TestTables:
                 {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
                 {"train": 7, "attack": 2 + 1 + 1 + 1 + 3, "table": 12, "tables": 1},
             ),
+            # one rival's own way: that student, its two attacks and its table
+            (
+                {"cotraining/losses.py": ("beta * difference", "beta * difference * 1.0")},
+                {"cotrain": 1, "attack": 2, "table": 1, "tables": 1},
+            ),
             # a default that the config leaves alone
             (
-                {"options.py": ("momentum: Share = 0.9", "momentum: Share = 0.8")},
+                {"options.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
                 {"train": 14, "attack": 4 + 3 + 1 + 3 + 5, "table": 12, "tables": 1},
             ),
             # an augmentation: the set that it makes, what is trained on it and compared
@@ -173,7 +186,7 @@ class TestTables:
                 {"diversity": 2, "table": 3, "tables": 1},
             ),
         ],
-        ids=["new-loss", "comment", "loss", "default", "augmentation", "metric"],
+        ids=["new-loss", "comment", "loss", "rival", "default", "augmentation", "metric"],
     )
     def test_what_an_edit_repeats(self, built, tmp_path, edits, expected):
         shutil.copytree(built[0] / "copy/dfshield", tmp_path / "dfshield")
@@ -260,17 +273,19 @@ def killed_after(command: list[str], folder: Path, pieces: str) -> bool:
 
 
 SYNTHESIS = "--images 800 --batch 100 --iterations 100 --roll 0 --seed 3 --device cpu"
+COTRAINING = "--epochs 4 --iterations 30 --batch 20 --generator-width 0.1 --device cpu --seed 3"
 TRAINING = "--epochs 6 --batch 20 --aggregate 2 --lr 0.02 --holdout 20 --device cpu --seed 3"
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A folder with a teacher t, surrogate data data.h5 and a student s, made without a crash."""
+    """A folder with a teacher t, surrogate data data.h5 and two students, made without a crash."""
     folder = tmp_path_factory.mktemp("crashes")
     for command in (
         "teacher --dataset digits --model cnn-s --epochs 2 --device cpu --out t",
         f"synthesize --teacher t --out data.h5 {SYNTHESIS}",
         f"train --teacher t --data data.h5 --out student {TRAINING}",
+        f"cotrain --teacher t --out rival {COTRAINING}",
     ):
         made = dfshield(folder, *command.split())
         assert made.returncode == 0, made.stderr
@@ -293,8 +308,9 @@ class TestCrashes:
                 "state/training-*/epoch.pt",
                 "student",
             ),
+            (f"cotrain --teacher t --out c --state state {COTRAINING}", "state/cotraining-*/epoch.pt", "rival"),
         ],
-        ids=["synthesis", "training"],
+        ids=["synthesis", "training", "cotraining"],
     )
     def test_killed_and_started_again(self, undisturbed, words, pieces, same):
         out = undisturbed / words.split("--out ")[1].split()[0]

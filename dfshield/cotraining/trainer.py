@@ -54,7 +54,7 @@ def run(
     teacher: Path,
     out: Path,
     options: CotrainingOptions,
-    recipe: str = "dast",
+    recipe: str,
     factory: str | None = None,
     state: Path | None = None,
     metrics: Path | None = None,

@@ -15,6 +15,7 @@ rule train:
     message:
         "Training {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe} seed {wildcards.seed}"
     wildcard_constraints:
+        source=one_of(plan.config.sources),
         recipe=one_of(recipe for recipe in plan.recipes if not plan.cotrained(recipe)),
     priority: 2  # what others wait for goes first, so that no long chain is left to the end
     threads: cores("training")
