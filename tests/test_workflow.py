@@ -197,6 +197,18 @@ def test_threats_of_other_data_sets_are_not_taken(folder):
     assert jobs(snakemake(folder, right, "-n", "--configfile", "two.yaml"))["train"] == 1
 
 
+@pytest.mark.parametrize("source", ["qimera", "rdskd"])
+def test_sources_by_a_generator(folder, source):
+    target = f"results/demo/digits/cnn-s/{source}/seed-1/diversity@train.json"
+    run = snakemake(folder, target, "-n")
+    assert jobs(run) == {"teacher": 1, "generate": 1, "diversity": 1}
+    (command,) = re.findall(r"^Shell command: (.* generate .*) 2>&1", run.stdout + run.stderr, re.MULTILINE)
+    a = parser().parse_args(shlex.split(command)[3:])
+    plan = Plan.of(load_config(folder / "config/config.yaml"))
+    assert given_options("generation", a) == plan.generation("digits", "cnn-s", source, 1)
+    assert (a.source, str(a.out)) == (source, target.replace("diversity@train.json", "data.h5"))
+
+
 def test_weights_of_vgg16_are_an_input_and_lie_below_the_data_folder(folder):
     target = "results/demo/digits/cnn-s/fixed/seed-0/diversity@train.json"
     words = ("-n", "--config", "diversity={features: vgg16, vgg16: vgg16.pth}", "data_dir=weights")
