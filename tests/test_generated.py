@@ -137,8 +137,8 @@ def test_loss_of_rdskd_counts_from_the_pass_before():
         values.append(float(made.loss(generator("t"), index).detach()))
     images = made._images(generator("t"))
     logits = made.teacher(images)
-    sure, even = float(confidence_loss(logits)), float(balance_loss(logits))
-    alike = float(similarity_loss((images - made.teacher.mean) / made.teacher.std, logits))
+    sure, even = float(confidence_loss(logits).detach()), float(balance_loss(logits).detach())
+    alike = float(similarity_loss((images - made.teacher.mean) / made.teacher.std, logits).detach())
     assert values[0] == values[1] == pytest.approx(math.exp(sure) + math.exp(even) + alike, rel=1e-5)
     assert values[2] == pytest.approx(2 + alike, rel=1e-5)  # the second mini-batch set what the third counts from
     assert made.memory == pytest.approx({"confidence": sure, "balance": even})
