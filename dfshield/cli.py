@@ -68,6 +68,13 @@ def _merge(a: argparse.Namespace) -> None:
     merge(a.shards, a.out)
 
 
+def _generate(a: argparse.Namespace) -> None:
+    options = given_options("generation", a)
+    from dfshield.synthesis.generated import run
+
+    run(a.teacher, a.out, options, a.source, a.factory, a.state, a.code)
+
+
 def _augment(a: argparse.Namespace) -> None:
     options = given_options("augmentation", a)
     from dfshield.synthesis.augmentation import run
@@ -248,6 +255,19 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         None,
         _merge,
         (_file("shards", help="shard files, in any order", nargs="+"), OUT),
+    ),
+    "generate": (
+        "make surrogate data by a generator that a teacher trains",
+        "generation",
+        _generate,
+        (
+            TEACHER,
+            OUT,
+            _value("--source", "name of this kind of data, recorded in the file", default="qimera"),
+            FACTORY,
+            STATE,
+            CODE,
+        ),
     ),
     "augment": (
         "derive training data from surrogate data by Mixup, Cutout or CutMix",

@@ -16,6 +16,7 @@ from dfshield.options import (
     CotrainingOptions,
     DatasetName,
     Device,
+    GenerationOptions,
     ModelName,
     Name,
     Positive,
@@ -31,10 +32,13 @@ from dfshield.validation import Options, build, check_keys
 class SourceConfig(Options):
     """One kind of training data."""
 
-    kind: Literal["synthetic", "augmented", "real"] = "synthetic"
-    """synthetic: out of the teacher; augmented: out of another source; real: the real training set (an upper bound)"""
+    kind: Literal["synthetic", "generator", "augmented", "real"] = "synthetic"
+    """synthetic: out of the teacher, pixel by pixel; generator: by a network that the teacher trains; augmented: out of
+    another source; real: the real training set (an upper bound)"""
     synthesis: dict[str, Any] = {}
     """synthesis options of this source"""
+    generation: dict[str, Any] = {}
+    """generation options of this source"""
     base: Name | None = None
     """the synthetic source that an augmented one is made of"""
     augmentation: AugmentationName | None = None
@@ -42,11 +46,12 @@ class SourceConfig(Options):
 
     @model_validator(mode="after")
     def _kind_has_its_keys(self) -> "SourceConfig":
-        given = {key for key in ("synthesis", "base", "augmentation") if getattr(self, key)}
-        needed = {"augmented": {"base", "augmentation"}}.get(self.kind, set())
+        needed = {"base", "augmentation"} if self.kind == "augmented" else set[str]()
+        optional = {"synthetic": {"synthesis"}, "generator": {"generation"}}.get(self.kind, set[str]())
+        given = {key for key in ("synthesis", "generation", "base", "augmentation") if getattr(self, key)}
         for key in sorted(needed - given):
             raise ValueError(f"{key} is missing; a source of kind {self.kind} needs it")
-        for key in sorted(given - needed - ({"synthesis"} if self.kind == "synthetic" else set())):
+        for key in sorted(given - needed - optional):
             raise ValueError(f"{key} is not for a source of kind {self.kind}; leave it out")
         return self
 
@@ -58,6 +63,8 @@ class StageOverrides(Options):
     """teacher options"""
     synthesis: dict[str, Any] = {}
     """synthesis options"""
+    generation: dict[str, Any] = {}
+    """generation options"""
     augmentation: dict[str, Any] = {}
     """augmentation options"""
     diversity: dict[str, Any] = {}
@@ -167,6 +174,12 @@ class Config(StageOverrides):
         "intraq": SourceConfig(
             synthesis={"objective": "intraq", "lr": 0.5, "iterations": 1000, "group": 20, "labels": "random"}
         ),
+        "qimera": SourceConfig(kind="generator", generation={"method": "qimera"}),
+        "rdskd": SourceConfig(
+            kind="generator",
+            generation={"method": "rdskd", "batch": 512, "epochs": 20, "iterations": 120, "latent": 1000}
+            | {"adam_beta1": 0.9, "milestones": []},
+        ),
         "mixup": SourceConfig(kind="augmented", base="fixed", augmentation="mixup"),
         "cutout": SourceConfig(kind="augmented", base="fixed", augmentation="cutout"),
         "cutmix": SourceConfig(kind="augmented", base="fixed", augmentation="cutmix"),
@@ -197,6 +210,7 @@ class Config(StageOverrides):
             check_keys(recipe, recipe_options(recipe), f"recipes.{name}")
         for name, source in self.sources.items():
             check_keys(source.synthesis, SynthesisOptions, f"sources.{name}.synthesis")
+            check_keys(source.generation, GenerationOptions, f"sources.{name}.generation")
             if source.base is not None:
                 synthetic = [other for other, own in self.sources.items() if own.kind == "synthetic"]
                 _among([source.base], synthetic, f"sources.{name}.base")

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     CotrainingName: TypeAlias = str
     CoefficientsName: TypeAlias = str
     ObjectiveName: TypeAlias = str
+    GeneratedName: TypeAlias = str
     AugmentationName: TypeAlias = str
     AttackName: TypeAlias = str
     ModelName: TypeAlias = str
@@ -35,6 +36,7 @@ else:  # the choices are the registries' own
     CotrainingName = Literal[tuple(registry.COTRAINING)]
     CoefficientsName = Literal[tuple(registry.COEFFICIENTS)]
     ObjectiveName = Literal[tuple(registry.OBJECTIVES)]
+    GeneratedName = Literal[tuple(registry.GENERATED)]
     AugmentationName = Literal[tuple(registry.AUGMENTATIONS)]
     AttackName = Literal[tuple(registry.ATTACKS)]
     ModelName = Literal[tuple(registry.MODELS)]
@@ -138,6 +140,39 @@ class SynthesisOptions(Compute):
     def groups(self) -> int:
         """Number of groups of batches in the whole set."""
         return -(-self.images // (self.batch * self.group))
+
+
+class GenerationOptions(Compute):
+    """Train a generator against a teacher and draw surrogate data from it; the defaults are Qimera's."""
+
+    method: GeneratedName = "qimera"
+    """what the generator learns from"""
+    images: Positive = 60_000
+    """images in the surrogate set"""
+    batch: Annotated[int, Field(ge=2)] = 200
+    """images per mini-batch"""
+    epochs: Positive = 400
+    """passes; a stopped run goes on at the last one"""
+    iterations: Positive = 200
+    """mini-batches per pass"""
+    lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam learning rate"""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
+    """β1 of Adam"""
+    milestones: tuple[Share, ...] = (0.25, 0.5, 0.75)
+    """shares of the passes after which the learning rate falls tenfold"""
+    latent: Annotated[int, Field(ge=0)] = 0
+    """numbers that an image is made from; 0 for as many as the teacher has penultimate features"""
+    width: Annotated[float, Field(gt=0)] = 1.0
+    """channels of the generator's layers, as a multiple of the published ones"""
+    embedding: Literal["teacher", "random"] = "teacher"
+    """Qimera: vectors of the classes at the start, the rows of the teacher's last layer or random"""
+    mix_probability: Share = 0.4
+    """Qimera: share of the mini-batches whose images are superpositions of classes (p)"""
+    mix_classes: Positive = 2
+    """Qimera: classes in a superposition (k)"""
+    feature_weight: Weight = 0.1
+    """Qimera: weight of the BN-statistics term"""
 
 
 class AugmentationOptions(Compute):
@@ -497,6 +532,7 @@ else:
 STAGES: dict[str, type[Compute]] = {
     "teacher": TeacherOptions,
     "synthesis": SynthesisOptions,
+    "generation": GenerationOptions,
     "augmentation": AugmentationOptions,
     "diversity": DiversityOptions,
     "training": TrainingOptions,

@@ -118,6 +118,12 @@ class Plan:
         """SynthesisOptions of one source."""
         return self.options("synthesis", dataset, model, seed, **self.config.sources[source].synthesis)
 
+    def generation(self, dataset: str, model: str, source: str, seed: int) -> Any:
+        """GenerationOptions of one source by a generator; it has as many images as the synthesised ones."""
+        images = self.options("synthesis", dataset, model, seed).images
+        own = {"images": images} | self.config.sources[source].generation
+        return self.options("generation", dataset, model, seed, **own)
+
     def augmentation(self, dataset: str, model: str, source: str, seed: int) -> Any:
         """AugmentationOptions of one augmented source."""
         return self.options("augmentation", dataset, model, seed, augmentation=self.config.sources[source].augmentation)

@@ -26,6 +26,7 @@ ENTRY_POINTS = {
     "synthesis": ("dfshield.synthesis.inversion:run",),
     "export": ("dfshield.data.export:export",),
     "merge": ("dfshield.shards:merge",),
+    "generation": ("dfshield.synthesis.generated:run",),
     "augmentation": ("dfshield.synthesis.augmentation:run",),
     "diversity": ("dfshield.metrics.evaluate:run",),
     "training": ("dfshield.training.trainer:run",),

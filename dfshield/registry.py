@@ -117,6 +117,11 @@ OBJECTIVES = {
     "intraq": Entry("dfshield.synthesis.intraq:IntraQ"),
 }
 
+GENERATED = {
+    "qimera": Entry("dfshield.synthesis.generated:Qimera"),
+    "rdskd": Entry("dfshield.synthesis.generated:Rdskd"),
+}
+
 AUGMENTATIONS = {
     "mixup": Entry("dfshield.synthesis.augmentation:mixup"),
     "cutout": Entry("dfshield.synthesis.augmentation:cutout"),

@@ -22,7 +22,8 @@ def schema_text() -> str:
     for name in LAYERS:
         for stage in STAGES:
             _refer(parts[name]["properties"], stage, stage)
-    _refer(parts["SourceConfig"]["properties"], "synthesis", "synthesis")
+    for stage in ("synthesis", "generation"):
+        _refer(parts["SourceConfig"]["properties"], stage, stage)
     _refer(parts["DatasetConfig"]["properties"]["by_recipe"], "additionalProperties", "training", "cotraining")
     by_name = parts["Config"]["properties"]["recipes"]["patternProperties"]
     for pattern in by_name:

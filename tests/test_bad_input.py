@@ -47,6 +47,10 @@ COTRAIN = [
     *("--batch", "20", "--generator-width", "0.05", "--attack-steps", "1", "--device", "cpu"),
 ]
 SYNTHESIZE = ["synthesize", "--teacher", "teacher.safetensors", "--out", "out.h5", *SYNTHESIS]
+GENERATE = [
+    *("generate", "--teacher", "teacher.safetensors", "--out", "out.h5", "--device", "cpu"),
+    *("--images", "4", "--batch", "4", "--width", "0.1"),
+]
 AUGMENT = ["augment", "--data", "data.h5", "--out", "out.h5"]
 DIVERSITY = [
     *("diversity", "--teacher", "teacher.safetensors", "--data", "data.h5", "--out", "out.json", "--split", "dev"),
@@ -325,6 +329,8 @@ CASES = {
         nothing,
         "intraq_near (0.9) must not be above intraq_far (0.8)",
     ),
+    "unknown generator": ([*GENERATE, "--method", "gan"], nothing, "--method: invalid choice: 'gan'"),
+    "divergence of a generator": ([*GENERATE, "--lr", "1e30"], nothing, "qimera diverged: the loss is"),
     "unknown augmentation": (
         [*AUGMENT, "--augmentation", "rotate"],
         nothing,

@@ -18,6 +18,7 @@ STAGE_COMMANDS = {stage: name for name, (_, stage, _, _) in COMMANDS.items() if 
 REQUIRED = {
     "teacher": ["--out", "o"],
     "synthesize": ["--teacher", "t", "--out", "o"],
+    "generate": ["--teacher", "t", "--out", "o"],
     "augment": ["--data", "d", "--out", "o"],
     "diversity": ["--teacher", "t", "--data", "d", "--out", "o"],
     "train": ["--teacher", "t", "--data", "d", "--out", "o"],

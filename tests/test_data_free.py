@@ -98,6 +98,21 @@ def test_what_real_data_touch_is_marked(stage):
 
 
 @pytest.mark.parametrize(
+    "words",
+    [
+        "synthesize --teacher t.safetensors --out out.h5 --objective intraq",
+        "generate --teacher t.safetensors --out out.h5",
+        "augment --data data.h5 --out out.h5",
+    ],
+)
+def test_stages_that_make_data_are_declared_data_free(tmp_path, monkeypatch, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, "dfshield.data", object())
+    with pytest.raises(RuntimeError, match=f"{words.split()[0]} is data-free but dfshield.data is already imported"):
+        cli.main([*words.split(), *([] if "augment" in words else ["--device", "cpu"])])
+
+
+@pytest.mark.parametrize(
     ("dataset", "model", "parameters"),
     [
         ("bloodmnist", "resnet18", 11_172_936),

@@ -22,10 +22,9 @@ from dfshield.synthesis.intraq import (
     margin_loss,
     resampling,
     soft_targets,
-    statistics_loss,
 )
 from dfshield.synthesis.inversion import run
-from dfshield.synthesis.objective import BatchStatistics
+from dfshield.synthesis.objective import BatchStatistics, statistics_loss
 
 QUICK = SynthesisOptions(
     device="cpu", objective="intraq", images=60, batch=10, group=2, iterations=3, lr=0.5, labels="random"

@@ -238,10 +238,14 @@ def test_no_training_images_no_diversity(tmp_path):
     ]  # fmt: skip
 
 
-def test_options_of_an_augmented_source():
+def test_options_of_other_sources():
     made = plan(augmentation={"alpha": 0.4}, datasets__digits__augmentation={"side": 0.25})
     options = made.augmentation("digits", "cnn-s", "cutmix", 3)
     assert (options.augmentation, options.alpha, options.side, options.seed) == ("cutmix", 0.4, 0.25, 3)
+    generated = plan(synthesis={"images": 600}, generation={"width": 0.5, "epochs": 9})
+    qimera, rdskd = (generated.generation("digits", "cnn-s", name, 2) for name in ("qimera", "rdskd"))
+    assert (qimera.method, qimera.images, qimera.width, qimera.epochs, qimera.seed) == ("qimera", 600, 0.5, 9, 2)
+    assert (rdskd.method, rdskd.epochs, rdskd.latent, rdskd.batch) == ("rdskd", 20, 1000, 512)  # its own come last
     own = made.synthesis("digits", "cnn-s", "intraq", 0)
     assert (own.objective, own.lr, own.iterations, own.group, own.labels) == ("intraq", 0.5, 1000, 20, "random")
 

@@ -8,11 +8,22 @@ from pathlib import Path
 import pytest
 
 from dfshield import provenance, registry
-from dfshield.registry import ATTACKS, AUGMENTATIONS, COEFFICIENTS, COTRAINING, LOSSES, MODELS, OBJECTIVES, Loss
+from dfshield.registry import (
+    ATTACKS,
+    AUGMENTATIONS,
+    COEFFICIENTS,
+    COTRAINING,
+    GENERATED,
+    LOSSES,
+    MODELS,
+    OBJECTIVES,
+    Loss,
+)
 
 CHOSEN = {
     "teacher": (MODELS["cnn-s"],),
     "synthesis": (MODELS["cnn-s"], COEFFICIENTS["dss"], OBJECTIVES["inversion"]),
+    "generation": (MODELS["cnn-s"], GENERATED["qimera"]),
     "augmentation": (AUGMENTATIONS["mixup"],),
     "diversity": (MODELS["cnn-s"],),
     "training": (MODELS["cnn-s"], LOSSES["dfshield"]),
@@ -23,9 +34,21 @@ CHOSEN = {
     "table": (),
     "card": (),
 }
-READS_SHARDS = {"synthesis", "augmentation", "diversity", "training", "export", "merge"}
+READS_SHARDS = {"synthesis", "generation", "augmentation", "diversity", "training", "export", "merge"}
 TRAINS = {"training", "cotraining"}
-USES_MODELS = {"teacher", "synthesis", "diversity", "training", "cotraining", "attack"}
+USES_MODELS = {"teacher", "synthesis", "generation", "diversity", "training", "cotraining", "attack"}
+TABLES = (
+    "COEFFICIENTS",
+    "OBJECTIVES",
+    "GENERATED",
+    "AUGMENTATIONS",
+    "SOURCES",
+    "LOSSES",
+    "COTRAINING",
+    "ATTACKS",
+    "DATASETS",
+    "MODELS",
+)
 
 
 @pytest.fixture
@@ -83,10 +106,12 @@ EDITS = {
     "a method": ("training/gradrefine.py", "refine", {"training"}),
     "threat geometry": ("attacks/threat.py", "step", TRAINS | {"attack"}),
     "a constant": ("attacks/threat.py", "NORMAL_START", TRAINS | {"attack"}),
-    "an objective term": ("synthesis/objective.py", "feature_loss", {"synthesis"}),
+    "an objective term": ("synthesis/objective.py", "feature_loss", {"synthesis", "generation"}),
     "the chosen sampler": ("synthesis/coefficients.py", "dss", {"synthesis"}),
     "another sampler": ("synthesis/coefficients.py", "fixed", set()),
     "IntraQ's objective": ("synthesis/intraq.py", "margin_loss", set()),
+    "the generator's network": ("generators.py", "doublings", {"generation"}),
+    "another generator": ("synthesis/generated.py", "similarity_loss", set()),
     "the chosen augmentation": ("synthesis/augmentation.py", "mixup", {"augmentation"}),
     "another augmentation": ("synthesis/augmentation.py", "cutout", set()),
     "a diversity metric": ("metrics/diversity.py", "jensen_shannon", {"diversity"}),
@@ -197,21 +222,7 @@ def test_an_entry_without_code_is_an_error(target):
 
 @pytest.mark.parametrize(
     "entry",
-    [
-        entry
-        for table in (
-            "COEFFICIENTS",
-            "OBJECTIVES",
-            "AUGMENTATIONS",
-            "SOURCES",
-            "LOSSES",
-            "COTRAINING",
-            "ATTACKS",
-            "DATASETS",
-            "MODELS",
-        )
-        for entry in getattr(registry, table).values()
-    ],
+    [entry for table in TABLES for entry in getattr(registry, table).values()],
     ids=lambda entry: entry.target,
 )
 def test_every_registered_target_can_be_read_and_loaded(entry):

@@ -215,6 +215,19 @@ def test_threats_of_other_data_sets_are_not_taken(folder):
     assert jobs(snakemake(folder, right, "-n", "--configfile", "two.yaml"))["train"] == 1
 
 
+def test_sources_by_a_generator(folder):
+    home = "results/demo/digits/cnn-s"
+    run = snakemake(folder, *(f"{home}/{source}/seed-1/diversity@train.json" for source in ("qimera", "rdskd")), "-n")
+    assert jobs(run) == {"teacher": 1, "generate": 2, "diversity": 2}
+    plan = Plan.of(load_config(folder / "config/config.yaml"))
+    commands = re.findall(r"^Shell command: (.* generate .*) 2>&1", run.stdout + run.stderr, re.MULTILINE)
+    given = [parser().parse_args(shlex.split(command)[3:]) for command in commands]
+    assert {a.source for a in given} == {"qimera", "rdskd"}
+    for a in given:
+        assert given_options("generation", a) == plan.generation("digits", "cnn-s", a.source, 1)
+        assert str(a.out) == f"{home}/{a.source}/seed-1/data.h5"
+
+
 def test_weights_of_vgg16_are_an_input_and_lie_below_the_data_folder(folder):
     target = "results/demo/digits/cnn-s/fixed/seed-0/diversity@train.json"
     words = ("-n", "--config", "diversity={features: vgg16, vgg16: vgg16.pth}", "data_dir=weights")

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from dfshield.models.features import Penultimate
 from dfshield.runtime import generator
 from dfshield.synthesis.inversion import Synthesizer
-from dfshield.synthesis.objective import BatchStatistics
+from dfshield.synthesis.objective import statistics_loss
 
 LEAST_LR = 1e-4
 RATIO = 4 / 3
@@ -140,19 +140,6 @@ def margin_loss(
     distance = 1 - F.cosine_similarity(features, means, dim=1, eps=1e-6)
     outside = (near - distance).clamp(min=0) + (distance - far).clamp(min=0)
     return outside[known].mean()
-
-
-def statistics_loss(statistics: BatchStatistics) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mean over the BatchNorm layers of the mean squared error of the batch's means, and of its variances.
-
-    Forgets what was recorded.
-    """
-    means, variances = [], []
-    for layer, mean, variance in statistics.seen:
-        means.append(F.mse_loss(mean[0], layer.get_buffer("running_mean")))
-        variances.append(F.mse_loss(variance[0], layer.get_buffer("running_var")))
-    statistics.seen.clear()
-    return torch.stack(means).mean(), torch.stack(variances).mean()
 
 
 def crop_and_flip(x: torch.Tensor, least: float, random: torch.Generator) -> torch.Tensor:

@@ -121,3 +121,16 @@ class BatchStatistics:
         """Undo the watching."""
         for layer in self.layers:
             del layer.forward
+
+
+def statistics_loss(statistics: BatchStatistics) -> tuple[torch.Tensor, torch.Tensor]:
+    """Mean over the BatchNorm layers of the mean squared error of one batch's means, and of its variances.
+
+    What IntraQ, Qimera and their kin have in place of Eq 4. Forgets what was recorded.
+    """
+    means, variances = [], []
+    for layer, mean, variance in statistics.seen:
+        means.append(F.mse_loss(mean[0], layer.get_buffer("running_mean")))
+        variances.append(F.mse_loss(variance[0], layer.get_buffer("running_var")))
+    statistics.seen.clear()
+    return torch.stack(means).mean(), torch.stack(variances).mean()

@@ -27,12 +27,12 @@ CARD = f"{RESULTS}/{HARDEN}/{{name}}/MODEL_CARD.md"
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
 MINUTES = {
-    **{"teacher": 240, "synthesis": 480, "augmentation": 60, "diversity": 240},
+    **{"teacher": 240, "synthesis": 480, "generation": 480, "augmentation": 60, "diversity": 240},
     **{"training": 1440, "cotraining": 1440, "attack": 1440},
 }
 """Time to ask a cluster for: the paper's largest model on one GPU. A job that runs out resumes, with more."""
 MEMORY_MB = {
-    **{"teacher": 4000, "synthesis": 4000, "augmentation": 8000, "diversity": 12000},
+    **{"teacher": 4000, "synthesis": 4000, "generation": 4000, "augmentation": 8000, "diversity": 12000},
     **{"training": 8000, "cotraining": 8000, "attack": 6000},
 }
 """Memory to ask for: PyTorch with CUDA takes 2 to 3 GB, 60,000 CIFAR images 740 MB."""
@@ -130,7 +130,7 @@ def ledgers(cells):
 # --- options of a job: where it runs, what it does -------------------------------------------------------------------
 
 OUTPUT = {
-    **{"teacher": TEACHER, "synthesis": SHARD, "augmentation": DATA, "diversity": DIVERSITY},
+    **{"teacher": TEACHER, "synthesis": SHARD, "generation": DATA, "augmentation": DATA, "diversity": DIVERSITY},
     **{"training": STUDENT, "cotraining": STUDENT, "attack": LEDGER},
 }
 
@@ -146,6 +146,8 @@ def job_options(stage, wildcards):
         return plan.options(stage, w.dataset, w.model)
     if stage == "synthesis":
         return plan.synthesis(w.dataset, w.model, w.source, int(w.seed))
+    if stage == "generation":
+        return plan.generation(w.dataset, w.model, w.source, int(w.seed))
     if stage == "augmentation":
         return plan.augmentation(w.dataset, w.model, w.source, int(w.seed))
     if stage == "diversity":
@@ -213,6 +215,8 @@ def code(stage):
         if stage == "synthesis":
             chosen.append(("OBJECTIVES", job_options(stage, wildcards).objective))
             chosen.append(("COEFFICIENTS", job_options(stage, wildcards).coefficients))
+        if stage == "generation":
+            chosen.append(("GENERATED", job_options(stage, wildcards).method))
         if stage == "augmentation":
             chosen.append(("AUGMENTATIONS", job_options(stage, wildcards).augmentation))
         if stage == "training":

@@ -1,6 +1,7 @@
-# Training data: synthesised from the teacher alone, in shards; out of another source, by mixing or masking its images;
-# or (the upper bound) the real training set.
+# Training data: synthesised from the teacher alone, in shards; by a generator that the teacher trains; out of another
+# source, by mixing or masking its images; or (the upper bound) the real training set.
 SYNTHETIC = one_of(name for name, source in plan.config.sources.items() if source.kind == "synthetic")
+GENERATED = one_of(name for name, source in plan.config.sources.items() if source.kind == "generator")
 AUGMENTED = one_of(name for name, source in plan.config.sources.items() if source.kind == "augmented")
 REAL = one_of(name for name, source in plan.config.sources.items() if source.kind == "real")
 
@@ -66,6 +67,40 @@ rule merge:
         code=code("merge"),
     shell:
         "{params.dfshield} merge {input} --out {output} 2>&1 | tee {log}"
+
+
+rule generate:
+    input:
+        teacher=TEACHER,
+    output:
+        DATA,
+    log:
+        log_of(DATA),
+    benchmark:
+        benchmark_of(DATA)
+    message:
+        "Generation {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}"
+    wildcard_constraints:
+        source=GENERATED,
+    priority: 3
+    threads: cores("generation")
+    retries: 1  # it goes on where it stopped
+    resources:
+        gpu=gpus("generation"),
+        mem_mb=memory("generation"),
+        runtime=minutes("generation"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        dfshield=program,
+        factory=factory_words,
+        state=STATE,
+        flags=flags("generation"),
+        options=options("generation"),
+        code=code("generation"),
+    shell:
+        "{params.dfshield} generate --teacher {input.teacher} --out {output} --source {wildcards.source}"
+        " {params.factory} --state {params.state} {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 
 rule augment:
