@@ -10,20 +10,9 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from dfshield.options import (
-    STAGES,
-    AugmentationName,
-    CotrainingOptions,
-    DatasetName,
-    Device,
-    GenerationOptions,
-    ModelName,
-    Name,
-    Positive,
-    ProtocolName,
-    SynthesisOptions,
-    TrainingOptions,
-)
+from dfshield.options import STAGES, CotrainingOptions, GenerationOptions, SynthesisOptions, TrainingOptions
+from dfshield.options.common import AugmentationName, DatasetName, Device, ModelName, Name, Positive
+from dfshield.options.evaluation import ProtocolName
 from dfshield.runtime import InputError
 from dfshield.threat import ThreatText
 from dfshield.validation import Options, build, check_keys

@@ -15,7 +15,8 @@ from dfshield import registry
 
 PACKAGE = "dfshield"
 ROOT = Path(__file__).parent
-LEFT_OUT = {"dfshield", "dfshield.registry", "dfshield.options", "dfshield.config", "dfshield.provenance"}
+LEFT_OUT = {"dfshield", "dfshield.registry", "dfshield.config", "dfshield.provenance"}
+OPTIONS = "dfshield.options"
 RUNTIME = {"generator", "digest", "canonical_json", "fraction"}
 """What of ``dfshield.runtime`` decides about results; the rest is progress, messages and files."""
 NO_FACTS = {"target", "title", "pretrained", "files"}
@@ -70,7 +71,8 @@ def _resolve(target: str) -> str | None:
     while ":" in target and target not in followed:
         followed.add(target)
         module, _, name = target.partition(":")
-        counts = module not in LEFT_OUT and (module != f"{PACKAGE}.runtime" or name in RUNTIME)
+        left_out = module in LEFT_OUT or f"{module}.".startswith(f"{OPTIONS}.")
+        counts = not left_out and (module != f"{PACKAGE}.runtime" or name in RUNTIME)
         if not counts or _file(module) is None:
             return None
         if name in _definitions(module):

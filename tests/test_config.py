@@ -16,10 +16,10 @@ from dfshield.options import (
     CotrainingOptions,
     DiversityOptions,
     GenerationOptions,
-    ProtocolName,
     SynthesisOptions,
     TrainingOptions,
 )
+from dfshield.options.evaluation import ProtocolName
 from dfshield.runtime import InputError
 from dfshield.threat import parse_threat, threat_name
 from dfshield.validation import Options, build

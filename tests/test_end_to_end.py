@@ -172,7 +172,7 @@ class TestTables:
             ),
             # a default that the config leaves alone
             (
-                {"options.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
+                {"options/training.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
                 {"train": 14, "attack": 4 + 3 + 1 + 3 + 5, "table": 12, "tables": 1},
             ),
             # an augmentation: the set that it makes, what is trained on it and compared

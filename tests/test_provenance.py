@@ -126,7 +126,7 @@ EDITS = {
     "the writing of ledgers": ("attacks/ledger.py", "write_ledger", {"attack"}),
     "seeding": ("runtime.py", "generator", USES_MODELS | {"augmentation"}),
     "progress bars": ("runtime.py", "progress", set()),
-    "an option class": ("options.py", "_whole_batches", set()),
+    "an option class": ("options/surrogate.py", "_whole_batches", set()),
     "the command line": ("cli.py", "parser", set()),
 }
 

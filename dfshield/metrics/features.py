@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from dfshield.models.features import Penultimate
 from dfshield.models.weights import fit, load_state
-from dfshield.options import Features
+from dfshield.options.common import Features
 
 BATCH = 250
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

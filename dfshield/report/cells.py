@@ -7,7 +7,8 @@ from typing import Any, Literal
 import yaml
 from pydantic import Field, model_validator
 
-from dfshield.options import Name, TrainingOptions
+from dfshield.options import TrainingOptions
+from dfshield.options.common import Name
 from dfshield.runtime import InputError
 from dfshield.threat import ThreatText
 from dfshield.validation import Options, build

@@ -1,0 +1,137 @@
+"""Options of adversarial training on surrogate data."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dfshield import registry
+from dfshield.options.common import Compute, LossName, Positive, Precision, Share, Weight
+from dfshield.threat import FractionText, ThreatText
+
+
+class TrainingOptions(Compute):
+    """Adversarially fine-tune a copy of the teacher on surrogate data (Eq 7 and 9-11)."""
+
+    loss: LossName = "dfshield"
+    """training loss"""
+    threat: ThreatText = "linf:8/255"
+    """threat model of the inner maximisation, NORM:EPS"""
+    epochs: Positive = 100
+    """passes over the surrogate data"""
+    batch: Positive = 200
+    """images per mini-batch"""
+    lr: Annotated[float, Field(gt=0)] = 1e-4
+    """SGD learning rate"""
+    momentum: Share = 0.9
+    """SGD momentum"""
+    nesterov: bool = False
+    """Nesterov momentum"""
+    weight_decay: Weight = 0.0
+    """SGD weight decay"""
+    schedule: Literal["constant", "cosine"] = "constant"
+    """learning rate over the epochs"""
+    lr_warmup: Share = 0.0
+    """share of the epochs in which the learning rate grows linearly to its full value"""
+    eps_warmup: Share = 0.0
+    """share of the epochs in which ε of the inner maximisation grows linearly to its full value"""
+    average: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """decay of an exponential moving average of weights and BN statistics, which is then the result; 0 for none"""
+    awp: Share = 0.0
+    """size of adversarial weight perturbation, relative to each layer's norm; 0 for none (AT 0.01, TRADES 0.005)"""
+    awp_warmup: Annotated[int, Field(ge=0)] = 0
+    """epochs before adversarial weight perturbation sets in"""
+    lambda1: Weight = 1.0
+    """weight of the robust-teacher term of L_DFShield (b in Eq 11)"""
+    lambda2: Weight = 1.0
+    """weight of the smoothness term of L_DFShield (c in Eq 11)"""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """temperature of the clean term of L_DFShield"""
+    clean_reduction: Literal["batchmean", "mean"] = "batchmean"
+    """clean term: divided by images (batchmean) or by images times classes (mean, released code)"""
+    beta: Weight = 6.0
+    """weight of the robust term of TRADES and RST"""
+    mart_weight: Weight = 5.0
+    """weight of the KL term of MART"""
+    ard_alpha: Share = 1.0
+    """share of the distillation term of ARD; the rest is cross entropy on clean images"""
+    ard_temperature: Annotated[float, Field(gt=0)] = 30.0
+    """temperature of ARD"""
+    rslad_alpha: FractionText = "5/6"
+    """share of the adversarial term of RSLAD"""
+    pairing_weight: Weight = 0.5
+    """weight of the pairing term of ALP and CLP"""
+    alp_pairs: Literal["logits", "probabilities"] = "logits"
+    """what ALP pairs"""
+    mma_halvings: Positive = 10
+    """halvings in the search for the margin of an image (mma)"""
+    mmc_norm: Annotated[float, Field(gt=0)] = 10.0
+    """norm of the class centres of the max-Mahalanobis centre loss (mmc)"""
+    vat_weight: Weight = 1.0
+    """weight of the KL term of virtual adversarial training"""
+    vat_iterations: Positive = 1
+    """power iterations of virtual adversarial training"""
+    fgsm_alpha: Share = 0.5
+    """share of the clean term of single-step training (fgsm)"""
+    fosc_max: Annotated[float, Field(gt=0)] = 0.5
+    """convergence (FOSC) at which DART stops an inner maximisation in the first epoch; falls linearly to 0"""
+    fosc_share: FractionText = "5/6"
+    """share of the epochs after which DART's threshold is 0"""
+    gradient_weight: Weight = 1.0
+    """weight of the squared input gradient (gradient-penalty)"""
+    uat_weight: Weight = 1.0
+    """weight of the divergence from the teacher in UAT"""
+    inner: Literal["auto", registry.Inner] = "auto"
+    """objective of the inner maximisation; auto is the one of the loss's own paper, none takes its random start"""
+    attack_steps: Positive = 10
+    """steps of the inner maximisation"""
+    l2_step: FractionText | Literal["eps/5"] = "15/255"
+    """step of the inner maximisation for l2 threats (l∞ uses ε/4)"""
+    aggregate: Positive = 20
+    """mini-batches per update (B of GradRefine); 1 is plain SGD"""
+    tau: Share = 0.5
+    """agreement threshold of GradRefine, inclusive"""
+    reduction: Literal["sum", "mean"] = "sum"
+    """agreeing gradients are summed (Eq 10) or averaged over B"""
+    lr_factor: Literal["1", "B"] = "1"
+    """B multiplies the learning rate by B (the paper's text, literally, on top of the sum)"""
+    tie: Literal["zero", "all"] = "zero"
+    """update where signs tie at τ = 0: none (Eq 10) or the sum of all gradients (released code)"""
+    last_group: Literal["full", "actual", "drop"] = "full"
+    """last, shorter group of an epoch: threshold by the full B, by its own size, or no update"""
+    holdout: Annotated[int, Field(ge=0)] = 200
+    """surrogate images kept out of training for the per-epoch metrics; 0 for none"""
+    precision: Precision = "fp32"
+    """arithmetic of the inner maximisation"""
+    outer_precision: Precision = "fp32"
+    """arithmetic of the student's forward and backward pass; weights and updates are always fp32"""
+    compile: bool = False
+    """generate code for the loops: faster after up to a minute, for long jobs; needs a C++ compiler"""
+
+    @model_validator(mode="after")
+    def _nesterov_needs_momentum(self) -> "TrainingOptions":
+        if self.nesterov and not self.momentum:
+            raise ValueError("nesterov needs a momentum above 0; set momentum or nesterov to false")
+        return self
+
+    @model_validator(mode="after")
+    def _perturbs_some_epoch(self) -> "TrainingOptions":
+        if self.awp and self.awp_warmup >= self.epochs:
+            raise ValueError(
+                f"awp_warmup ({self.awp_warmup}) leaves none of the {self.epochs} epochs for awp; "
+                f"use awp_warmup <= {self.epochs - 1} or awp 0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _inner_problem_fits_the_loss(self) -> "TrainingOptions":
+        entry = registry.LOSSES[self.loss]
+        if entry.search == "power" and not self.threat.startswith("l2:"):
+            raise ValueError(f"loss {self.loss} searches an l2 ball, threat is {self.threat}; give l2:EPS")
+        if self.inner != "auto" and (entry.search == "power" or entry.input_gradient):
+            raise ValueError(f"inner {self.inner}: loss {self.loss} has no inner maximisation to choose; use auto")
+        if self.inner in ("kl", "teacher") and entry.start == "image":
+            raise ValueError(
+                f"inner {self.inner}: loss {self.loss} starts at the image, where this divergence has no slope; "
+                "use auto or ce"
+            )
+        return self
