@@ -131,7 +131,7 @@ def estimate(plan: Plan, tables: list[str], throughput: Throughput, robust: floa
         pixels = 4 * entry.input_shape[0] * entry.input_shape[1] * entry.input_shape[2]
         if (dataset, model) not in flops:
             flops[dataset, model] = forward_flops(model, entry.input_shape, entry.classes)
-        _, _, _, _, source, recipe, _, _, _, _, protocol, _ = cell.ledger.split("/")
+        _, _, _, _, source, recipe, threat, _, _, _, protocol, _ = cell.ledger.split("/")
         key = (dataset, model, source, seed)
         images = _count(TRAIN_IMAGES, dataset, "train")
         if source in config.sources and config.sources[source].kind == "synthetic":
@@ -142,7 +142,7 @@ def estimate(plan: Plan, tables: list[str], throughput: Throughput, robust: floa
             training = plan.training(dataset, model, recipe, seed)
             together = isinstance(training, CotrainingOptions)
             passes = cotraining_passes(training) if together else training_passes(training, images)
-            add("cotraining" if together else "training", (*key, recipe), passes, model, 0)
+            add("cotraining" if together else "training", (*key, recipe, threat), passes, model, 0)
         attack = plan.attack(dataset, model, protocol.partition("@")[0], seed)
         tested = attack.limit or _count(TEST_IMAGES, dataset, "test")
         size = tested * pixels / 2
