@@ -11,11 +11,14 @@ import time
 from collections.abc import Callable, Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     import torch
+    from pydantic import BaseModel
     from tqdm import tqdm
+
+Settled = TypeVar("Settled", bound="BaseModel")
 
 
 class InputError(Exception):
@@ -125,6 +128,27 @@ def select_device(device: str, threads: int) -> "torch.device":
         raise InputError("device: 'cuda' was asked for but PyTorch sees no CUDA device; use device cpu or auto")
     use_cuda = device != "cpu" and torch.cuda.is_available()
     return torch.device("cuda" if use_cuda else "cpu")
+
+
+def fast_in_bf16(device: "torch.device") -> bool:
+    """Whether `device` multiplies bf16 faster than fp32: CUDA of capability 8 or more, CPUs with AMX.
+
+    CPUs that merely know the type take longer in it.
+    """
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+
+
+def settled(options: Settled, device: "torch.device") -> Settled:
+    """`options` with bf16 or fp32, whichever is faster on `device`, in the place of every precision ``auto``."""
+    fields = [name for name in type(options).model_fields if name.endswith("precision")]
+    open_ones = [name for name in fields if getattr(options, name) == "auto"]
+    if not open_ones:
+        return options
+    return options.model_copy(update=dict.fromkeys(open_ones, "bf16" if fast_in_bf16(device) else "fp32"))
 
 
 def cuda_devices() -> list[str]:

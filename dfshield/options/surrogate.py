@@ -70,7 +70,7 @@ class SynthesisOptions(Compute):
     storage: Literal["float32", "uint8"] = "float32"
     """number type of the stored images; uint8 rounds to 1/255"""
     precision: Precision = "fp32"
-    """arithmetic of the teacher's forward and backward pass"""
+    """arithmetic of the teacher's forward and backward pass; auto: bf16 on hardware that is faster in it"""
     compile: bool = False
     """generate code for the loop: twice the speed after up to a minute, for long jobs; needs a C++ compiler"""
     intraq_label: Share = 0.95

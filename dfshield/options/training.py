@@ -101,9 +101,9 @@ class TrainingOptions(Compute):
     holdout: Annotated[int, Field(ge=0)] = 200
     """surrogate images kept out of training for the per-epoch metrics; 0 for none"""
     precision: Precision = "fp32"
-    """arithmetic of the inner maximisation"""
+    """arithmetic of the inner maximisation; auto: bf16 on hardware that is faster in it"""
     outer_precision: Precision = "fp32"
-    """arithmetic of the student's forward and backward pass; weights and updates are always fp32"""
+    """arithmetic of the student's forward and backward pass (auto as above); weights and updates are always fp32"""
     compile: bool = False
     """generate code for the loops: faster after up to a minute, for long jobs; needs a C++ compiler"""
 

@@ -24,6 +24,7 @@ from dfshield.runtime import (
     progress,
     say,
     select_device,
+    settled,
 )
 from dfshield.shards import Writer
 from dfshield.synthesis.objective import TERMS, BatchStatistics, class_loss, total_variation
@@ -49,6 +50,7 @@ def run(
     """
     forbid_real_data("synthesize")
     device = select_device(options.device, options.threads)
+    options = settled(options, device)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     if not 0 <= shard < shards <= options.groups:
         raise InputError(

@@ -27,6 +27,7 @@ from dfshield.runtime import (
     progress,
     say,
     select_device,
+    settled,
     write_text,
 )
 from dfshield.shards import Surrogate, read
@@ -58,6 +59,7 @@ def run(
     """
     forbid_real_data("train")
     device = select_device(options.device, options.threads)
+    options = settled(options, device)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     surrogate = read(data)
     check_fit(surrogate, card, teacher, data)
