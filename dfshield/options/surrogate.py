@@ -12,6 +12,7 @@ from dfshield.options.common import (
     ObjectiveName,
     Positive,
     Precision,
+    Schedule,
     Share,
     Weight,
 )
@@ -47,6 +48,11 @@ class SynthesisOptions(Compute):
     """Adam steps per batch (Q)"""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Adam learning rate in normalised pixel space"""
+    schedule: Schedule = "constant"
+    """learning rate over the steps; cosine ends closer to the BN statistics, most of all when steps are few"""
+    start: Literal["white", "smooth"] = "white"
+    """what images start from: white noise (paper), or noise of a quarter of the resolution enlarged, with little white
+    noise: photographs are smooth"""
     objective: ObjectiveName = "inversion"
     """what is minimised: the terms of Eq 3-6, or IntraQ's own"""
     coefficients: CoefficientsName = "dss"

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dfshield import registry
-from dfshield.options.common import Compute, LossName, Positive, Precision, Share, Weight
+from dfshield.options.common import Compute, LossName, Positive, Precision, Schedule, Share, Weight
 from dfshield.threat import FractionText, ThreatText
 
 
@@ -28,7 +28,7 @@ class TrainingOptions(Compute):
     """Nesterov momentum"""
     weight_decay: Weight = 0.0
     """SGD weight decay"""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """learning rate over the epochs"""
     lr_warmup: Share = 0.0
     """share of the epochs in which the learning rate grows linearly to its full value"""
