@@ -123,7 +123,7 @@ def select_device(device: str, threads: int) -> "torch.device":
     import torch
 
     torch.set_num_threads(threads)
-    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.set_deterministic_debug_mode("warn")  # use_deterministic_algorithms would load the compiler: a second and more
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' was asked for but PyTorch sees no CUDA device; use device cpu or auto")
     use_cuda = device != "cpu" and torch.cuda.is_available()
@@ -243,6 +243,7 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     import torch
     from torch._dynamo.exc import TorchDynamoException
 
+    torch.use_deterministic_algorithms(True, warn_only=True)  # tells the compiler, too
     generated = torch.compile(function, dynamic=False)
 
     def call(*arguments: Any) -> Any:
