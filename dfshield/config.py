@@ -176,6 +176,7 @@ class Config(StageOverrides):
     """kinds of training data by name"""
     recipes: dict[Name, dict[str, Any]] = {
         "dfshield": {"loss": "dfshield"},
+        "plus": {"loss": "dfshield", "contrast": 0.3, "noise": 0.01, "weight_decay": 5e-4},
         "dfshield-plain": {"loss": "dfshield", "aggregate": 1},
         "trades": {"loss": "trades", "aggregate": 1},
         "std": {"loss": "std", "aggregate": 1},

@@ -192,7 +192,9 @@ class Plan:
                 f"those of {table} are {', '.join(row.method.lower() for row in self.tables[table].rows)}"
             )
         kept = [row for row in spec.rows if row.method.lower() in chosen]
-        return kept if chosen and len(kept) == len(chosen) else list(spec.rows)
+        if chosen and len(kept) == len(chosen):
+            return kept
+        return [row for row in spec.rows if row.grid in ("all", self.config.grid)]
 
     def sweeps(self, spec: TableSpec) -> list[dict[str, Any]]:
         """The combinations of swept options of a table; one empty combination where nothing is swept."""

@@ -64,9 +64,9 @@ def test_the_default_is_table_4_of_the_demo(folder):
         "synthesize": students * config.shards,
         "merge": students,
         "export": models,  # Undefended and Original, rows of reference, at one seed
-        "train": students + models,  # Ours and Original
+        "train": 2 * students + models,  # Ours, Plus and Original
         "cotrain": 4 * models,  # the rivals
-        "attack": 2 * (models + 4 * models + students + models),  # PGD and AutoAttack
+        "attack": 2 * (models + 4 * models + 2 * students + models),  # PGD and AutoAttack
         "table": 1,
         "all": 1,
     }

@@ -34,6 +34,14 @@ class TrainingOptions(Compute):
     """share of the epochs in which the learning rate grows linearly to its full value"""
     eps_warmup: Share = 0.0
     """share of the epochs in which ε of the inner maximisation grows linearly to its full value"""
+    contrast: Share = 0.0
+    """largest relative change of a surrogate image's brightness, drawn at each use; the teacher is asked again"""
+    noise: Weight = 0.0
+    """standard deviation of normal noise on surrogate images, drawn at each use; the teacher is asked again"""
+    eps_factor: Annotated[float, Field(gt=0)] = 1.0
+    """ε of the inner maximisation as a multiple of the threat model's, which the student is meant to withstand"""
+    batchnorm: Literal["train", "eval"] = "train"
+    """student's BatchNorm layers in its training step: batch statistics, or the teacher's kept as they are"""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """decay of an exponential moving average of weights and BN statistics, which is then the result; 0 for none"""
     awp: Share = 0.0

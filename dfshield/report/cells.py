@@ -70,6 +70,8 @@ class RowSpec(Options):
     """ablation columns, ticked or crossed"""
     seeds: Literal["all", "first"] = "all"
     """the config's seeds, or its first alone: enough for a row of reference"""
+    grid: Literal["all", "demo"] = "all"
+    """the config's grids that have the row; others have it where their `methods` name it"""
 
 
 class SweepSpec(Options):
