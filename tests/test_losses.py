@@ -333,6 +333,7 @@ def test_constants_of_the_methods():
         "lr_warmup": 0,
         "eps_warmup": 0,
         "eps_factor": 1,
+        "flip": False,
         "contrast": 0,
         "noise": 0,
         "batchnorm": "train",

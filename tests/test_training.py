@@ -315,6 +315,16 @@ def test_variation_of_images(contrast, noise):
         )
 
 
+def test_half_of_the_images_are_mirrored():
+    x = torch.rand(400, 1, 4, 4)
+    options = quick(flip=True)
+    found = vary(x, options, generator("a"))
+    kept = (found == x).flatten(1).all(1)
+    assert varies(options)
+    assert torch.equal(found[~kept], x[~kept].flip(3))
+    assert 160 < int(kept.sum()) < 240
+
+
 @pytest.mark.parametrize("loss", ["dfshield", "uat", "gradient-penalty"])
 def test_the_teacher_is_asked_about_the_varied_images(loss):
     made, seen = make(quick(loss=loss, contrast=0.3, noise=0.1)), []

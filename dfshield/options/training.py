@@ -34,6 +34,8 @@ class TrainingOptions(Compute):
     """share of the epochs in which the learning rate grows linearly to its full value"""
     eps_warmup: Share = 0.0
     """share of the epochs in which ε of the inner maximisation grows linearly to its full value"""
+    flip: bool = False
+    """mirror surrogate images left to right at random; for photographs, not for digits"""
     contrast: Share = 0.0
     """largest relative change of a surrogate image's brightness, drawn at each use; the teacher is asked again"""
     noise: Weight = 0.0
