@@ -125,7 +125,7 @@ def select_device(device: str, threads: int) -> "torch.device":
     torch.set_num_threads(threads)
     torch.set_deterministic_debug_mode(
         "warn"
-    )  # use_deterministic_algorithms would load the compiler: a second and more
+    )  # use_deterministic_algorithms loads the compiler: a second and more
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' was asked for but PyTorch sees no CUDA device; use device cpu or auto")
     use_cuda = device != "cpu" and torch.cuda.is_available()
