@@ -4,6 +4,7 @@ This is the one place that knows where a file lies and which options a job gets.
 Snakemake reads it at every start.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -32,6 +33,13 @@ STUDENT = TRAINED + "/student.safetensors"
 METRICS = TRAINED + "/metrics.csv"
 LEDGER = TRAINED + "/eval/{defence}/{protocol}@{threat}/ledger.h5"
 """The path grammar; Snakemake's wildcards and these fields are the same names."""
+
+
+def place_of(template: str, path: str) -> dict[str, str]:
+    """The fields of a path of the grammar, by its template; empty if it is no such path."""
+    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]+)", re.escape(template))
+    match = re.fullmatch(pattern, path)
+    return match.groupdict() if match else {}
 
 
 def recipe_name(base: str, overrides: dict[str, float]) -> str:
