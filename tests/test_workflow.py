@@ -99,6 +99,21 @@ def test_a_dry_run_of_the_whole_paper_is_quick(folder):
     assert cpu_seconds(lambda: snakemake(folder, *words)) < 11 * start
 
 
+@pytest.mark.parametrize(("cores", "granted"), [(2, 2), (4, 4), (16, 6)])
+def test_a_job_has_the_threads_that_its_stage_asks_for_and_no_more_than_there_are_cores(folder, cores, granted):
+    target = "results/demo/digits/cnn-s/dss/dfshield/linf-2-16/seed-0/student.safetensors"
+    stages = ("teacher", "synthesis", "training")
+    words = ("-n", "--config", *(f"{stage}={{threads: 6}}" for stage in stages))
+    run = snakemake(folder, target, *words, cores=cores)
+    commands = re.findall(r"^Shell command: (.+) 2>&1", run.stdout + run.stderr, re.MULTILINE)
+    given = {a.command: a for a in (parser().parse_args(shlex.split(command)[3:]) for command in commands)}
+    asked = {"teacher": "teacher", "synthesize": "synthesis", "train": "training"}
+    assert given.keys() == {*asked, "merge"}  # merging takes one
+    assert {command: given_options(stage, given[command]).threads for command, stage in asked.items()} == dict.fromkeys(
+        asked, granted
+    )
+
+
 def test_several_config_files_are_merged(folder):
     (folder / "more.yaml").write_text("seeds: [4, 5]\n")
     run = snakemake(folder, "results/table24.csv", "-n", "--configfile", "config/paper.yaml", "more.yaml")

@@ -28,9 +28,9 @@ def environment(package: Path = ROOT) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
 
 
-def snakemake(folder: Path, *words: str, package: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake in `folder` on two cores."""
-    command = [sys.executable, "-m", "snakemake", *words, "--cores", "2", "--nocolor"]
+def snakemake(folder: Path, *words: str, package: Path = ROOT, cores: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in `folder`, on two cores unless told otherwise."""
+    command = [sys.executable, "-m", "snakemake", *words, "--cores", str(cores), "--nocolor"]
     return subprocess.run(command, cwd=folder, env=environment(package), capture_output=True, text=True, check=False)
 
 
