@@ -87,6 +87,10 @@ class Throughput:
         rates = self.rates.get(stage) or self.rates["synthesis"]
         return rates.get(model, next(iter(rates.values())))
 
+    def best(self, stage: str) -> float:
+        """Of the network that uses the device best; generators, with their wide layers, are taken to do the same."""
+        return max((self.rates.get(stage) or self.rates["synthesis"]).values())
+
     def stand_ins(self, models: Iterable[str]) -> str:
         """Which models' rates are those of another; empty if none."""
         rates = self.rates["synthesis"]

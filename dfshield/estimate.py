@@ -125,8 +125,10 @@ class Jobs:
         size = 4 * network.parameters
         if isinstance(options, CotrainingOptions):
             classifiers, generator = cotraining_passes(options)
-            work = classifiers * network.flops + generator * self.generator(dataset, model, options)
-            return self._compute(path, "cotrain", model, work, size, {teacher}, "training")
+            drawn = generator * self.generator(dataset, model, options)
+            return self._compute(
+                path, "cotrain", model, classifiers * network.flops, size, {teacher}, "training", drawn
+            )
         data = self.data(dataset, model, source, seed)
         passes = training_passes(options, self.images(dataset, model, source, seed))
         return self._compute(path, "train", model, passes * network.flops, size, {teacher, data}, "training")
@@ -151,8 +153,9 @@ class Jobs:
         if kind == "generator":
             generation = self.plan.generation(dataset, model, source, seed)
             passes, drawn = generation_passes(generation)
-            work = passes * self.network(dataset, model).flops + drawn * self.generator(dataset, model, generation)
-            return self._compute(path, "generate", model, work, size, {teacher})
+            work = passes * self.network(dataset, model).flops
+            drawn *= self.generator(dataset, model, generation)
+            return self._compute(path, "generate", model, work, size, {teacher}, generator=drawn)
         if kind == "augmented":
             base = self.data(dataset, model, str(self.plan.config.sources[source].base), seed)
             return self._add(path, "augment", copying + START_SECONDS, size, {base})
@@ -228,9 +231,12 @@ class Jobs:
         size: float,
         inputs: Iterable[str],
         stage: str = "synthesis",
+        generator: float = 0.0,
     ) -> str:
+        """A job on a device: operations of the classifiers and of a generator."""
         self.models.add(model)
-        return self._add(path, rule, START_SECONDS + flops / self.throughput.rate(stage, model), size, inputs)
+        seconds = flops / self.throughput.rate(stage, model) + generator / self.throughput.best(stage)
+        return self._add(path, rule, START_SECONDS + seconds, size, inputs)
 
     def _add(self, path: str, rule: str, seconds: float, size: float, inputs: Iterable[str]) -> str:
         self.found.setdefault(path, Job(rule, seconds, size, tuple(inputs)))

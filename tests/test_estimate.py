@@ -165,11 +165,10 @@ def test_all_workers_are_busy_and_no_more(unit, workers):
         ]
         assert running <= workers and (running == workers or not ready)
     busy = sum(job.seconds for job in jobs.found.values()) / (3600 * workers * jobs.hours(workers))
-    assert busy > 0.8
+    assert busy > 0.7  # with 16 they wait for teachers and for the last attack
 
 
-def test_own_models_and_generated_sources(report, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_own_models_and_generated_sources(report):
     values = CONFIG | {"harden": {"mine": MINE, "plain": MINE | {"source": "qimera", "evaluation": None}}}
     jobs = estimate.estimate(Plan.of(check_config(values)), ["harden"], cost.Throughput.read(report), 0.4)
     assert counted(jobs) == {"teacher": 2, "synthesize": 3, "merge": 1, "generate": 1, "train": 2, "attack": 2} | {
