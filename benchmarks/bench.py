@@ -28,8 +28,8 @@ from benchmarks import reference
 from dfshield import registry
 from dfshield.attacks import evaluate
 from dfshield.attacks.gradient import frozen
+from dfshield.cost import forward_flops
 from dfshield.data.sets import load_npz
-from dfshield.estimate import forward_flops
 from dfshield.models.checkpoints import Classifier, load_checkpoint
 from dfshield.models.factory import build_network
 from dfshield.options import AttackOptions, SynthesisOptions, TrainingOptions

@@ -4,6 +4,7 @@ This is the one place that knows where a file lies and which options a job gets.
 Snakemake reads it at every start.
 """
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
@@ -32,6 +33,13 @@ STUDENT = TRAINED + "/student.safetensors"
 METRICS = TRAINED + "/metrics.csv"
 LEDGER = TRAINED + "/eval/{defence}/{protocol}@{threat}/ledger.h5"
 """The path grammar; Snakemake's wildcards and these fields are the same names."""
+
+
+def place_of(template: str, path: str) -> dict[str, str]:
+    """The fields of a path of the grammar, by its template; empty if it is no such path."""
+    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]+)", re.escape(template))
+    match = re.fullmatch(pattern, path)
+    return match.groupdict() if match else {}
 
 
 def recipe_name(base: str, overrides: dict[str, float]) -> str:
@@ -225,11 +233,12 @@ class Plan:
                 )
         found = []
         for (dataset, models), row, overrides in product(self.blocks(spec), self.rows(spec), self.sweeps(spec)):
-            for model, metric in product(models, spec.metrics):
-                if metric in DIVERSITY_METRICS and row.source == NONE:
-                    continue  # there are no training images
+            for model in models:
                 recipe = self._shared_recipe(dataset, model, row, overrides)
-                for seed in self.config.seeds[:1] if row.seeds == "first" else self.config.seeds:
+                seeds = self.config.seeds[:1] if row.seeds == "first" else self.config.seeds
+                for metric, seed in product(spec.metrics, seeds):
+                    if metric in DIVERSITY_METRICS and row.source == NONE:
+                        continue  # there are no training images
                     found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed))
         if not found:
             raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")
@@ -242,8 +251,8 @@ class Plan:
 
     def _shared_recipe(self, dataset: str, model: str, row: RowSpec, overrides: dict[str, Any]) -> str:
         """The base recipe where the swept values are its own, so that nothing is trained twice."""
-        if row.recipe == NONE:
-            return NONE
+        if row.recipe == NONE or not overrides:
+            return row.recipe
         swept = recipe_name(row.recipe, overrides)
         same = self.training(dataset, model, swept, 0) == self.training(dataset, model, row.recipe, 0)
         return row.recipe if same else swept

@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 from snakemake.settings.types import DeploymentMethod
@@ -122,6 +123,9 @@ def evaluation_file(wildcards):
     return below_data(plan.hardened(wildcards.model).evaluation.file) if wildcards.dataset == HARDEN else []
 
 
+cells_of = functools.cache(plan.cells)  # a table's input and its content ask
+
+
 def ledgers(cells):
     """The ledgers that cells are read from, each once."""
     return sorted({cell.ledger for cell in cells})
@@ -137,9 +141,15 @@ OUTPUT = {
 
 def job_options(stage, wildcards):
     """The options of one job. Refuses names that are each known but do not belong together, as in another threat."""
-    w = wildcards
-    names = {name: value for name, value in w.items() if name not in ("run", "threat", "train_threat")}
-    path = OUTPUT[stage].format(**w)
+    return options_of(stage, *wildcards.items())
+
+
+@functools.cache  # five params and resources of a job ask
+def options_of(stage, *named):
+    fields = dict(named)
+    w = SimpleNamespace(**fields)
+    names = {name: value for name, value in fields.items() if name not in ("run", "threat", "train_threat")}
+    path = OUTPUT[stage].format(**fields)
     if w.model not in plan.models(w.dataset) or path != plan.path(OUTPUT[stage], **names):
         raise WorkflowError(f"{path}: {w.dataset} has no such model or threat in {CONFIG}")
     if stage == "teacher":
@@ -271,7 +281,7 @@ def subject(wildcards):
 
 def table_content(table):
     """Digest of what a table shows, for the rerun decision: its cells, its layout and the paper's figures."""
-    cells = [asdict(cell) for cell in plan.cells(table)]
+    cells = [asdict(cell) for cell in cells_of(table)]
     spec = plan.tables[table]
     return digest(cells, spec.model_dump(mode="json"), [asdict(entry) for entry in published(spec.number)])
 

@@ -3,7 +3,7 @@
 
 rule table:
     input:
-        lambda wildcards: ledgers(plan.cells(wildcards.table)),
+        lambda wildcards: ledgers(cells_of(wildcards.table)),
     output:
         csv=report(TABLE, caption="../report/table.rst", category="Tables"),
         markdown=Path(TABLE).with_suffix(".md"),
