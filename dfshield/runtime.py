@@ -134,9 +134,8 @@ def select_device(device: str, threads: int) -> "torch.device":
     import torch
 
     torch.set_num_threads(threads)
-    torch.set_deterministic_debug_mode(
-        "warn"
-    )  # use_deterministic_algorithms loads the compiler: a second and more
+    # use_deterministic_algorithms would load the compiler: a second and more
+    torch.set_deterministic_debug_mode("warn")
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' was asked for but PyTorch sees no CUDA device; use device cpu or auto")
     use_cuda = device != "cpu" and torch.cuda.is_available()
