@@ -28,12 +28,12 @@ from benchmarks import reference
 from dfshield import registry
 from dfshield.attacks import evaluate
 from dfshield.attacks.gradient import frozen
+from dfshield.cost import forward_flops
 from dfshield.data.sets import load_npz
-from dfshield.estimate import forward_flops
 from dfshield.models.checkpoints import Classifier, load_checkpoint
 from dfshield.models.factory import build_network
 from dfshield.options import AttackOptions, SynthesisOptions, TrainingOptions
-from dfshield.runtime import atomic, generator, progress, select_device
+from dfshield.runtime import atomic, fast_in_bf16, generator, progress, select_device
 from dfshield.shards import Surrogate
 from dfshield.synthesis.inversion import Synthesizer
 from dfshield.threat import parse_threat
@@ -337,7 +337,7 @@ def parse() -> argparse.Namespace:
     add("--stages", nargs="+", default=list(STAGES), choices=STAGES)
     add("--device", default="auto", choices=["auto", "cpu", "cuda"])
     add("--threads", type=int, default=2, help="CPU threads of both sides")
-    add("--precision", default="bf16", choices=["fp32", "bf16"], help="of our side")
+    add("--precision", default="auto", choices=["auto", "fp32", "bf16"], help="of our side")
     add("--compile", action=argparse.BooleanOptionalAction, default=True, help="generate code for our side")
     add("--repeats", type=int, default=5)
     add("--steps", type=int, default=20, help="synthesis steps of one measurement")
@@ -355,6 +355,8 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     arguments = parse()
     device = select_device(arguments.device, arguments.threads)
+    if arguments.precision == "auto":
+        arguments.precision = "bf16" if fast_in_bf16(device) else "fp32"
     ceiling = ceilings(device)
     bench = Bench(arguments, device, ceiling)
     header = evidence(arguments, device, ceiling)

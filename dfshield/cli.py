@@ -136,6 +136,13 @@ def _table(a: argparse.Namespace) -> None:
     run(Plan.of(load_config(a.config)), a.table, a.out)
 
 
+def _cost(a: argparse.Namespace) -> None:
+    from dfshield.plan import Plan
+    from dfshield.report.cost import run
+
+    run(Plan.of(load_config(a.config)), a.out)
+
+
 def _harden(a: argparse.Namespace) -> None:
     from dfshield.plan import Plan
     from dfshield.report.card import run
@@ -162,7 +169,7 @@ def _estimate(a: argparse.Namespace) -> None:
     plan = Plan.of(load_config(a.config))
     if not (a.workers > 0 and 0 <= a.robust <= 1):
         raise InputError("--workers must be at least 1 and --robust between 0 and 1")
-    print(run(plan, a.tables or plan.own_tables, a.benchmarks, a.workers, a.robust))
+    print(run(plan, a.targets, a.benchmarks, a.workers, a.robust))
 
 
 def _schema(a: argparse.Namespace) -> None:
@@ -370,6 +377,15 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
             _file("--out", help="CSV to write; Markdown and LaTeX go beside it"),
         ),
     ),
+    "cost": (
+        "say what every method of table 4 takes: seconds as measured by Snakemake, arithmetic as counted",
+        None,
+        _cost,
+        (
+            _file("--config", help="config of the run"),
+            _file("--out", help="CSV to write; Markdown and LaTeX go beside it"),
+        ),
+    ),
     "harden": (
         "write a hardened model with its report and model card",
         None,
@@ -397,13 +413,17 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         (_file("table", help="a table's CSV"),),
     ),
     "estimate": (
-        "estimate time, GPU hours and disk of tables from a benchmark report",
+        "estimate jobs, time, GPU hours and disk before anything is run",
         None,
         _estimate,
         (
-            _value("tables", "names of tables (default: all that the config has cells in)", nargs="*"),
+            _value("targets", "names of tables, or harden for your own models (default: all of the config)", nargs="*"),
             _file("--config", help="config of the run"),
-            _file("--benchmarks", help="report of `make bench` on the device that is asked about"),
+            _file(
+                "--benchmarks",
+                required=False,
+                help="report of `make bench` on the device that is asked about (default: the paper's own times)",
+            ),
             _value("--workers", "devices that work at once", type=int, default=1),
             _value("--robust", "share of images expected to survive every attack", type=float, default=0.4),
         ),

@@ -7,13 +7,12 @@ sets, models and recipes.
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from dfshield.options import STAGES, CotrainingOptions, GenerationOptions, SynthesisOptions, TrainingOptions
 from dfshield.options.common import AugmentationName, DatasetName, Device, ModelName, Name, Positive
 from dfshield.options.evaluation import ProtocolName
-from dfshield.runtime import InputError
+from dfshield.runtime import InputError, read_yaml
 from dfshield.threat import ThreatText
 from dfshield.validation import Options, build, check_keys
 
@@ -181,6 +180,7 @@ class Config(StageOverrides):
     """kinds of training data by name"""
     recipes: dict[Name, dict[str, Any]] = {
         "dfshield": {"loss": "dfshield"},
+        "plus": {"loss": "dfshield", "contrast": 0.3, "noise": 0.01, "weight_decay": 5e-4},
         "dfshield-plain": {"loss": "dfshield", "aggregate": 1},
         "trades": {"loss": "trades", "aggregate": 1},
         "std": {"loss": "std", "aggregate": 1},
@@ -245,11 +245,7 @@ def _among(values: Any, allowed: Any, where: str) -> None:
 
 def load_config(path: Path) -> Config:
     """Read and check one config file; raises InputError naming file and key."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path}: cannot be read as YAML: {reason}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a config is a mapping of keys to values, this is {type(values).__name__}")
     return check_config(values, str(path))

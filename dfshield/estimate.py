@@ -1,153 +1,299 @@
-"""`dfshield estimate`: time, GPU hours and disk of a config's tables, from measured throughput.
+"""`dfshield estimate`: jobs, time, GPU hours and disk of a config's tables, before any of it is run.
 
-The arithmetic of every job is counted from its options; a benchmark report (``make bench``) says how much of it a
-device does in a second. What depends on the outcome, how many images survive how long, is an assumption that the
-command states.
+The jobs are those that Snakemake would start; `dfshield.cost` says what each takes. The answer names its basis, and
+what is assumed about the outcome of attacks.
 """
 
-import json
-from collections import Counter
-from dataclasses import dataclass, field
+import heapq
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfshield import registry
-from dfshield.options import AttackOptions, CotrainingOptions, SynthesisOptions, TrainingOptions
-from dfshield.plan import HARDEN, NONE, Plan
-from dfshield.runtime import InputError
+from dfshield.cost import (
+    UPDATE,
+    Network,
+    Throughput,
+    attack_passes,
+    cotraining_passes,
+    diversity_flops,
+    generation_passes,
+    generator_flops,
+    network,
+    synthesis_passes,
+    training_passes,
+)
+from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
+from dfshield.options import CotrainingOptions, GenerationOptions
+from dfshield.plan import DATA, DIVERSITY, HARDEN, LEDGER, NONE, RESULTS, STUDENT, TEACHER, Plan, place_of
+from dfshield.report.cells import Cell
+from dfshield.runtime import InputError, data_dir, data_file
+from dfshield.threat import threat_name
 
 START_SECONDS = 4.0
-"""Start of a job and its imports."""
-GRADIENT = 2
-"""Forward pass and gradient of the pixels, in forward passes; with the gradient of the weights it is 3."""
-APGD, TARGETS, QUERIES = 100, 9, 5000
-"""AutoAttack's iterations, targets and Square's queries."""
-TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "digits": 997}
+"""Start of a job and its imports (assumed)."""
+LIGHT_SECONDS = 1.0
+"""Start of a job that computes nothing (assumed)."""
+DISK_RATE = 1e8
+"""Bytes per second of jobs that only copy, check and hash (assumed)."""
+TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "digits": 997, "photographs": 5000}
 TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "svhn": 26_032, "digits": 500}
+OWN_TEST_IMAGES = 10_000
+"""Test images of a user's own model whose file is not there to count them (assumed)."""
+RULES = {
+    **dict.fromkeys(("teacher", "synthesize"), True),
+    "merge": False,
+    "generate": True,
+    **dict.fromkeys(("augment", "export"), False),
+    "public": True,
+    **dict.fromkeys(("train", "cotrain", "attack", "diversity"), True),
+    **dict.fromkeys(("table", "model_card"), False),
+}
+"""Rules in the order of the flow, and whether their hours are a GPU's, where there is one."""
 
 
-@dataclass
-class Estimate:
-    """What one kind of job takes."""
+class Job(NamedTuple):
+    """One job of the workflow; `inputs` are the files of the jobs that it waits for."""
 
-    jobs: int = 0
-    seconds: float = 0.0
-    bytes: float = 0.0
+    rule: str
+    seconds: float
+    bytes: float
+    inputs: tuple[str, ...]
+    flops: float = 0.0
+    """operations of the classifiers and of a generator, as far as they are counted"""
 
 
-@dataclass
-class Throughput:
-    """Operations per second of one device, by stage, from a benchmark report."""
+class Input(NamedTuple):
+    """What a network takes: (C,H,W) and number of classes."""
 
-    path: Path
-    device: str
-    rates: dict[str, dict[str, float]] = field(default_factory=dict)
-    evidence: dict[str, Any] = field(default_factory=dict)
+    shape: tuple[int, int, int]
+    classes: int
 
-    @classmethod
-    def read(cls, path: Path) -> "Throughput":
-        """The report of `make bench`; InputError if there is none with the figures that are needed."""
+    @property
+    def bytes(self) -> int:
+        """Of one image in float32."""
+        return 4 * self.shape[0] * self.shape[1] * self.shape[2]
+
+
+class Jobs:
+    """The jobs that targets need, each once, by the file that it makes."""
+
+    def __init__(self, plan: Plan, throughput: Throughput, robust: float) -> None:
+        self.plan, self.throughput, self.robust = plan, throughput, robust
+        self.found: dict[str, Job] = {}
+        self.models: set[str] = set()
+        self._networks: dict[tuple[str, str], Network] = {}
+        self._generators: dict[tuple[Any, ...], float] = {}
+
+    def table(self, name: str) -> None:
+        """A table and all that its cells are read from."""
+        inputs = {self.figure(cell) for cell in self.plan.cells(name)}
+        self._add(f"{RESULTS}/{name}.csv", "table", LIGHT_SECONDS, 0, inputs)
+
+    def hardened(self, name: str) -> None:
+        """A user's own model, its card and its evaluation."""
+        entry, seed = self.plan.hardened(name), self.plan.config.seeds[0]
+        inputs = {self.figure(cell) for cell in self.plan.harden_cells(name)}
+        student = self.student(HARDEN, name, entry.source, entry.recipe, seed)
+        size = self.found[student].bytes
+        self._add(f"{RESULTS}/{HARDEN}/{name}/MODEL_CARD.md", "model_card", LIGHT_SECONDS, size, {*inputs, student})
+
+    def figure(self, cell: Cell) -> str:
+        """The ledger or record of one cell; returns its path, as all that follow."""
+        dataset, model, seed, path = cell.dataset, cell.model, cell.seed, cell.ledger
+        network, taken = self.network(dataset, model), self.input(dataset, model)
+        if cell.metric in DIVERSITY_METRICS:
+            place = place_of(DIVERSITY, path)
+            data = self.data(dataset, model, place["source"], seed)
+            options = self.plan.diversity(dataset, model)
+            synthetic = self.images(dataset, model, place["source"], seed)
+            real = _count(TRAIN_IMAGES, dataset, "train") if options.split == "train" else _tested(dataset)
+            work = diversity_flops(network, real, synthetic)
+            return self._compute(path, "diversity", model, work, 0, {data, self.teacher(dataset, model)})
+        place = place_of(LEDGER, path)
+        attack = self.plan.attack(dataset, model, place["protocol"], seed)
+        tested = attack.limit or self.tested(dataset, model)
+        source, recipe = place["source"], place["recipe"]
+        trained = "" if recipe == NONE else self.plan.threats[dataset, model][place["train_threat"]]
+        of = (
+            self.teacher(dataset, model)
+            if recipe == NONE
+            else self.student(dataset, model, source, recipe, seed, trained)
+        )
+        passes = attack_passes(attack, tested, self.robust, taken.classes)
+        size = tested * taken.bytes / 2  # a float16 perturbation for every image at most
+        return self._compute(path, "attack", model, passes * network.flops, size, {of})
+
+    def student(self, dataset: str, model: str, source: str, recipe: str, seed: int, threat: str = "") -> str:
+        """A trained or co-trained student; `threat` is that of its training, the data set's own if empty."""
+        named = threat_name(threat or self.plan.threat(dataset, model))
+        path = self.plan.path(STUDENT, dataset, model, source=source, recipe=recipe, seed=seed, train_threat=named)
+        if path in self.found:
+            return path
+        options = self.plan.training(dataset, model, recipe, seed, threat)
+        network, teacher = self.network(dataset, model), self.teacher(dataset, model)
+        size = 4 * network.parameters
+        if isinstance(options, CotrainingOptions):
+            classifiers, generator = cotraining_passes(options)
+            drawn = generator * self.generator(dataset, model, options)
+            return self._compute(
+                path, "cotrain", model, classifiers * network.flops, size, {teacher}, "training", drawn
+            )
+        data = self.data(dataset, model, source, seed)
+        passes = training_passes(options, round(options.data_share * self.images(dataset, model, source, seed)))
+        return self._compute(path, "train", model, passes * network.flops, size, {teacher, data}, "training")
+
+    def data(self, dataset: str, model: str, source: str, seed: int) -> str:
+        """Training data of any kind, with the shards or the source that they are made of."""
+        path = self.plan.path(DATA, dataset, model, source=source, seed=seed)
+        if path in self.found:
+            return path
+        kind, teacher = self.plan.config.sources[source].kind, self.teacher(dataset, model)
+        size = self.images(dataset, model, source, seed) * self.input(dataset, model).bytes
+        copying = LIGHT_SECONDS + 2 * size / DISK_RATE
+        if kind == "synthetic":
+            options = self.plan.synthesis(dataset, model, source, seed)
+            shards = self.plan.shards(dataset, model, source, seed)
+            for index, shard in enumerate(shards):
+                groups = options.groups * (index + 1) // len(shards) - options.groups * index // len(shards)
+                share = groups / options.groups
+                work = share * synthesis_passes(options) * self.network(dataset, model).flops
+                self._compute(shard, "synthesize", model, work, share * size, {teacher})
+            return self._add(path, "merge", copying, size, shards)
+        if kind == "generator":
+            generation = self.plan.generation(dataset, model, source, seed)
+            passes, drawn = generation_passes(generation)
+            work = passes * self.network(dataset, model).flops
+            drawn *= self.generator(dataset, model, generation)
+            return self._compute(path, "generate", model, work, size, {teacher}, generator=drawn)
+        if kind == "augmented":
+            base = self.data(dataset, model, str(self.plan.config.sources[source].base), seed)
+            return self._add(path, "augment", copying + START_SECONDS, size, {base})
+        if kind == "public":  # the teacher answers once
+            work = self.images(dataset, model, source, seed) * self.network(dataset, model).flops
+            return self._compute(path, "public", model, work, size, {teacher})
+        return self._add(path, "export", copying + START_SECONDS, size, {teacher})
+
+    def images(self, dataset: str, model: str, source: str, seed: int) -> int:
+        """Images of a source."""
+        own = self.plan.config.sources[source]
+        if own.kind == "synthetic":
+            return int(self.plan.synthesis(dataset, model, source, seed).images)
+        if own.kind == "generator":
+            return int(self.plan.generation(dataset, model, source, seed).images)
+        if own.kind == "augmented":
+            return self.images(dataset, model, str(own.base), seed)
+        if own.kind == "public":
+            options = self.plan.public(dataset, model, source, seed)
+            return int(options.images) or _count(TRAIN_IMAGES, options.dataset, "train")
+        return _count(TRAIN_IMAGES, dataset, "train")
+
+    def teacher(self, dataset: str, model: str) -> str:
+        """A trained classifier; published weights and the user's own need no arithmetic."""
+        path = self.plan.path(TEACHER, dataset, model)
+        if path in self.found:
+            return path
+        network, size = self.network(dataset, model), 4 * self.network(dataset, model).parameters
+        if dataset == HARDEN or dataset in registry.MODELS[model].pretrained:
+            return self._add(path, "teacher", START_SECONDS, size, ())
+        options = self.plan.options("teacher", dataset, model)
+        passes = UPDATE * options.epochs * _count(TRAIN_IMAGES, dataset, "train")
+        return self._compute(path, "teacher", model, passes * network.flops, size, (), "training")
+
+    def tested(self, dataset: str, model: str) -> int:
+        """Test images of a data set, or of a user's own file."""
+        if dataset != HARDEN:
+            return _tested(dataset)
+        import numpy as np
+
+        config, evaluation = self.plan.config, self.plan.hardened(model).evaluation
+        file = data_file(evaluation.file, data_dir(config.data_dir)) if evaluation else Path()
         try:
-            entries = json.loads(path.read_text(encoding="utf-8"))
-            found = cls(path, entries[0]["device"], evidence=entries[0]["evidence"])
-            for entry in entries:
-                if entry["flops"]:
-                    found.rates.setdefault(entry["stage"], {})[entry["model"]] = entry["flops"] / entry["seconds_ours"]
-        except (OSError, ValueError, LookupError, TypeError, ZeroDivisionError) as error:
-            raise InputError(
-                f"{path}: no benchmark report ({error}); run `make bench` on the device in question"
-            ) from None
-        for stage in ("synthesis", "training"):
-            if stage not in found.rates:
-                raise InputError(f"{path}: has no figure of {stage}; run `make bench` with this stage")
+            with np.load(file, allow_pickle=False) as arrays:
+                return len(arrays["y"])
+        except (OSError, ValueError, KeyError):  # the attack will say what is wrong with it
+            return OWN_TEST_IMAGES
+
+    def input(self, dataset: str, model: str) -> Input:
+        """What a data set's or a user's network takes."""
+        entry: Any = self.plan.hardened(model) if dataset == HARDEN else registry.DATASETS[dataset]
+        return Input(tuple(entry.input_shape), entry.classes)
+
+    def network(self, dataset: str, model: str) -> Network:
+        """Size of a network, counted once."""
+        own: dict[str, Any] = {}
+        if dataset == HARDEN:
+            entry = self.plan.hardened(model)
+            own = {"factory": entry.factory, "arguments": entry.arguments}
+        if (dataset, model) not in self._networks:
+            self._networks[dataset, model] = network(model, *self.input(dataset, model), **own)
+        return self._networks[dataset, model]
+
+    def generator(self, dataset: str, model: str, options: CotrainingOptions | GenerationOptions) -> float:
+        """Operations of a generator's forward pass, counted once."""
+        taken = self.input(dataset, model)
+        width = options.generator_width if isinstance(options, CotrainingOptions) else options.width
+        key = (options.method, taken, width, options.latent)
+        if key not in self._generators:
+            self._generators[key] = generator_flops(options, *taken)
+        return self._generators[key]
+
+    def _compute(
+        self,
+        path: str,
+        rule: str,
+        model: str,
+        flops: float,
+        size: float,
+        inputs: Iterable[str],
+        stage: str = "synthesis",
+        generator: float = 0.0,
+    ) -> str:
+        """A job on a device: operations of the classifiers and of a generator."""
+        self.models.add(model)
+        seconds = flops / self.throughput.rate(stage, model) + generator / self.throughput.best(stage)
+        return self._add(path, rule, START_SECONDS + seconds, size, inputs, flops + generator)
+
+    def _add(self, path: str, rule: str, seconds: float, size: float, inputs: Iterable[str], flops: float = 0.0) -> str:
+        self.found.setdefault(path, Job(rule, seconds, size, tuple(inputs), flops))
+        return path
+
+    def schedule(self, workers: int) -> dict[str, tuple[float, float]]:
+        """Start and end in seconds of every job where `workers` of them run at a time, by their priority.
+
+        As Snakemake does: a free worker takes a job whose inputs are there, an earlier stage's first.
+        """
+        rank = {rule: position for position, rule in enumerate(RULES)}
+        order = {path: number for number, path in enumerate(self.found)}
+        waiting = {path: len(set(job.inputs)) for path, job in self.found.items()}
+        ready = [(rank[job.rule], order[path], path) for path, job in self.found.items() if not waiting[path]]
+        heapq.heapify(ready)
+        users: dict[str, list[str]] = {}
+        for path, job in self.found.items():
+            for other in set(job.inputs):
+                users.setdefault(other, []).append(path)
+        running: list[tuple[float, int, str]] = []
+        found: dict[str, tuple[float, float]] = {}
+        now = 0.0
+        while ready or running:
+            while ready and len(running) < workers:
+                path = heapq.heappop(ready)[2]
+                found[path] = now, now + self.found[path].seconds
+                heapq.heappush(running, (found[path][1], order[path], path))
+            now, _, done = heapq.heappop(running)
+            for path in users.get(done, ()):
+                waiting[path] -= 1
+                if not waiting[path]:
+                    heapq.heappush(ready, (rank[self.found[path].rule], order[path], path))
         return found
 
-    def rate(self, stage: str, model: str) -> float:
-        """Of the model itself where it was measured, else of the one that was."""
-        rates = self.rates[stage]
-        return rates.get(model, next(iter(rates.values())))
+    def hours(self, workers: int) -> float:
+        """Hours from the first job to the last where `workers` of them run at a time."""
+        return max((end for _, end in self.schedule(workers).values()), default=0.0) / 3600
 
 
-def forward_flops(model: str, input_shape: tuple[int, int, int], classes: int, **own: Any) -> float:
-    """Operations of one image's forward pass: two per multiplication of convolutions and linear layers."""
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    from dfshield.models.factory import build_network
-
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
-        build_network(model, input_shape, classes, **own).eval()(torch.zeros(1, *input_shape))
-    return float(counter.get_total_flops())
-
-
-def synthesis_passes(options: SynthesisOptions) -> float:
-    """Forward passes of a whole surrogate set."""
-    return GRADIENT * options.images * options.iterations
-
-
-def training_passes(options: TrainingOptions, images: int) -> float:
-    """Forward passes of a whole training run on `images` images."""
-    outer = 2 * 3  # clean and adversarial, each with gradients of the weights
-    return images * options.epochs * (1 + GRADIENT * options.attack_steps + outer)
-
-
-def cotraining_passes(options: CotrainingOptions) -> float:
-    """Forward passes of teacher and student in a whole co-training run; the generator's own arithmetic is left out."""
-    student = 2 + GRADIENT * options.attack_steps + 3  # the teacher, the clean images, and the adversarial ones' step
-    generator = 2 * GRADIENT  # through teacher and student
-    return options.batch * options.iterations * options.epochs * (options.student_steps * student + generator)
-
-
-def attack_passes(options: AttackOptions, images: int, robust: float) -> float:
-    """Forward passes of an attack on `images` images of which the share `robust` survives everything."""
-    if options.attack == "clean":
-        return images
-    if options.attack == "fgsm":
-        return GRADIENT * images
-    if options.attack == "pgd":
-        return GRADIENT * images * options.steps * options.restarts
-    per_survivor = GRADIENT * (APGD + TARGETS * APGD) + (GRADIENT + 1) * TARGETS * APGD + QUERIES
-    return images * (GRADIENT * 10 + robust * per_survivor)
-
-
-def estimate(plan: Plan, tables: list[str], throughput: Throughput, robust: float) -> dict[str, Estimate]:
-    """What the jobs of `tables` take, by kind; files that tables share are made once."""
-    config = plan.config
-    found: dict[str, Estimate] = {kind: Estimate() for kind in ("synthesis", "training", "cotraining", "attack")}
-    flops: dict[tuple[str, str], float] = {}
-    done: Counter[tuple[Any, ...]] = Counter()
-
-    def add(kind: str, key: tuple[Any, ...], passes: float, model: str, size: float) -> None:
-        if not done[kind, *key]:
-            stage = kind if kind in throughput.rates else "synthesis"
-            seconds = START_SECONDS + passes * flops[key[0], model] / throughput.rate(stage, model)
-            entry = found[kind]
-            found[kind] = Estimate(entry.jobs + 1, entry.seconds + seconds, entry.bytes + size)
-        done[kind, *key] += 1
-
-    for cell in {cell.ledger: cell for table in tables for cell in plan.cells(table)}.values():
-        dataset, model, seed = cell.dataset, cell.model, cell.seed
-        entry = registry.DATASETS[dataset]
-        pixels = 4 * entry.input_shape[0] * entry.input_shape[1] * entry.input_shape[2]
-        if (dataset, model) not in flops:
-            flops[dataset, model] = forward_flops(model, entry.input_shape, entry.classes)
-        _, _, _, _, source, recipe, threat, _, _, _, protocol, _ = cell.ledger.split("/")
-        key = (dataset, model, source, seed)
-        images = _count(TRAIN_IMAGES, dataset, "train")
-        if source in config.sources and config.sources[source].kind == "synthetic":
-            synthesis = plan.synthesis(dataset, model, source, seed)
-            images = synthesis.images
-            add("synthesis", key, synthesis_passes(synthesis), model, 2 * images * pixels)  # shards and merged file
-        if recipe != NONE:
-            training = plan.training(dataset, model, recipe, seed)
-            together = isinstance(training, CotrainingOptions)
-            passes = cotraining_passes(training) if together else training_passes(training, images)
-            add("cotraining" if together else "training", (*key, recipe, threat), passes, model, 0)
-        attack = plan.attack(dataset, model, protocol.partition("@")[0], seed)
-        tested = attack.limit or _count(TEST_IMAGES, dataset, "test")
-        size = tested * pixels / 2
-        add("attack", (*key, recipe, protocol), attack_passes(attack, tested, robust), model, size)
-    return found
+def _tested(dataset: str) -> int:
+    return _count(TEST_IMAGES, dataset, "test")
 
 
 def _count(known: dict[str, int], dataset: str, split: str) -> int:
@@ -158,20 +304,45 @@ def _count(known: dict[str, int], dataset: str, split: str) -> int:
     return int(medmnist.INFO[dataset]["n_samples"][split])
 
 
-def run(plan: Plan, tables: list[str], report: Path, workers: int, robust: float) -> str:
-    """The estimate as text."""
-    if plan.config.harden and not plan.config.datasets:
-        raise InputError(f"estimates are of tables; this config has only models under {HARDEN}:")
-    throughput = Throughput.read(report)
-    found = estimate(plan, tables, throughput, robust)
-    lines = [f"{'':11} {'jobs':>6} {'hours':>9} {'disk':>9}"]
-    for kind, entry in found.items():
-        lines.append(f"{kind:11} {entry.jobs:6d} {entry.seconds / 3600:9.2f} {entry.bytes / 1e9:6.2f} GB")
-    total = sum(entry.seconds for entry in found.values()) / 3600
+def estimate(plan: Plan, targets: list[str], throughput: Throughput, robust: float) -> Jobs:
+    """What `targets` take: names of tables, or ``harden`` for the config's own models. Each file is made once."""
+    jobs = Jobs(plan, throughput, robust)
+    for target in targets:
+        if target == HARDEN:
+            for name in plan.config.harden:
+                jobs.hardened(name)
+        else:
+            jobs.table(target)
+    return jobs
+
+
+def run(plan: Plan, targets: list[str], report: Path | None, workers: int, robust: float) -> str:
+    """The estimate as text; without `targets` all that the config has, without `report` by the paper's own times."""
+    everything = [*plan.own_tables, *([HARDEN] if plan.config.harden else [])]
+    if HARDEN in targets and not plan.config.harden:
+        raise InputError("this config has no models under harden:; give one that has, or names of tables")
+    throughput = Throughput.read(report) if report else Throughput.published()
+    jobs = estimate(plan, targets or everything, throughput, robust)
+    lines = [f"{'rule':11} {'jobs':>6} {'hours':>10} {'disk':>11}"]
+    spent = {True: 0.0, False: 0.0}
+    for rule, on_device in RULES.items():
+        own = [job for job in jobs.found.values() if job.rule == rule]
+        seconds, size = sum(job.seconds for job in own), sum(job.bytes for job in own)
+        spent[on_device] += seconds
+        if own:
+            lines.append(f"{rule:11} {len(own):6d} {seconds / 3600:10.2f} {size / 1e9:8.2f} GB")
+    size = sum(job.bytes for job in jobs.found.values())
+    hours = sum(spent.values()) / 3600
+    lines.append(f"{'total':11} {len(jobs.found):6d} {hours:10.2f} {size / 1e9:8.2f} GB")
     unit = "GPU hours" if throughput.device == "cuda" else "hours of this machine"
-    lines += [
-        f"{total:.1f} {unit}; {total / workers:.1f} hours with {workers} such devices at once",
-        f"From {report} ({throughput.evidence.get('hardware')}, {throughput.evidence.get('threads')} threads); "
-        f"assumed: {100 * robust:.0f} % of images survive every attack. Teachers are not counted.",
-    ]
-    return "\n".join(lines)
+    others = throughput.stand_ins(jobs.models)
+    return "\n".join(
+        [
+            *lines,
+            f"{spent[True] / 3600:.1f} {unit}; {jobs.hours(workers):.1f} hours with {workers} jobs at a time, "
+            f"{jobs.hours(len(jobs.found)):.1f} with any number (the longest chain of jobs).",
+            f"Basis: {throughput.basis}{f'; {others}' if others else ''}.",
+            f"Assumed: {100 * robust:.0f} % of images survive every attack; {START_SECONDS:.0f} s to start a job; "
+            f"{DISK_RATE / 1e6:.0f} MB/s to copy and check. Downloads and k-means are not counted.",
+        ]
+    )

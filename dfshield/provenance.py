@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from dfshield import registry
@@ -35,6 +36,7 @@ ENTRY_POINTS = {
     "cotraining": ("dfshield.cotraining.trainer:run",),
     "attack": ("dfshield.attacks.evaluate:run",),
     "table": ("dfshield.report.tables:build", "dfshield.report.render:markdown", "dfshield.report.render:latex"),
+    "cost": ("dfshield.report.cost:run",),
     "card": ("dfshield.report.card:run",),
 }
 """Where each stage's code starts."""
@@ -42,19 +44,18 @@ ENTRY_POINTS = {
 
 def stage_digest(stage: str, *chosen: registry.Entry) -> str:
     """SHA-256 (first 16 hex digits) of the code of a stage together with the registry entries chosen for it."""
-    todo = [*ENTRY_POINTS[stage], *(entry.target for entry in chosen)]
-    for root in todo:
-        if not _resolve(root):
+    todo = []
+    for root in (*ENTRY_POINTS[stage], *(entry.target for entry in chosen)):
+        target = _resolve(root)
+        if not target:
             raise LookupError(f"{root}: there is no such code")
+        todo.append(target)
     seen: dict[str, str] = {}
     while todo:
-        target = _resolve(todo.pop())
-        if target is None or target in seen:
-            continue
-        module, _, name = target.partition(":")
-        nodes = _definitions(module)[name]
-        seen[target] = " ".join(ast.dump(_without_docstrings(node)) for node in nodes)
-        todo += [found for node in nodes for found in _references(module, node)]
+        target = todo.pop()
+        if target not in seen:
+            seen[target], references = _code(target)
+            todo += references
     lines = [f"{target} {seen[target]}" for target in sorted(seen)]
     text = "\n".join(lines + [f"{entry.target} {facts}" for entry in chosen if (facts := _facts(entry))])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -82,6 +83,7 @@ def _resolve(target: str) -> str | None:
     return None
 
 
+@functools.cache
 def _file(module: str) -> Path | None:
     """The file of a module of this package, found without importing anything; None if there is no such module."""
     package, *parts = module.split(".")
@@ -92,11 +94,33 @@ def _file(module: str) -> Path | None:
 
 
 @functools.cache
+def _code(target: str) -> tuple[str, set[str]]:
+    """Text of a definition's syntax trees, and the definitions that they mention: stages have most of it in common."""
+    module, _, name = target.partition(":")
+    nodes = _definitions(module)[name]
+    mentioned = {found for node in nodes for found in _references(module, node)}
+    return " ".join(ast.dump(node) for node in nodes), {place for found in mentioned if (place := _resolve(found))}
+
+
+@functools.cache
 def _tree(module: str) -> ast.Module:
+    """Syntax tree of a module, without docstrings."""
     file = _file(module)
     if file is None:
         raise ModuleNotFoundError(module)
-    return ast.parse(file.read_text(encoding="utf-8"))
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        for field in ("body", "orelse", "finalbody"):
+            block = getattr(node, field, None)
+            if isinstance(block, list):  # of statements; a lambda's body is an expression
+                block[:] = [statement for statement in block if not _is_text(statement)]
+    return tree
+
+
+def _is_text(statement: ast.stmt) -> bool:
+    if not isinstance(statement, ast.Expr) or not isinstance(statement.value, ast.Constant):
+        return False
+    return isinstance(statement.value.value, str)
 
 
 @functools.cache
@@ -122,12 +146,12 @@ def _definitions(module: str) -> dict[str, list[ast.stmt]]:
 @functools.cache
 def _imports(module: str) -> dict[str, str]:
     """Local name to ``module`` or ``module:name`` for what a module imports from this package, anywhere in it."""
-    return _imports_in(module, _tree(module))
+    return _imports_in(module, ast.walk(_tree(module)))
 
 
-def _imports_in(module: str, tree: ast.AST) -> dict[str, str]:
+def _imports_in(module: str, nodes: Iterable[ast.AST]) -> dict[str, str]:
     found: dict[str, str] = {}
-    for node in ast.walk(tree):
+    for node in nodes:
         if isinstance(node, ast.ImportFrom):
             base = _absolute(module, node)
             for alias in node.names if base.split(".")[0] == PACKAGE else ():
@@ -151,9 +175,10 @@ def _absolute(module: str, node: ast.ImportFrom) -> str:
 
 def _references(module: str, node: ast.AST) -> list[str]:
     """What a definition mentions of this package: names, and attributes of its modules (``a.b.name``)."""
-    imported, local = _imports(module) | _imports_in(module, node), _definitions(module)
+    children = list(ast.walk(node))
+    imported, local = _imports(module) | _imports_in(module, children), _definitions(module)
     found = []
-    for child in ast.walk(node):
+    for child in children:
         if isinstance(child, ast.Name):
             found.append(f"{module}:{child.id}" if child.id in local else imported.get(child.id, ""))
         elif isinstance(child, ast.Attribute):
@@ -172,14 +197,3 @@ def _module_of(node: ast.expr, imported: dict[str, str]) -> str:
     else:
         return ""
     return found if ":" not in found and _file(found) else ""
-
-
-class _Strip(ast.NodeTransformer):
-    def visit_Expr(self, node: ast.Expr) -> ast.AST | None:
-        return None if isinstance(node.value, ast.Constant) and isinstance(node.value.value, str) else node
-
-
-def _without_docstrings(node: ast.AST) -> ast.AST:
-    import copy
-
-    return _Strip().visit(copy.deepcopy(node))

@@ -11,7 +11,13 @@ from dfshield.runtime import InputError
 class Options(BaseModel):
     """Base of all option classes: unknown keys, NaN and infinities are refused, instances do not change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        defer_build=True,  # validators at their first use: a command needs few of the classes
+    )
 
 
 def check_keys(overrides: dict[str, Any], options: type[Options], where: str) -> None:

@@ -1,13 +1,16 @@
 """Generated code and bf16 give what the plain loops give."""
 
+import json
+
+import h5py
 import pytest
 import tiny
 import torch
 
 from dfshield.options import SynthesisOptions, TrainingOptions
-from dfshield.runtime import InputError, compiled, generator
+from dfshield.runtime import InputError, compiled, generator, settled
 from dfshield.shards import Surrogate
-from dfshield.synthesis.inversion import Synthesizer
+from dfshield.synthesis.inversion import Synthesizer, run
 from dfshield.training.trainer import Trainer
 
 
@@ -68,3 +71,19 @@ def test_no_compiler_is_one_line(monkeypatch, tmp_path):
 
     with pytest.raises(InputError, match=r"^compile: PyTorch cannot generate code here \(.*install a C\+\+ compiler"):
         compiled(function)(torch.rand(1000))
+
+
+@pytest.mark.parametrize("fast, expected", [(True, "bf16"), (False, "fp32")])
+def test_auto_is_the_arithmetic_that_the_hardware_is_faster_in(fast, expected, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": fast})
+    options = TrainingOptions(precision="auto", outer_precision="auto")
+    found = settled(options, torch.device("cpu"))
+    assert (found.precision, found.outer_precision) == (expected, expected)
+    assert settled(TrainingOptions(precision="fp32", outer_precision="auto"), torch.device("cpu")).precision == "fp32"
+
+
+def test_data_record_the_arithmetic_that_auto_came_to(tmp_path):
+    options = SynthesisOptions(images=4, batch=2, iterations=1, device="cpu", precision="auto")
+    run(tiny.teacher(tmp_path / "teacher.safetensors"), tmp_path / "shard.h5", options)
+    with h5py.File(tmp_path / "shard.h5") as file:
+        assert json.loads(file.attrs["options"])["precision"] in ("fp32", "bf16")

@@ -107,6 +107,10 @@ def test_names_of_threats_are_file_names():
         (TrainingOptions, {"awp": 2}, "awp"),
         (TrainingOptions, {"eps_warmup": 1.1}, "eps_warmup"),
         (TrainingOptions, {"lr_warmup": -0.1}, "lr_warmup"),
+        (TrainingOptions, {"eps_factor": 0}, "eps_factor"),
+        (TrainingOptions, {"contrast": 1.1}, "contrast"),
+        (TrainingOptions, {"noise": -0.1}, "noise"),
+        (TrainingOptions, {"batchnorm": "frozen"}, "batchnorm"),
         (
             TrainingOptions,
             {"awp": 0.01, "awp_warmup": 5, "epochs": 5},

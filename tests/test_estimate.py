@@ -1,67 +1,201 @@
-"""The cost model against counts made by hand."""
+"""The cost model against counts made by hand, and its jobs against those of the workflow."""
 
 import json
+from pathlib import Path
 
 import pytest
+from test_workflow import PAPER
 
-from dfshield import estimate
-from dfshield.config import check_config
-from dfshield.options import AttackOptions, CotrainingOptions, SynthesisOptions, TrainingOptions
+from dfshield import cost, estimate
+from dfshield.config import check_config, load_config
+from dfshield.options import (
+    AttackOptions,
+    CotrainingOptions,
+    GenerationOptions,
+    SynthesisOptions,
+    TrainingOptions,
+)
 from dfshield.plan import Plan
 from dfshield.runtime import InputError
 
 CONFIG = {
     "name": "count",
     "seeds": [0, 1],
+    "shards": 3,
     "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:2/16"}},
     "synthesis": {"images": 400, "batch": 100, "iterations": 50},
-    "training": {"epochs": 3, "batch": 50, "aggregate": 2, "attack_steps": 4},
+    "training": {"epochs": 3, "batch": 50, "aggregate": 2, "attack_steps": 4, "holdout": 100},
 }
+MINE = {
+    "factory": "dfshield.models.demo:cnn_s",
+    "arguments": {"input_shape": [1, 8, 8], "classes": 10},
+    "weights": "w.pt",
+    "input_shape": [1, 8, 8],
+    "classes": 10,
+    "mean": [0.3],
+    "std": [0.38],
+    "threat": "linf:8/255",
+    "evaluation": {"file": "eval.npz", "protocols": ["pgd10"]},
+}
+FLOPS = 2 * 78_656  # of CNN-S: 3x3 convolutions of 1, 8 and 8 channels on 8x8 pixels, and the linear layer
 
 
 @pytest.fixture
 def report(tmp_path):
     path = tmp_path / "benchmarks.json"
-    entry = {"device": "cuda", "evidence": {"hardware": "X", "threads": 1}, "seconds_ours": 0.5, "model": "resnet20"}
+    evidence = {"hardware": "X", "threads": 1, "precision": "fp32"}
+    entry = {"device": "cuda", "evidence": evidence, "seconds_ours": 0.5, "model": "resnet20"}
     path.write_text(json.dumps([entry | {"stage": s, "flops": f} for s, f in (("synthesis", 1e9), ("training", 4e9))]))
     return path
 
 
+@pytest.fixture(scope="module")
+def paper():
+    return Plan.of(load_config(Path(__file__).parent.parent / "config/paper.yaml"))
+
+
+@pytest.fixture
+def unit(monkeypatch):
+    """Every network has 1000 operations, 10 parameters, 5 features: the jobs alone are looked at."""
+    monkeypatch.setattr(estimate, "network", lambda *given, **own: cost.Network(1e3, 10, 5))
+    monkeypatch.setattr(estimate, "generator_flops", lambda *given: 1e3)
+    return cost.Throughput("unit", "cuda", {"synthesis": {"x": 1e12}})
+
+
+def counted(jobs: estimate.Jobs) -> dict[str, int]:
+    rules = [job.rule for job in jobs.found.values()]
+    return {rule: rules.count(rule) for rule in rules}
+
+
 def test_passes_by_hand():
-    assert estimate.synthesis_passes(SynthesisOptions(images=400, batch=100, iterations=50)) == 2 * 400 * 50
-    assert estimate.training_passes(TrainingOptions(epochs=3, attack_steps=4), 400) == 400 * 3 * (1 + 8 + 6)
-    assert estimate.attack_passes(AttackOptions(attack="pgd", steps=10, restarts=2), 30, 0.4) == 30 * 2 * 10 * 2
-    cotraining = CotrainingOptions(method="dfme", batch=8, iterations=2, epochs=3, student_steps=5, attack_steps=4)
-    assert estimate.cotraining_passes(cotraining) == 8 * 2 * 3 * (5 * (2 + 8 + 3) + 4)
-    # quick 10 steps; then on the survivors APGD-CE and nine targets of APGD, nine targets of FAB, Square's queries
-    survivors = 0.5 * 30 * (2 * 100 + 2 * 900 + 3 * 900 + 5000)
-    assert estimate.attack_passes(AttackOptions(), 30, 0.5) == 30 * 20 + survivors
+    assert cost.synthesis_passes(SynthesisOptions(images=400, batch=100, iterations=50)) == 2 * 400 * 50
+    # the teacher's answers once; every epoch on 300: a clean pass, 4 steps there and back, clean and adversarial with
+    # the weights' gradients; on 100 held out: clean and adversarial passes and the steps
+    training = TrainingOptions(epochs=3, attack_steps=4, holdout=100)
+    assert cost.training_passes(training, 400) == 400 + 3 * (300 * (1 + 8 + 6) + 100 * (2 + 8))
+    half = training.model_copy(update={"awp": 0.01, "epochs": 4, "awp_warmup": 2})
+    assert cost.training_passes(half, 400) == 400 + 4 * (300 * (1 + 8 + 6 * 1.5) + 100 * (2 + 8))
+    single = TrainingOptions(loss="fgsm", epochs=1, holdout=0)
+    assert cost.training_passes(single, 10) == 10 + 10 * (1 + 2 + 6)
+    smooth = TrainingOptions(loss="gradient-penalty", epochs=1, holdout=0)
+    assert cost.training_passes(smooth, 10) == 10 + 10 * 6
+    attack = AttackOptions(attack="pgd", steps=10, restarts=2)
+    assert cost.attack_passes(attack, 30, 0.4) == 30 * 2 * 10 * 2
+    dfme = CotrainingOptions(method="dfme", batch=8, iterations=2, epochs=3, student_steps=5, attack_steps=4)
+    assert cost.cotraining_passes(dfme) == (8 * 2 * 3 * (5 * (2 + 8 + 3) + 4), 8 * 2 * 3 * (3 + 5))
+    ait = CotrainingOptions(method="ait", batch=8, iterations=2, epochs=6, generator_epochs=2, attack_steps=4)
+    assert cost.cotraining_passes(ait) == (8 * 2 * (4 * (2 + 8 + 6) + 6 * 4), 8 * 2 * 6 * 3)
+    generation = GenerationOptions(images=70, batch=10, epochs=2, iterations=3)
+    assert cost.generation_passes(generation) == (2 * 60, 3 * 60 + 70)
 
 
-def test_forward_pass_by_hand():
-    # two operations a multiplication: 3x3 convolutions of 1, 8 and 8 channels on 8x8 pixels, and the linear layer
-    flops = estimate.forward_flops("cnn-s", (1, 8, 8), 10)
-    assert flops == 2 * 78_656
+@pytest.mark.parametrize(
+    ("targets", "classes", "expected"), [("standard", 100, 9), ("paper", 100, 99), ("standard", 4, 3)]
+)
+def test_autoattack_by_hand(targets, classes, expected):
+    # quick 10 steps; then on the survivors APGD-CE and targets of APGD, targets of FAB, Square's queries
+    survivors = 0.5 * 30 * (2 * 100 + 2 * 100 * expected + 3 * 100 * expected + 5000)
+    assert cost.attack_passes(AttackOptions(targets=targets), 30, 0.5, classes) == 30 * 20 + survivors
 
 
-def test_shared_jobs_count_once(report):
-    plan = Plan.of(check_config(CONFIG))
-    throughput = estimate.Throughput.read(report)
+def test_networks_by_hand():
+    net = cost.network("cnn-s", (1, 8, 8), 10)
+    assert (net.flops, cost.forward_flops("cnn-s", (1, 8, 8), 10)) == (FLOPS, FLOPS)
+    assert cost.diversity_flops(cost.Network(7, 1, 5), 3, 2) == 5 * 7 + 2 * 5 * (9 + 4 + 6)
+
+
+def test_generators_by_hand():
+    # latent to 16 maps of 2x2, two doublings with convolutions of 16 to 16 and 8 channels, and 8 to 1
+    linear, last = 2 * 100 * 16 * 2 * 2, 2 * 9 * 8 * 1 * 64
+    convolutions = 2 * 9 * (16 * 16 * 16 + 16 * 8 * 64)
+    options = CotrainingOptions(method="ait", generator_width=0.125)
+    assert cost.generator_flops(options, (1, 8, 8), 10) == linear + convolutions + last
+    generation = GenerationOptions(width=0.125, latent=100)
+    assert cost.generator_flops(generation, (1, 8, 8), 10) == linear + convolutions + last
+
+
+@pytest.mark.parametrize("table", PAPER)
+def test_the_jobs_are_those_of_the_workflow(paper, unit, table):
+    jobs = estimate.estimate(paper, [table], unit, 0.4)
+    assert counted(jobs) == PAPER[table]
+    assert all(other in jobs.found for job in jobs.found.values() for other in job.inputs)
+
+
+def test_tables_share_what_they_can(paper, unit):
+    found = counted(estimate.estimate(paper, paper.own_tables, unit, 0.4))
+    # as in the workflow's test: the general data sets and the medical ones
+    assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16) * 6)
+    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 21)
+    assert found["cotrain"] == 36 + 9 + 2 * 4 * 3 * 3 + 64
+    assert (found["augment"], found["diversity"]) == (18, 15 + 15 + 1)
+
+
+def test_time_and_disk_by_hand(report):
+    plan, throughput = Plan.of(check_config(CONFIG)), cost.Throughput.read(report)
     assert throughput.rate("synthesis", "cnn-s") == 2e9 and throughput.rate("training", "resnet20") == 8e9
-    one = estimate.estimate(plan, ["table8"], throughput, 0.4)
-    assert (one["synthesis"].jobs, one["training"].jobs, one["attack"].jobs) == (2 * 2, 2 * 4, 2 * 4)
-    both = estimate.estimate(plan, ["table8", "table4"], throughput, 0.4)
-    assert both["synthesis"].jobs == one["synthesis"].jobs  # table 4 needs none that table 8 does not
-    assert both["cotraining"].jobs == 4  # the rivals, at the first seed
-    flops = estimate.forward_flops("cnn-s", (1, 8, 8), 10)
-    seconds = 4 * (estimate.START_SECONDS + 2 * 400 * 50 * flops / 2e9)
-    assert one["synthesis"].seconds == pytest.approx(seconds)
-    assert one["synthesis"].bytes == 4 * 2 * 400 * 64 * 4
+    jobs = estimate.estimate(plan, ["table8"], throughput, 0.4)
+    # two sources and seeds in three shards of 1, 1 and 2 batches
+    shards = [job for job in jobs.found.values() if job.rule == "synthesize"]
+    assert len(shards) == 2 * 2 * 3
+    assert sum(job.bytes for job in shards) == 4 * 400 * 64 * 4
+    whole = 2 * 400 * 50 * FLOPS / 2e9
+    assert sum(job.seconds for job in shards) == pytest.approx(4 * (3 * estimate.START_SECONDS + whole))
+    # the longest chain: a teacher of 100 epochs, the largest shard, merging, training, AutoAttack, the table
+    training = (400 + 3 * (300 * 15 + 100 * 10)) * FLOPS / 8e9
+    attack = 500 * (20 + 0.4 * (200 + 4500 + 5000)) * FLOPS / 2e9
+    starts = 4 * estimate.START_SECONDS + 2 * estimate.LIGHT_SECONDS
+    merging = 2 * 400 * 64 * 4 / estimate.DISK_RATE
+    taught = 3 * 100 * 997 * FLOPS / 8e9
+    chain = taught + whole / 2 + merging + training + attack + starts
+    assert 3600 * jobs.hours(100) == pytest.approx(chain)
+    assert 3600 * jobs.hours(1) == pytest.approx(sum(job.seconds for job in jobs.found.values()))
 
 
-def test_text_names_its_basis(report):
-    text = estimate.run(Plan.of(check_config(CONFIG)), ["table8"], report, 2, 0.4)
-    assert "GPU hours" in text and "with 2 such devices" in text and "X, 1 threads" in text and "40 %" in text
+@pytest.mark.parametrize("workers", [2, 4, 16])
+def test_all_workers_are_busy_and_no_more(unit, workers):
+    """In the demo's table 4 jobs wait for a core or for their inputs, for nothing else, and the cores are at work."""
+    plan = Plan.of(load_config(Path(__file__).parent.parent / "config/config.yaml"))
+    jobs = estimate.estimate(plan, ["table4"], unit, 0.4)
+    schedule = jobs.schedule(workers)
+    assert schedule.keys() == jobs.found.keys()
+    starts = sorted({start for start, _ in schedule.values()})
+    for now in starts:
+        running = sum(start <= now < end for start, end in schedule.values())
+        ready = [
+            path
+            for path, job in jobs.found.items()
+            if schedule[path][0] > now and all(schedule[other][1] <= now for other in job.inputs)
+        ]
+        assert running <= workers and (running == workers or not ready)
+    busy = sum(job.seconds for job in jobs.found.values()) / (3600 * workers * jobs.hours(workers))
+    assert busy > 0.7  # with 16 they wait for teachers and for the last attack
+
+
+def test_own_models_and_generated_sources(report):
+    values = CONFIG | {"harden": {"mine": MINE, "plain": MINE | {"source": "qimera", "evaluation": None}}}
+    jobs = estimate.estimate(Plan.of(check_config(values)), ["harden"], cost.Throughput.read(report), 0.4)
+    assert counted(jobs) == {"teacher": 2, "synthesize": 3, "merge": 1, "generate": 1, "train": 2, "attack": 2} | {
+        "model_card": 2
+    }
+    attacked = [job for job in jobs.found.values() if job.rule == "attack"]
+    assert {job.bytes for job in attacked} == {estimate.OWN_TEST_IMAGES * 64 * 2}
+
+
+def test_text_names_its_basis(report, unit):
+    plan = Plan.of(check_config(CONFIG))
+    text = estimate.run(plan, ["table8"], report, 2, 0.4)
+    assert "GPU hours" in text and "with 2 jobs at a time" in text and "40 %" in text
+    assert "X, 1 threads" in text and "cnn-s at the rate of resnet20" in text
+    text = estimate.run(plan, [], None, 1, 0.4)
+    assert "assumed, the paper's synthesis times on one RTX 3090" in text and "cotrain" in text
+
+
+def test_the_papers_own_times():
+    """10,000 images of 2,000 steps take as long as the paper says, for its own networks."""
+    rates = cost.Throughput.published()
+    work = cost.synthesis_passes(SynthesisOptions(images=10_000)) * cost.forward_flops("resnet20", (3, 32, 32), 10)
+    assert work / rates.rate("synthesis", "resnet20") == pytest.approx(0.6 * 3600)
+    assert rates.rate("training", "wrn28_10") == rates.rate("synthesis", "wrn28_10")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '[{"stage": "synthesis"}]', None])
@@ -70,4 +204,9 @@ def test_reports_that_cannot_serve_are_refused(tmp_path, content):
     if content is not None:
         path.write_text(content)
     with pytest.raises(InputError, match="run `make bench`"):
-        estimate.Throughput.read(path)
+        cost.Throughput.read(path)
+
+
+def test_harden_without_entries_is_refused(unit):
+    with pytest.raises(InputError, match="no models under harden:"):
+        estimate.run(Plan.of(check_config(CONFIG)), ["harden"], None, 1, 0.4)

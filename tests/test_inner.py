@@ -193,6 +193,13 @@ def test_epsilon_grows_over_the_first_epochs(threat, full, step):
     assert Maximisation.full(TrainingOptions(epochs=8, threat=threat, eps_warmup=0.5)).threat.eps == full
 
 
+def test_epsilon_of_training_as_a_multiple_of_the_threats():
+    found = problems(epochs=2, threat="linf:4/255", eps_factor=1.5, eps_warmup=1)
+    assert [problem.threat.eps * 255 for problem in found] == pytest.approx([3, 6])
+    assert [problem.size * 255 for problem in found] == pytest.approx([0.75, 1.5])
+    assert Maximisation.full(TrainingOptions(threat="linf:4/255", eps_factor=1.5)).threat.eps == 4 / 255
+
+
 def test_curriculum_takes_more_and_more_steps():
     assert [p.steps for p in problems(loss="curriculum", epochs=20)] == [k for k in range(1, 11) for _ in range(2)]
     assert [p.steps for p in problems(loss="curriculum", epochs=4)] == [3, 5, 8, 10]

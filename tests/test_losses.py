@@ -334,5 +334,10 @@ def test_constants_of_the_methods():
         "average": 0,
         "lr_warmup": 0,
         "eps_warmup": 0,
+        "eps_factor": 1,
+        "flip": False,
+        "contrast": 0,
+        "noise": 0,
+        "batchnorm": "train",
     }
     assert {key: given[key] for key in expected} == expected

@@ -169,7 +169,7 @@ DEMO = {
     "table15": 3 * (2 * 2 + 4) * 3,
     "table18": 2 * 3 * 3,
     "figure5": 4 * 2,
-    "table4": 2 * 7 * 3,
+    "table4": 2 * 8 * 3,
     "table6": 1 * 6 * 7,
     "table7": 6 * 3,
     "table8": 2 * 4 * 2,
@@ -220,12 +220,13 @@ def test_a_choice_of_methods_cuts_the_tables_that_have_them_all():
 def test_every_row_of_table_4():
     cells = {(cell.method, cell.metric): cell for cell in plan().cells("table4")}
     rivals = {"DaST": "dast", "DFME": "dfme", "AIT": "ait", "DFARD": "dfard"}
-    assert list(dict.fromkeys(method for method, _ in cells)) == ["Undefended", *rivals, "Ours", "Original"]
+    assert list(dict.fromkeys(method for method, _ in cells)) == ["Undefended", *rivals, "Ours", "Plus", "Original"]
     for method, recipe in rivals.items():
         trained = f"results/run/digits/cnn-s/none/{recipe}/linf-8-255/seed-0"
         assert cells[method, "pgd10"].ledger == f"{trained}/eval/none/pgd10@linf-8-255/ledger.h5"
     assert "/none/none/none/seed-0/" in cells["Undefended", "clean"].ledger
     assert "/dss/dfshield/linf-8-255/seed-0/eval/none/pgd10@" in cells["Ours", "pgd10"].ledger
+    assert "/dss/plus/linf-8-255/seed-0/" in cells["Plus", "autoattack"].ledger
     assert "/real/std/" in cells["Original", "autoattack"].ledger
     assert "/aa-standard@" in cells["Ours", "autoattack"].ledger
     assert "/aa-paper@" in plan(autoattack="aa-paper").cells("table4")[2].ledger
@@ -272,6 +273,14 @@ def test_public_sources():
 
 def test_a_table_of_formulas_has_no_cells():
     assert plan().cells("table2") == [] and "table2" in plan().own_tables
+
+
+def test_a_row_beyond_the_paper_is_in_its_grid_only_by_name():
+    assert "Plus" not in {cell.method for cell in paper().cells("table4")}
+    named = Plan.of(paper().config.model_copy(update={"methods": ("ours", "plus")}))
+    assert [row.method for row in named.rows(named.tables["table4"])] == ["Ours", "Plus"]
+    ours, plus = (named.training("cifar10", "resnet56", recipe, 0).model_dump() for recipe in ("dfshield", "plus"))
+    assert {key for key in ours if ours[key] != plus[key]} == {"contrast", "noise", "weight_decay"}
 
 
 def test_every_row_of_table_6():

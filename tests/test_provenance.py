@@ -65,8 +65,9 @@ def package(tmp_path, monkeypatch):
 
 
 def _forget():
-    for function in (provenance._tree, provenance._definitions, provenance._imports):
-        function.cache_clear()
+    for function in vars(provenance).values():
+        if hasattr(function, "cache_clear"):
+            function.cache_clear()
 
 
 def _digests():
@@ -140,6 +141,19 @@ def test_an_edit_changes_the_stages_that_use_it(package, name):
     _alter(package / file, function)
     after = _digests()
     assert {stage for stage in before if before[stage] != after[stage]} == expected
+
+
+def test_a_definition_is_read_once_for_all_digests(monkeypatch):
+    """A grid asks for a hundred digests, and they have most of the code in common."""
+    _forget()
+    read = []
+    dump = ast.dump
+    monkeypatch.setattr(ast, "dump", lambda node: read.append(node) or dump(node))
+    for model in MODELS.values():
+        for loss in LOSSES.values():
+            provenance.stage_digest("training", model, loss)
+    assert len(read) == len(set(read)) and len(read) > 50
+    _forget()
 
 
 def test_a_new_version_number_changes_nothing(package):

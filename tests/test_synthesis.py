@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import tiny
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from dfshield import shards
@@ -17,7 +18,7 @@ from dfshield.models.checkpoints import Classifier, load_checkpoint, read_card
 from dfshield.options import PROFILES, SynthesisOptions
 from dfshield.runtime import InputError, generator
 from dfshield.synthesis import coefficients, inversion
-from dfshield.synthesis.inversion import Synthesizer, run
+from dfshield.synthesis.inversion import Synthesizer, noise, run
 from dfshield.synthesis.objective import TERMS, BatchStatistics, class_loss, total_variation
 
 QUICK = SynthesisOptions(device="cpu", images=60, batch=10, iterations=3)
@@ -240,7 +241,10 @@ def plain_group(model: Classifier, shape: tuple, options: SynthesisOptions, inde
             rolled = torch.roll(z, offsets[step - 1, part].tolist(), (2, 3))
             (g,) = torch.autograd.grad((alphas[part] * reference.terms(net, rolled, labels)).sum(), z)
             m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
-            z = (z - options.lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)).detach()
+            lr = options.lr
+            if options.schedule == "cosine":
+                lr *= (1 + math.cos(math.pi * (step - 1) / options.iterations)) / 2
+            z = (z - lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)).detach()
         result.append((model.mean + model.std * z).clamp(0, 1))
     return torch.cat(result).permute(0, 2, 3, 1).numpy()
 
@@ -248,15 +252,26 @@ def plain_group(model: Classifier, shape: tuple, options: SynthesisOptions, inde
 COLOUR = {"shape": (3, 8, 8), "mean": (0.3, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
 
 
-@pytest.mark.parametrize(("group", "index"), [(1, 4), (3, 0), (4, 1)])
+@pytest.mark.parametrize(("group", "index", "schedule"), [(1, 4, "constant"), (3, 0, "constant"), (4, 1, "cosine")])
 @pytest.mark.parametrize("settings", [{}, COLOUR], ids=["grey", "colour"])
-def test_the_loop_against_a_plain_version(group, index, settings):
-    options, shape = quick(group=group, iterations=6), settings.get("shape", tiny.SHAPE)
+def test_the_loop_against_a_plain_version(group, index, schedule, settings):
+    options = quick(group=group, iterations=6, schedule=schedule)
+    shape = settings.get("shape", tiny.SHAPE)
     found = Synthesizer(tiny.classifier(**settings), shape, tiny.CLASSES, options).group(index)
     expected = plain_group(tiny.classifier(**settings), shape, options, index)
     assert found["images"].shape == expected.shape
     # Adam's first steps follow the sign of a gradient, so rounding may turn a pixel whose gradient is near zero
     assert np.mean(np.abs(found["images"] - expected) > 1e-3) < 0.01
+
+
+def test_a_smooth_start_has_most_of_its_variance_at_low_frequencies():
+    white, smooth = (noise((50, 3, 32, 32), start, generator("start")) for start in ("white", "smooth"))
+    assert white.shape == smooth.shape
+    coarse = [F.avg_pool2d(x, 4).var() / x.var() for x in (white, smooth)]
+    assert coarse[0] == pytest.approx(1 / 16, rel=0.05)  # of independent pixels
+    assert coarse[1] > 0.5
+    assert 0.5 < smooth.std() < 1.0
+    assert noise((1, 1, 6, 5), "smooth", generator("start")).shape == (1, 1, 6, 5)
 
 
 def test_labels_cycle_by_batch_or_are_drawn_by_image():

@@ -23,6 +23,7 @@ from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import OBJECTIVES, Maximisation, maximise
 from dfshield.training.perturbation import same_buffers
 from dfshield.training.trainer import Trainer, run
+from dfshield.training.variation import varies, vary
 
 QUICK = TrainingOptions(device="cpu", epochs=2, batch=10, aggregate=2, attack_steps=2, holdout=10)
 
@@ -190,11 +191,21 @@ def test_batchnorm_moves_at_every_mini_batch_of_a_group_and_weights_at_its_end()
     assert all(modes)
 
 
-def test_gradients_are_those_of_the_loss_in_train_mode():
-    made = make()
+@pytest.mark.parametrize("awp", [0, 0.01])
+def test_batchnorm_in_eval_mode_keeps_the_teachers_statistics(awp):
+    teacher, made = tiny.classifier(), make(quick(batchnorm="eval", lr=0.01, awp=awp))
+    made.epoch(0)
+    assert all(torch.equal(value, dict(teacher.named_buffers())[name]) for name, value in made.student.named_buffers())
+    affine = [m.weight for m in made.student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    assert all(not torch.equal(weight, torch.ones_like(weight)) for weight in affine)  # which are trained like others
+
+
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_gradients_are_those_of_the_loss_in_its_mode(mode):
+    made = make(quick(batchnorm=mode))
     rows = torch.arange(10)
     adversarial = made._craft(made.images[rows], made.labels[rows], generator("a"))
-    reference = tiny.classifier().train()
+    reference = tiny.classifier().train(mode == "train")
     expected = losses.dfshield(
         reference(made.images[rows]), reference(adversarial), made.targets[rows], made.labels[rows], QUICK
     )
@@ -284,6 +295,49 @@ def test_the_problem_of_an_epoch_is_the_one_that_is_solved():
     assert held == [("pgd", 8 / 255)] * 4  # the same attack after every epoch
     assert all(far <= p.threat.eps + 1e-6 for far, p in zip(furthest, solved, strict=True))
     assert max(far - p.threat.eps for far, p in zip(furthest, training, strict=False)) > -1e-3
+
+
+@pytest.mark.parametrize(("contrast", "noise"), [(0.3, 0), (0, 0.1), (0.3, 0.1), (0, 0)])
+def test_variation_of_images(contrast, noise):
+    x = torch.full((400, 1, 4, 4), 0.5)
+    options = quick(contrast=contrast, noise=noise)
+    found = vary(x, options, generator("a"))
+    assert varies(options) == bool(contrast or noise)
+    assert torch.equal(found, vary(x, options, generator("a"))) and (varies(options) or torch.equal(found, x))
+    factors = found.mean((1, 2, 3)) / 0.5  # one for each image, U(1-contrast, 1+contrast)
+    assert float(factors.std()) == pytest.approx(math.hypot(contrast / math.sqrt(3), noise / 2), abs=0.02)
+    assert float(found.std(dim=(2, 3)).mean()) == pytest.approx(noise, abs=0.01)
+    bright = vary(x + 0.5, options, generator("a"))
+    assert float(bright.min()) >= 0 and float(bright.max()) == 1
+    if contrast and not noise:
+        assert float(factors.min()) == pytest.approx(0.7, abs=0.01) and float(factors.max()) == pytest.approx(
+            1.3, abs=0.01
+        )
+
+
+def test_half_of_the_images_are_mirrored():
+    x = torch.rand(400, 1, 4, 4)
+    options = quick(flip=True)
+    found = vary(x, options, generator("a"))
+    kept = (found == x).flatten(1).all(1)
+    assert varies(options)
+    assert torch.equal(found[~kept], x[~kept].flip(3))
+    assert 160 < int(kept.sum()) < 240
+
+
+@pytest.mark.parametrize("loss", ["dfshield", "uat", "gradient-penalty"])
+def test_the_teacher_is_asked_about_the_varied_images(loss):
+    made, seen = make(quick(loss=loss, contrast=0.3, noise=0.1)), []
+    genuine = made._outer
+    made._outer = lambda *parts: seen.append(parts) or genuine(*parts)
+    made.gradients(torch.arange(10), generator("a"))
+    ((x, adversarial, targets, labels),) = seen
+    assert torch.equal(x, vary(made.images[:10], made.options, generator("a")))
+    torch.testing.assert_close(targets, tiny.classifier()(x).detach(), rtol=1e-4, atol=1e-4)
+    assert float((targets - made.targets[:10]).abs().max()) > 0.01
+    assert torch.equal(labels, targets.argmax(1) if loss == "uat" else made.labels[:10])
+    if adversarial is not None:
+        assert float((adversarial - x).abs().max()) <= 8 / 255 + 1e-6
 
 
 @pytest.mark.parametrize("loss", ["uat", "rst", "trades"])
@@ -461,7 +515,15 @@ def files(tmp_path):
     return teacher, surrogate
 
 
-EVERYTHING = {"awp": 0.01, "awp_warmup": 1, "average": 0.8, "eps_warmup": 0.8, "lr_warmup": 0.5}
+EVERYTHING = {
+    "contrast": 0.3,
+    "noise": 0.1,
+    "awp": 0.01,
+    "awp_warmup": 1,
+    "average": 0.8,
+    "eps_warmup": 0.8,
+    "lr_warmup": 0.5,
+}
 
 
 @pytest.mark.parametrize("changes", [{}, EVERYTHING, EVERYTHING | {"loss": "dart"}], ids=["plain", "all", "all-dart"])

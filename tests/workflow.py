@@ -2,9 +2,11 @@
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
@@ -26,15 +28,30 @@ def environment(package: Path = ROOT) -> dict[str, str]:
     return kept | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
 
 
-def snakemake(folder: Path, *words: str, package: Path = ROOT) -> subprocess.CompletedProcess[str]:
-    """Run Snakemake in `folder` on two cores."""
-    command = [sys.executable, "-m", "snakemake", *words, "--cores", "2", "--nocolor"]
+def snakemake(folder: Path, *words: str, package: Path = ROOT, cores: int = 2) -> subprocess.CompletedProcess[str]:
+    """Run Snakemake in `folder`, on two cores unless told otherwise."""
+    command = [sys.executable, "-m", "snakemake", *words, "--cores", str(cores), "--nocolor"]
     return subprocess.run(command, cwd=folder, env=environment(package), capture_output=True, text=True, check=False)
 
 
 def dfshield(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     """Run the command line in `folder`."""
     command = [sys.executable, "-m", "dfshield", *words]
+    return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+
+
+def cpu_seconds(work: Callable[[], subprocess.CompletedProcess[str]]) -> float:
+    """CPU time, user and system, of the process that `work` runs and of its children."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    run = work()
+    assert run.returncode == 0, run.stdout + run.stderr
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def python(folder: Path, text: str) -> subprocess.CompletedProcess[str]:
+    """Run Python code in `folder`."""
+    command = [sys.executable, "-c", text]
     return subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
 
 

@@ -24,7 +24,7 @@ from dfshield.attacks.gradient import Component, Ensemble, frozen, input_gradien
 from dfshield.attacks.ledger import Ledger, write_ledger
 from dfshield.attacks.threat import from_half, to_half
 from dfshield.options import AttackOptions
-from dfshield.runtime import InputError, atomic, digest, generator, progress, select_device
+from dfshield.runtime import InputError, atomic, digest, generator, progress, select_device, settled
 from dfshield.threat import Threat, parse_threat
 
 if TYPE_CHECKING:
@@ -72,6 +72,7 @@ def run(
     from dfshield.models.checkpoints import load_checkpoint
 
     device = select_device(options.device, options.threads)
+    options = settled(options, device)
     model, card = load_checkpoint(model_path, device, factory)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster layout for convolutions
     images = _images(card, options, dataset, data_dir, evaluation_npz)

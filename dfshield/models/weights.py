@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from dfshield.models.card import NOT_FINITE, refuse_foreign
 from dfshield.runtime import InputError, existing_file
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
@@ -27,21 +28,6 @@ def load_state(path: Path) -> dict[str, Tensor]:
     state = read_safetensors(path)[0] if path.suffix == ".safetensors" else _read_torch(path)
     check_finite(state, str(path))
     return state
-
-
-def refuse_foreign(path: Path) -> None:
-    """Raise InputError for what is often found in place of weights: an empty file, a web page, a git-lfs pointer."""
-    try:
-        with path.open("rb") as stream:
-            start = stream.read(512)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    if not start.strip():
-        raise InputError(f"{path}: is empty; fetch or write the weights again")
-    if start.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"<"):
-        raise InputError(f"{path}: is an HTML or XML page, not weights (a failed download?); fetch the file again")
-    if start.startswith(b"version https://git-lfs"):
-        raise InputError(f"{path}: is a git-lfs pointer, not the weights themselves; run git lfs pull")
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -97,7 +83,7 @@ def check_finite(state: Mapping[str, Tensor], where: str) -> None:
     """Raise InputError naming the first tensor with a NaN or an infinity."""
     for key, value in state.items():
         if value.is_floating_point() and not torch.isfinite(value).all():
-            raise InputError(f"{where}: tensor {key!r} holds NaN or infinite values; such a model is of no use")
+            raise InputError(f"{where}: tensor {key!r} {NOT_FINITE}")
 
 
 def fit(net: nn.Module, state: Mapping[str, Tensor], where: str, assign: bool = False) -> None:

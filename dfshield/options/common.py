@@ -8,7 +8,8 @@ from dfshield import registry
 from dfshield.validation import Options
 
 Device = Literal["auto", "cpu", "cuda"]
-Precision = Literal["fp32", "bf16"]
+Schedule = Literal["constant", "cosine"]
+Precision = Literal["auto", "fp32", "bf16"]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]

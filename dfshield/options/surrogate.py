@@ -13,6 +13,7 @@ from dfshield.options.common import (
     ObjectiveName,
     Positive,
     Precision,
+    Schedule,
     Share,
     Weight,
 )
@@ -48,6 +49,11 @@ class SynthesisOptions(Compute):
     """Adam steps per batch (Q)"""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Adam learning rate in normalised pixel space"""
+    schedule: Schedule = "constant"
+    """learning rate over the steps; cosine ends closer to the BN statistics, most of all when steps are few"""
+    start: Literal["white", "smooth"] = "white"
+    """what images start from: white noise (paper), or noise of a quarter of the resolution enlarged, with little white
+    noise: photographs are smooth"""
     objective: ObjectiveName = "inversion"
     """what is minimised: the terms of Eq 3-6, or IntraQ's own"""
     coefficients: CoefficientsName = "dss"
@@ -71,7 +77,7 @@ class SynthesisOptions(Compute):
     storage: Literal["float32", "uint8"] = "float32"
     """number type of the stored images; uint8 rounds to 1/255"""
     precision: Precision = "fp32"
-    """arithmetic of the teacher's forward and backward pass"""
+    """arithmetic of the teacher's forward and backward pass; auto: bf16 on hardware that is faster in it"""
     compile: bool = False
     """generate code for the loop: twice the speed after up to a minute, for long jobs; needs a C++ compiler"""
     intraq_label: Share = 0.95

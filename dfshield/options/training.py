@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dfshield import registry
-from dfshield.options.common import Compute, LossName, Positive, Precision, Share, Weight
+from dfshield.options.common import Compute, LossName, Positive, Precision, Schedule, Share, Weight
 from dfshield.threat import FractionText, ThreatText
 
 
@@ -30,12 +30,22 @@ class TrainingOptions(Compute):
     """Nesterov momentum"""
     weight_decay: Weight = 0.0
     """SGD weight decay"""
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Schedule = "constant"
     """learning rate over the epochs"""
     lr_warmup: Share = 0.0
     """share of the epochs in which the learning rate grows linearly to its full value"""
     eps_warmup: Share = 0.0
     """share of the epochs in which ε of the inner maximisation grows linearly to its full value"""
+    flip: bool = False
+    """mirror surrogate images left to right at random; for photographs, not for digits"""
+    contrast: Share = 0.0
+    """largest relative change of a surrogate image's brightness, drawn at each use; the teacher is asked again"""
+    noise: Weight = 0.0
+    """standard deviation of normal noise on surrogate images, drawn at each use; the teacher is asked again"""
+    eps_factor: Annotated[float, Field(gt=0)] = 1.0
+    """ε of the inner maximisation as a multiple of the threat model's, which the student is meant to withstand"""
+    batchnorm: Literal["train", "eval"] = "train"
+    """student's BatchNorm layers in its training step: batch statistics, or the teacher's kept as they are"""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """decay of an exponential moving average of weights and BN statistics, which is then the result; 0 for none"""
     awp: Share = 0.0
@@ -103,9 +113,9 @@ class TrainingOptions(Compute):
     holdout: Annotated[int, Field(ge=0)] = 200
     """surrogate images kept out of training for the per-epoch metrics; 0 for none"""
     precision: Precision = "fp32"
-    """arithmetic of the inner maximisation"""
+    """arithmetic of the inner maximisation; auto: bf16 on hardware that is faster in it"""
     outer_precision: Precision = "fp32"
-    """arithmetic of the student's forward and backward pass; weights and updates are always fp32"""
+    """arithmetic of the student's forward and backward pass (auto as above); weights and updates are always fp32"""
     compile: bool = False
     """generate code for the loops: faster after up to a minute, for long jobs; needs a C++ compiler"""
 

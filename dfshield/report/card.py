@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dfshield.models.checkpoints import Card, read_card
+from dfshield.models.card import Card, read_card
 from dfshield.plan import DATA, HARDEN
 from dfshield.report.flags import notes
 from dfshield.report.layout import METRICS

@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import Field, model_validator
 
 from dfshield import registry
 from dfshield.options import TrainingOptions
 from dfshield.options.common import Name
-from dfshield.runtime import InputError
+from dfshield.runtime import InputError, read_yaml
 from dfshield.threat import ThreatText
 from dfshield.validation import Options, build
 
@@ -83,6 +82,8 @@ class RowSpec(Options):
     """the config's seeds, or its first alone: enough for a row of reference"""
     models: Literal["all", "first"] = "all"
     """models that a stand-in at demo scale has this row for: the table's, or the first of them alone"""
+    grid: Literal["all", "demo"] = "all"
+    """the config's grids that have the row; others have it where their `methods` name it"""
 
 
 class SweepSpec(Options):
@@ -175,10 +176,7 @@ def formulas(spec: TableSpec) -> list[tuple[str, str, str]]:
 
 def load_tables(path: Path) -> dict[str, TableSpec]:
     """Read tables.yaml: specifications by key (``table4``). Raises InputError naming file, table and key."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a mapping of table names to their specifications")
     specs: dict[str, TableSpec] = {

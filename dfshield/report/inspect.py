@@ -8,9 +8,11 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dfshield import shards
 from dfshield.attacks import ledger as ledgers
 from dfshield.attacks.ledger import Ledger
 from dfshield.metrics.record import METRICS, Record, read_record
+from dfshield.models.card import Card, read_card
 from dfshield.report.tables import flags_of
 from dfshield.runtime import InputError, atomic, existing_file
 from dfshield.threat import parse_threat
@@ -46,8 +48,6 @@ Drawing = tuple[np.ndarray, np.ndarray]
 
 
 def _look(file: Path) -> tuple[str, Lines, Drawing | None]:
-    from dfshield import shards
-
     if h5py.is_hdf5(file):
         found = _hdf5_format(file)
         if found == ledgers.FORMAT:
@@ -58,8 +58,6 @@ def _look(file: Path) -> tuple[str, Lines, Drawing | None]:
         raise InputError(f"{file}: HDF5, but neither surrogate data nor a ledger of dfshield (its format is {found!r})")
     if file.suffix == ".json":
         return "record of diversity metrics", describe_record(read_record(file)), None
-    from dfshield.models.checkpoints import read_card
-
     return "checkpoint", describe_checkpoint(read_card(file)), None
 
 
@@ -87,8 +85,6 @@ def _counts(counts: Iterable[Any]) -> str:
 
 def describe_surrogate(file: Path) -> tuple[str, Lines, Drawing]:
     """Kind, description and images to draw of a surrogate file, verified against its hash."""
-    from dfshield import shards
-
     content = shards.verify(file)
     header = shards.header(file)
     first, last, groups = header["first_group"], header["last_group"], header["groups"]
@@ -183,7 +179,7 @@ def draw_ledger(ledger: Ledger) -> Drawing | None:
     return np.rint(127.5 * (1 + np.clip(delta / max(peak, 1e-12), -1, 1))).astype(np.uint8), labels[chosen]
 
 
-def describe_checkpoint(card: Any) -> Lines:
+def describe_checkpoint(card: Card) -> Lines:
     """What a checkpoint's card says."""
     provenance = {key: value for key, value in card.provenance.items() if key != "options"}
     return [

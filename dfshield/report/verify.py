@@ -12,11 +12,14 @@ import h5py
 from dfshield.attacks.ledger import Ledger, read_ledger
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
 from dfshield.metrics.record import Record, read_record
-from dfshield.plan import DATA, DIVERSITY, LEDGER, NONE, RESULTS, STUDENT, TEACHER
+from dfshield.models.card import read_card
+from dfshield.plan import DATA, DIVERSITY, LEDGER, NONE, RESULTS, STUDENT, TEACHER, place_of
 from dfshield.report.cells import SYMBOLS, Cell, load_tables, swept
 from dfshield.report.published import figure
 from dfshield.report.tables import COLUMNS, Row, cell_text, decimals, diversity_row, read_csv, row_of
 from dfshield.runtime import InputError
+from dfshield.shards import header
+from dfshield.shards import verify as verify_data
 from dfshield.threat import threat_name
 
 T = TypeVar("T")
@@ -28,9 +31,6 @@ class BrokenLink(Exception):
 
 Place = dict[str, str]
 """The fields of the path grammar that the path of a ledger or a record holds."""
-LEDGER_PATH, RECORD_PATH = (
-    re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]+)", re.escape(template))) for template in (LEDGER, DIVERSITY)
-)
 
 
 def verify(table: Path) -> int:
@@ -126,9 +126,8 @@ class Tracer:
     def _place(self, path: Path, row: Row) -> Place | None:
         """The fields of the path of a ledger or record; None if it lies elsewhere than the row's should."""
         diverse = row.metric in DIVERSITY_METRICS
-        pattern = RECORD_PATH if diverse else LEDGER_PATH
-        match = pattern.fullmatch((RESULTS / path.relative_to(self.root)).as_posix())
-        place = match.groupdict() if match else {}
+        below = (RESULTS / path.relative_to(self.root)).as_posix()
+        place = place_of(DIVERSITY if diverse else LEDGER, below)
         expected = {"dataset": row.dataset, "model": row.model, "seed": str(row.seed)}
         if not diverse:
             expected |= {"defence": row.defence, "threat": threat_name(row.threat)}
@@ -146,8 +145,6 @@ class Tracer:
         return self.root / Path(template.format(**place)).relative_to(RESULTS)
 
     def _model(self, place: Place, row: Row, ledger: Ledger) -> None:
-        from dfshield.models.checkpoints import read_card
-
         teacher = self._at(TEACHER, place)
         if place["recipe"] == NONE:
             self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, ledger.model_sha256)
@@ -167,17 +164,13 @@ class Tracer:
 
     def _compared(self, place: Place, record: Record) -> None:
         """The surrogate set that a record is of, and the teacher that it was made from."""
-        from dfshield.models.checkpoints import read_card
-
         self._data(place, record.data_sha256, record.teacher_sha256, record.real_data)
         teacher = self._at(TEACHER, place)
         self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, record.teacher_sha256)
 
     def _data(self, place: Place, content: object, teacher: object, real_data: object) -> None:
-        from dfshield.shards import header, verify
-
         data = self._at(DATA, place)
-        self._same(data, "its content", self._read(verify, data), content)
+        self._same(data, "its content", self._read(verify_data, data), content)
         attributes = self._read(header, data)
         self._same(data, "teacher_sha256", attributes["teacher_sha256"], teacher)
         self._same(data, "real_data", attributes["real_data"], real_data)

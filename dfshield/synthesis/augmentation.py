@@ -27,6 +27,7 @@ def run(base: Path, out: Path, options: AugmentationOptions, source: str = "mixu
     file that is no whole surrogate set.
     """
     forbid_real_data("augment")
+    torch.set_num_threads(options.threads)
     given = read(base)
     images = torch.from_numpy(given.images).permute(0, 3, 1, 2)
     random = generator("augmentation", options.augmentation, options.seed)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 
 from dfshield.models.features import Penultimate
 from dfshield.runtime import generator
-from dfshield.synthesis.inversion import Synthesizer
+from dfshield.synthesis.inversion import Synthesizer, noise
 from dfshield.synthesis.objective import statistics_loss
 
 LEAST_LR = 1e-4
@@ -38,7 +38,7 @@ class IntraQ(Synthesizer):
         images, final = [], []
         for own in labels.split(options.batch):
             targets = soft_targets(len(own), options.intraq_label, random).to(self.device)
-            start = torch.randn((len(own), *self.shape), generator=random)
+            start = noise((len(own), *self.shape), options.start, random)
             made, terms = self._batch(start, own.to(self.device), targets, memory, random, bar, 1 / k)
             images.append(made)
             final.append(terms)

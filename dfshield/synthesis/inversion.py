@@ -1,5 +1,6 @@
 """Synthesis of surrogate data by optimising pixels against the teacher (Eq 3-6 and 8, Algorithm 1 lines 4-10)."""
 
+import math
 import shutil
 import zipfile
 import zlib
@@ -8,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 import dfshield
 from dfshield import registry
@@ -24,6 +26,7 @@ from dfshield.runtime import (
     progress,
     say,
     select_device,
+    settled,
 )
 from dfshield.shards import Writer
 from dfshield.synthesis.objective import TERMS, BatchStatistics, class_loss, total_variation
@@ -49,6 +52,7 @@ def run(
     """
     forbid_real_data("synthesize")
     device = select_device(options.device, options.threads)
+    options = settled(options, device)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     if not 0 <= shard < shards <= options.groups:
         raise InputError(
@@ -116,6 +120,19 @@ def _saved(path: Path | None) -> dict[str, Any] | None:
         return None
 
 
+def noise(shape: tuple[int, int, int, int], start: str, random: torch.Generator) -> torch.Tensor:
+    """What images (N,C,H,W) start from, in normalised space: N(0,1), for ``smooth`` mostly of a quarter of the size.
+
+    The low resolution is enlarged bicubically; its share (0.8, beside 0.3 of white noise) is a convention.
+    """
+    white = torch.randn(shape, generator=random)
+    if start == "white":
+        return white
+    height, width = shape[2:]
+    low = torch.randn((*shape[:2], -(-height // 4), -(-width // 4)), generator=random)
+    return 0.8 * F.interpolate(low, size=(height, width), mode="bicubic") + 0.3 * white
+
+
 class Synthesizer:
     """Makes groups of synthesis batches out of one teacher, which it freezes and watches from then on."""
 
@@ -140,7 +157,7 @@ class Synthesizer:
         sampler = registry.COEFFICIENTS[options.coefficients].load()
         alphas = torch.stack([sampler(self.base, random, options) for _ in range(k)])
         labels = self.labels(first, k, random)
-        start = torch.randn((k * options.batch, *self.shape), generator=random)
+        start = noise((k * options.batch, *self.shape), options.start, random)
         images, final = self._optimise(start, labels.to(self.device), alphas, random, bar)
         return self.arrays(images, labels, first, alphas, final)
 
@@ -178,6 +195,8 @@ class Synthesizer:
         adam = torch.optim.Adam([z], lr=options.lr, fused=True)
         offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
         for step in range(options.iterations):
+            if options.schedule == "cosine":
+                adam.param_groups[0]["lr"] = options.lr * 0.5 * (1 + math.cos(math.pi * step / options.iterations))
             rolled = torch.cat(
                 [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
             ).contiguous(memory_format=torch.channels_last)  # which a roll by nothing keeps and another does not

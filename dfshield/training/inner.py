@@ -53,7 +53,7 @@ class Maximisation:
     def of(cls, options: TrainingOptions, epoch: int) -> "Maximisation":
         """What the loss's paper asks for in epoch `epoch` (from 0)."""
         entry, threat = registry.LOSSES[options.loss], parse_threat(options.threat)
-        factor = warmed(options.eps_warmup, epoch, options.epochs)
+        factor = options.eps_factor * warmed(options.eps_warmup, epoch, options.epochs)
         size, steps = step_size(options, threat), options.attack_steps
         if entry.search == "single-step":
             size, steps = threat.eps, 1

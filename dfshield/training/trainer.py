@@ -27,6 +27,7 @@ from dfshield.runtime import (
     progress,
     say,
     select_device,
+    settled,
     write_text,
 )
 from dfshield.shards import Surrogate, read
@@ -34,6 +35,7 @@ from dfshield.training.average import Average
 from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import Maximisation, warmed
 from dfshield.training.perturbation import perturbed, same_buffers
+from dfshield.training.variation import varies, vary
 
 NOT_IN_HASH = {"device", "threads"}
 METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
@@ -58,6 +60,7 @@ def run(
     """
     forbid_real_data("train")
     device = select_device(options.device, options.threads)
+    options = settled(options, device)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     surrogate = read(data)
     check_fit(surrogate, card, teacher, data)
@@ -143,6 +146,7 @@ class Trainer:
         self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student.requires_grad_(True)
         self.crafting = fold(self.student)
+        self.teacher = fold(teacher) if varies(options) else None
         self.forward: Callable[..., torch.Tensor] = self.student
         if options.compile:
             self.crafting.compile_for(options.batch)
@@ -246,14 +250,18 @@ class Trainer:
         }
 
     def gradients(self, rows: torch.Tensor, random: torch.Generator) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Loss and its gradients on one mini-batch: x̂' crafted in eval mode, outer forwards in train mode.
+        """Loss and its gradients on one mini-batch: x̂' crafted in eval mode, outer forwards in `batchnorm`'s mode.
 
         With weight perturbation both are those at the perturbed weights, for the same x̂' and with one update of BN.
         """
         x, labels, targets = self.images[rows], self.labels[rows], self.targets[rows]
+        if self.teacher:
+            x = vary(x, self.options, random)
+            targets = predict(self.teacher, x)
+            labels = targets.argmax(1) if self.entry.labels == "teacher" else labels
         x = x.contiguous(memory_format=torch.channels_last)
         adversarial = None if self.entry.input_gradient else self._craft(x, labels, random, targets)
-        self.student.train()
+        self.student.train(self.options.batchnorm == "train")
         if not self.awp:
             return self._outer(x, adversarial, targets, labels)
         with same_buffers(self.student):

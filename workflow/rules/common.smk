@@ -8,6 +8,7 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
+from types import SimpleNamespace
 
 import yaml
 from snakemake.settings.types import DeploymentMethod
@@ -17,6 +18,7 @@ from dfshield.options import Compute
 from dfshield.threat import threat_name
 from dfshield.flags import as_flags
 from dfshield.plan import DATA, DIVERSITY, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
+from dfshield.plan import benchmark_of, log_of
 from dfshield.report.cells import formulas
 from dfshield.report.published import published
 from dfshield.runtime import canonical_json, cuda_devices, data_dir, data_file, digest, write_text
@@ -24,6 +26,7 @@ from dfshield.runtime import canonical_json, cuda_devices, data_dir, data_file, 
 STATE = f"{RESULTS}/.state"
 CONFIG = f"{RESULTS}/{plan.config.name}/config.yaml"
 TABLE = f"{RESULTS}/{{table}}.csv"
+COST = f"{RESULTS}/cost.csv"
 CARD = f"{RESULTS}/{HARDEN}/{{name}}/MODEL_CARD.md"
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
@@ -73,16 +76,6 @@ def write_config(path):
 # --- files -----------------------------------------------------------------------------------------------------------
 
 
-def log_of(output):
-    """Log of the job that makes `output`."""
-    return Path("logs", *Path(output).with_suffix(".log").parts[1:])
-
-
-def benchmark_of(output):
-    """Time and memory of the job that makes `output`, beside its log."""
-    return log_of(output).with_suffix(".benchmark.tsv")
-
-
 def below_data(path):
     """A file that the config names, below the data folder if it is not absolute."""
     return str(data_file(path, data_dir(plan.config.data_dir)))
@@ -124,6 +117,9 @@ def evaluation_file(wildcards):
     return below_data(plan.hardened(wildcards.model).evaluation.file) if wildcards.dataset == HARDEN else []
 
 
+cells_of = functools.cache(plan.cells)  # a table's input and its content ask
+
+
 def ledgers(cells):
     """The ledgers that cells are read from, each once."""
     return sorted({cell.ledger for cell in cells})
@@ -140,12 +136,19 @@ OUTPUT = {
 
 def job_options(stage, wildcards):
     """The options of one job. Refuses names that are each known but do not belong together, as in another threat."""
-    w = wildcards
-    names = {name: value for name, value in w.items() if name != "run"}
-    path = OUTPUT[stage].format(**w)
+    return options_of(stage, *wildcards.items())
+
+
+@functools.cache  # five params and resources of a job ask
+def options_of(stage, *named):
+    fields = dict(named)
+    w = SimpleNamespace(**fields)
+    names = {name: value for name, value in fields.items() if name != "run"}
+    path = OUTPUT[stage].format(**fields)
     threats = {NONE: ""} | plan.threats.get((w.dataset, w.model), {})
-    known = {w.get("threat", NONE), w.get("train_threat", NONE)} <= set(threats)
-    known &= (w.get("train_threat", NONE) == NONE) == (w.get("recipe", NONE) == NONE)
+    trained = fields.get("train_threat", NONE)
+    known = {trained, fields.get("threat", NONE)} <= set(threats)
+    known &= (trained == NONE) == (fields.get("recipe", NONE) == NONE)
     if w.model not in plan.models(w.dataset) or not known or path != plan.path(OUTPUT[stage], **names):
         raise WorkflowError(f"{path}: {w.dataset} has no such model or threat in {CONFIG}")
     if stage == "teacher":
@@ -281,10 +284,15 @@ def subject(wildcards):
 
 def table_content(table):
     """Digest of what a table shows, for the rerun decision: its cells, its layout and the paper's figures."""
-    cells = [asdict(cell) for cell in plan.cells(table)]
+    cells = [asdict(cell) for cell in cells_of(table)]
     spec = plan.tables[table]
     printed = [asdict(entry) for entry in published(spec.papers_number)]
     return digest(cells, spec.model_dump(mode="json"), printed, [] if spec.metrics else formulas(spec))
+
+
+def measurements(wildcards):
+    """Benchmark files of all that the methods of table 4 make."""
+    return sorted({str(benchmark_of(path)) for work in plan.work for path in (*work.data, *work.student)})
 
 
 def card_files(wildcards):

@@ -1,0 +1,201 @@
+"""The cost model: the arithmetic of every stage, counted from its options, and how fast a device does it.
+
+`docs/cost.md` derives the formulas. Work is counted in forward passes of one image through the classifier.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+from dfshield import registry
+from dfshield.options import AttackOptions, CotrainingOptions, GenerationOptions, SynthesisOptions, TrainingOptions
+from dfshield.runtime import InputError
+
+Shape = tuple[int, int, int]
+GRADIENT = 2
+"""Forward pass and gradient of the pixels, in forward passes."""
+UPDATE = 3
+"""The same with the gradient of the weights."""
+APGD, QUERIES, QUICK = 100, 5000, 10
+"""AutoAttack's iterations and Square's queries, and our pre-filter's steps."""
+STANDARD_TARGETS = 9
+PAPER_HOURS: dict[str, tuple[float, Shape]] = {
+    "resnet20": (0.6, (3, 32, 32)),
+    "resnet56": (2.6, (3, 32, 32)),
+    "wrn28_10": (3.6, (3, 32, 32)),
+    "resnet18": (0.7, (3, 28, 28)),
+}
+"""The paper's own times (section A.2): hours of one RTX 3090 for 10,000 images of 2,000 steps, and (C,H,W) of these."""
+
+
+class Network(NamedTuple):
+    """Size of a classifier."""
+
+    flops: float
+    """of one image's forward pass: two per multiplication of convolutions and linear layers"""
+    parameters: int
+    features: int
+    """inputs of the last linear layer"""
+
+
+@dataclass
+class Throughput:
+    """Operations per second of one device, by stage (``synthesis``, ``training``) and model, and their `basis`."""
+
+    basis: str
+    device: str = "cuda"
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, path: Path) -> "Throughput":
+        """The report of `make bench`; InputError if there is none with the figures that are needed."""
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            first = entries[0]
+            made = first["evidence"]
+            found = cls(
+                f"measured, {path} ({made.get('hardware')}, {made.get('threads')} threads, {made.get('precision')})",
+                first["device"],
+            )
+            for entry in entries:
+                if entry["flops"]:
+                    found.rates.setdefault(entry["stage"], {})[entry["model"]] = entry["flops"] / entry["seconds_ours"]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise InputError(
+                f"{path}: no benchmark report ({error}); run `make bench` on the device in question"
+            ) from None
+        for stage in ("synthesis", "training"):
+            if stage not in found.rates:
+                raise InputError(f"{path}: has no figure of {stage}; run `make bench` with this stage")
+        return found
+
+    @classmethod
+    def published(cls) -> "Throughput":
+        """By the paper's synthesis times, for want of a measurement."""
+        work = synthesis_passes(SynthesisOptions(images=10_000, iterations=2000))
+        rates = {
+            model: work * network(model, shape, 10).flops / (3600 * hours)
+            for model, (hours, shape) in PAPER_HOURS.items()
+        }
+        return cls("assumed, the paper's synthesis times on one RTX 3090", rates={"synthesis": rates})
+
+    def rate(self, stage: str, model: str) -> float:
+        """Of the model itself where it is known, else of the first one that is."""
+        rates = self.rates.get(stage) or self.rates["synthesis"]
+        return rates.get(model, next(iter(rates.values())))
+
+    def best(self, stage: str) -> float:
+        """Of the network that uses the device best; generators, with their wide layers, are taken to do the same."""
+        return max((self.rates.get(stage) or self.rates["synthesis"]).values())
+
+    def stand_ins(self, models: Iterable[str]) -> str:
+        """Which models' rates are those of another; empty if none."""
+        rates = self.rates["synthesis"]
+        others = sorted(set(models) - set(rates))
+        return f"{', '.join(others)} at the rate of {next(iter(rates))}" if others else ""
+
+
+def network(model: str, input_shape: Shape, classes: int, **own: Any) -> Network:
+    """Size of a registered network, or of the user's own (`factory`, `arguments`)."""
+    import torch
+    from torch import nn
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from dfshield.models.factory import build_network
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        net = build_network(model, input_shape, classes, **own).eval()
+        net(torch.zeros(1, *input_shape))
+    linear = [layer.in_features for layer in net.modules() if isinstance(layer, nn.Linear)]
+    return Network(
+        float(counter.get_total_flops()),
+        sum(value.numel() for value in net.state_dict().values()),
+        linear[-1] if linear else 0,
+    )
+
+
+def forward_flops(model: str, input_shape: Shape, classes: int, **own: Any) -> float:
+    """Operations of one image's forward pass."""
+    return network(model, input_shape, classes, **own).flops
+
+
+def generator_flops(options: CotrainingOptions | GenerationOptions, input_shape: Shape, classes: int) -> float:
+    """Operations of one image's forward pass through a method's generator."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    from dfshield.generators import GdfqGenerator
+    from dfshield.synthesis.generated import Unconditional
+
+    zeros, ones = torch.zeros(input_shape[0]), torch.ones(input_shape[0])
+    latent = options.latent or 64  # the linear layer that depends on it hardly counts
+    with torch.device("meta"):
+        if isinstance(options, CotrainingOptions):
+            asks = SimpleNamespace(mean=zeros, std=ones)  # all that a generator's construction asks of the teacher
+            method = SimpleNamespace(options=options, shape=input_shape, classes=classes, teacher=asks)
+            made = registry.COTRAINING[options.method].load().build(method)  # type: ignore[attr-defined]
+        else:
+            made = GdfqGenerator(latent, input_shape, zeros.tolist(), ones.tolist(), Unconditional(), options.width)
+        n = 2 * classes  # one generator wants all classes equally often, and BatchNorm more than one image of each
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            made.raw(torch.zeros(n, latent), torch.arange(n) % classes)
+    return float(counter.get_total_flops()) / n
+
+
+def synthesis_passes(options: SynthesisOptions) -> float:
+    """Forward passes of a whole surrogate set."""
+    return GRADIENT * options.images * options.iterations
+
+
+def generation_passes(options: GenerationOptions) -> tuple[float, float]:
+    """Forward passes of the teacher, and of the generator, in its training and the drawing of the set."""
+    trained = options.batch * options.iterations * options.epochs
+    return GRADIENT * trained, UPDATE * trained + options.images
+
+
+def training_passes(options: TrainingOptions, images: int) -> float:
+    """Forward passes of a whole training run on `images` images, those held out and the teacher's answers included."""
+    entry = registry.LOSSES[options.loss]
+    steps = {"single-step": 1, "power": options.vat_iterations}.get(entry.search, options.attack_steps)
+    inner = 0 if entry.input_gradient else 1 + GRADIENT * steps
+    perturbed = max(0, options.epochs - options.awp_warmup) / options.epochs if options.awp else 0
+    outer = 2 * UPDATE * (1 + perturbed)  # clean and adversarial; all of it twice with weight perturbation
+    held = min(options.holdout, images)
+    each = (images - held) * (inner + outer) + held * (2 + GRADIENT * options.attack_steps)
+    return images + options.epochs * each
+
+
+def cotraining_passes(options: CotrainingOptions) -> tuple[float, float]:
+    """Forward passes of the classifiers, teacher and student, and of the generator in a whole co-training run."""
+    outer = UPDATE * (2 if options.method in ("ait", "dfard") else 1)  # clean images besides the adversarial ones
+    student = options.student_steps * (2 + GRADIENT * options.attack_steps + outer)  # and the teacher's answer
+    generator = 2 * GRADIENT  # through teacher and student
+    drawn = options.batch * options.iterations
+    again = options.student_steps if options.student_steps > 1 else 0  # new images for each of several student steps
+    classifiers = (options.epochs - options.generator_epochs) * student + options.epochs * generator
+    return drawn * classifiers, drawn * options.epochs * (UPDATE + again)
+
+
+def attack_passes(options: AttackOptions, images: int, robust: float, classes: int = 10) -> float:
+    """Forward passes of an attack on `images` images of which the share `robust` survives everything.
+
+    Of AutoAttack the rest is taken to fall to the ten steps of the pre-filter.
+    """
+    if options.attack == "clean":
+        return images
+    if options.attack == "fgsm":
+        return GRADIENT * images
+    if options.attack == "pgd":
+        return GRADIENT * images * options.steps * options.restarts
+    targets = classes - 1 if options.targets == "paper" else min(STANDARD_TARGETS, classes - 1)
+    per_survivor = GRADIENT * (APGD + targets * APGD) + (GRADIENT + 1) * targets * APGD + QUERIES
+    return images * (GRADIENT * QUICK + robust * per_survivor)
+
+
+def diversity_flops(net: Network, real: int, synthetic: int) -> float:
+    """Operations of the features of both sets and of the distances between their points; k-means is left out."""
+    distances = real * real + synthetic * synthetic + real * synthetic
+    return (real + synthetic) * net.flops + 2 * net.features * distances
