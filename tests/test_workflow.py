@@ -128,10 +128,11 @@ def test_tables_share_what_they_can(folder):
 
 
 def test_a_dry_run_of_the_whole_paper_is_quick(folder):
-    """A thousand jobs in some six times what Snakemake takes to start; reading the code anew for each was seventeen."""
+    """Two thousand jobs in some twelve times what Snakemake takes to start; reading the code anew for each took
+    seventeen times for half as many."""
     start = min(cpu_seconds(lambda: python(folder, "import snakemake.cli")) for _ in range(2))
     words = ("tables", "-n", "--configfile", "config/paper.yaml")
-    assert cpu_seconds(lambda: snakemake(folder, *words)) < 11 * start
+    assert cpu_seconds(lambda: snakemake(folder, *words)) < 20 * start
 
 
 @pytest.mark.parametrize(("cores", "granted"), [(2, 2), (4, 4), (16, 6)])
