@@ -455,9 +455,9 @@ CASES = {
         "training.lr: Input should be",
     ),
     "unknown table": (
-        ["table", "table5", "--config", "grid.yaml", "--out", "out.csv"],
+        ["table", "table3", "--config", "grid.yaml", "--out", "out.csv"],
         nothing,
-        "no 'table5'; tables are table4",
+        "no 'table3'; tables are table4",
     ),
     "table without ledgers": (["table", "table4", "--config", "grid.yaml", "--out", "out.csv"], nothing, "ledger.h5"),
     "tables file that is not there": (

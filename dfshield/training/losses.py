@@ -73,7 +73,7 @@ def std_soft(
     labels: torch.Tensor,
     options: TrainingOptions,
 ) -> torch.Tensor:
-    """Standard adversarial training towards the teacher's soft labels: KL(T(x̂) ‖ S(x̂')).
+    """STD towards the soft labels of the teacher: KL(T(x̂) ‖ S(x̂')).
 
     For images whose own labels are not the teacher's classes (section 3.2 of the paper); its gradient is that of the
     cross entropy with T(x̂) in place of ŷ.
