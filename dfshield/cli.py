@@ -62,6 +62,13 @@ def _export(a: argparse.Namespace) -> None:
     export(dataset=a.dataset, data_dir=a.data_dir, out=a.out, teacher=a.teacher, source=a.source, code=a.code)
 
 
+def _public(a: argparse.Namespace) -> None:
+    options = given_options("public", a)
+    from dfshield.data.public import run
+
+    run(a.teacher, a.out, options, a.data_dir, a.source, a.code)
+
+
 def _merge(a: argparse.Namespace) -> None:
     from dfshield.shards import merge
 
@@ -247,6 +254,18 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
             DATA_DIR,
             TEACHER,
             _value("--source", "name of this kind of data, recorded in the file", default="real"),
+            CODE,
+        ),
+    ),
+    "public": (
+        "write another real data set's images with the teacher's labels in the surrogate format (not data-free)",
+        "public",
+        _public,
+        (
+            TEACHER,
+            OUT,
+            DATA_DIR,
+            _value("--source", "name of this kind of data, recorded in the file", default="public"),
             CODE,
         ),
     ),

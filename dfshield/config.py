@@ -20,9 +20,9 @@ from dfshield.validation import Options, build, check_keys
 class SourceConfig(Options):
     """One kind of training data."""
 
-    kind: Literal["synthetic", "generator", "augmented", "real"] = "synthetic"
+    kind: Literal["synthetic", "generator", "augmented", "real", "public"] = "synthetic"
     """synthetic: out of the teacher, pixel by pixel; generator: by a network that the teacher trains; augmented: out of
-    another source; real: the real training set (an upper bound)"""
+    another source; real: the real training set (an upper bound); public: another real data set's images"""
     synthesis: dict[str, Any] = {}
     """synthesis options of this source"""
     generation: dict[str, Any] = {}
@@ -31,15 +31,17 @@ class SourceConfig(Options):
     """the synthetic source that an augmented one is made of"""
     augmentation: AugmentationName | None = None
     """how an augmented source is made"""
+    dataset: DatasetName | None = None
+    """the data set of a public source; without it the one that the options of stage public name"""
 
     @model_validator(mode="after")
     def _kind_has_its_keys(self) -> "SourceConfig":
         needed = {"base", "augmentation"} if self.kind == "augmented" else set[str]()
-        optional = {"synthetic": {"synthesis"}, "generator": {"generation"}}.get(self.kind, set[str]())
-        given = {key for key in ("synthesis", "generation", "base", "augmentation") if getattr(self, key)}
+        optional = {"synthetic": {"synthesis"}, "generator": {"generation"}, "public": {"dataset"}}
+        given = {key for key in ("synthesis", "generation", "base", "augmentation", "dataset") if getattr(self, key)}
         for key in sorted(needed - given):
             raise ValueError(f"{key} is missing; a source of kind {self.kind} needs it")
-        for key in sorted(given - needed - optional):
+        for key in sorted(given - needed - optional.get(self.kind, set())):
             raise ValueError(f"{key} is not for a source of kind {self.kind}; leave it out")
         return self
 
@@ -55,6 +57,8 @@ class StageOverrides(Options):
     """generation options"""
     augmentation: dict[str, Any] = {}
     """augmentation options"""
+    public: dict[str, Any] = {}
+    """options of public sources"""
     diversity: dict[str, Any] = {}
     """options of the diversity metrics"""
     training: dict[str, Any] = {}
@@ -158,6 +162,7 @@ class Config(StageOverrides):
         "fixed": SourceConfig(synthesis={"coefficients": "fixed"}),
         "dss": SourceConfig(synthesis={"coefficients": "dss"}),
         "real": SourceConfig(kind="real"),
+        "public": SourceConfig(kind="public"),
         # IntraQ's own numbers; its whole set has 20 batches, in which images keep their distance from earlier ones
         "intraq": SourceConfig(
             synthesis={"objective": "intraq", "lr": 0.5, "iterations": 1000, "group": 20, "labels": "random"}
@@ -179,6 +184,7 @@ class Config(StageOverrides):
         "dfshield-plain": {"loss": "dfshield", "aggregate": 1},
         "trades": {"loss": "trades", "aggregate": 1},
         "std": {"loss": "std", "aggregate": 1},
+        "std-soft": {"loss": "std-soft", "aggregate": 1},
         "mart": {"loss": "mart", "aggregate": 1},
         "ard": {"loss": "ard", "aggregate": 1},
         "rslad": {"loss": "rslad", "aggregate": 1},
@@ -219,7 +225,7 @@ class Config(StageOverrides):
                     f"harden.{name}.recipe: {harden.recipe!r} trains a generator in place of the source's data; such "
                     "recipes are for comparisons, by datasets: or `dfshield cotrain`"
                 )
-            if self.sources[harden.source].kind == "real":
+            if self.sources[harden.source].kind in ("real", "public"):
                 raise ValueError(f"harden.{name}.source: {harden.source!r} is real data; choose a synthetic source")
         if not self.datasets and not self.harden:
             raise ValueError("there is nothing to do: give datasets: (a grid) or harden: (your own models)")

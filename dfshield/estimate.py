@@ -28,6 +28,7 @@ from dfshield.options import CotrainingOptions, GenerationOptions
 from dfshield.plan import DATA, DIVERSITY, HARDEN, LEDGER, NONE, RESULTS, STUDENT, TEACHER, Plan, place_of
 from dfshield.report.cells import Cell
 from dfshield.runtime import InputError, data_dir, data_file
+from dfshield.threat import threat_name
 
 START_SECONDS = 4.0
 """Start of a job and its imports (assumed)."""
@@ -35,7 +36,7 @@ LIGHT_SECONDS = 1.0
 """Start of a job that computes nothing (assumed)."""
 DISK_RATE = 1e8
 """Bytes per second of jobs that only copy, check and hash (assumed)."""
-TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "digits": 997}
+TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "digits": 997, "photographs": 5000}
 TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "svhn": 26_032, "digits": 500}
 OWN_TEST_IMAGES = 10_000
 """Test images of a user's own model whose file is not there to count them (assumed)."""
@@ -43,7 +44,7 @@ RULES = {
     **dict.fromkeys(("teacher", "synthesize"), True),
     "merge": False,
     "generate": True,
-    **dict.fromkeys(("augment", "export"), False),
+    **dict.fromkeys(("augment", "export", "public"), False),
     **dict.fromkeys(("train", "cotrain", "attack", "diversity"), True),
     **dict.fromkeys(("table", "model_card"), False),
 }
@@ -107,20 +108,25 @@ class Jobs:
             work = diversity_flops(network, real, synthetic)
             return self._compute(path, "diversity", model, work, 0, {data, self.teacher(dataset, model)})
         place = place_of(LEDGER, path)
-        attack = self.plan.attack(dataset, model, place["protocol"], seed)
+        threats = {NONE: ""} | self.plan.threats[dataset, model]
+        attack = self.plan.attack(dataset, model, place["protocol"], seed, threats[place["threat"]])
         tested = attack.limit or self.tested(dataset, model)
         source, recipe = place["source"], place["recipe"]
-        of = self.teacher(dataset, model) if recipe == NONE else self.student(dataset, model, source, recipe, seed)
+        if recipe == NONE:
+            of = self.teacher(dataset, model)
+        else:
+            of = self.student(dataset, model, source, recipe, seed, threats[place["train_threat"]])
         passes = attack_passes(attack, tested, self.robust, taken.classes)
         size = tested * taken.bytes / 2  # a float16 perturbation for every image at most
         return self._compute(path, "attack", model, passes * network.flops, size, {of})
 
-    def student(self, dataset: str, model: str, source: str, recipe: str, seed: int) -> str:
-        """A trained or co-trained student."""
-        path = self.plan.path(STUDENT, dataset, model, source=source, recipe=recipe, seed=seed)
+    def student(self, dataset: str, model: str, source: str, recipe: str, seed: int, threat: str = "") -> str:
+        """A trained or co-trained student; `threat` is that of its training, the data set's own if empty."""
+        trained = {"train_threat": threat_name(threat)} if threat else {}
+        path = self.plan.path(STUDENT, dataset, model, source=source, recipe=recipe, seed=seed, **trained)
         if path in self.found:
             return path
-        options = self.plan.training(dataset, model, recipe, seed)
+        options = self.plan.training(dataset, model, recipe, seed, threat)
         network, teacher = self.network(dataset, model), self.teacher(dataset, model)
         size = 4 * network.parameters
         if isinstance(options, CotrainingOptions):
@@ -130,7 +136,7 @@ class Jobs:
                 path, "cotrain", model, classifiers * network.flops, size, {teacher}, "training", drawn
             )
         data = self.data(dataset, model, source, seed)
-        passes = training_passes(options, self.images(dataset, model, source, seed))
+        passes = training_passes(options, round(options.data_share * self.images(dataset, model, source, seed)))
         return self._compute(path, "train", model, passes * network.flops, size, {teacher, data}, "training")
 
     def data(self, dataset: str, model: str, source: str, seed: int) -> str:
@@ -159,7 +165,7 @@ class Jobs:
         if kind == "augmented":
             base = self.data(dataset, model, str(self.plan.config.sources[source].base), seed)
             return self._add(path, "augment", copying + START_SECONDS, size, {base})
-        return self._add(path, "export", copying + START_SECONDS, size, {teacher})
+        return self._add(path, "public" if kind == "public" else "export", copying + START_SECONDS, size, {teacher})
 
     def images(self, dataset: str, model: str, source: str, seed: int) -> int:
         """Images of a source."""
@@ -170,6 +176,9 @@ class Jobs:
             return int(self.plan.generation(dataset, model, source, seed).images)
         if own.kind == "augmented":
             return self.images(dataset, model, str(own.base), seed)
+        if own.kind == "public":
+            public = self.plan.public(dataset, model, source, seed)
+            return public.images or _count(TRAIN_IMAGES, public.dataset, "train")
         return _count(TRAIN_IMAGES, dataset, "train")
 
     def teacher(self, dataset: str, model: str) -> str:

@@ -89,10 +89,20 @@ class Plan:
         return self.config.harden[model].threat if dataset == HARDEN else self.config.datasets[dataset].threat
 
     @cached_property
+    def threats(self) -> dict[tuple[str, str], dict[str, str]]:
+        """Threat models of every (data set, model), by their names in paths: its own and those of tables."""
+        found = {(d, m): [self.threat(d, m)] for d in self.datasets for m in self.models(d)}
+        for spec in self.tables.values():
+            for dataset, models in self.blocks(spec):
+                for model in models:
+                    found[dataset, model] += self.table_threats(spec, dataset)
+        return {place: {threat_name(text): text for text in texts} for place, texts in found.items()}
+
+    @cached_property
     def vocabulary(self) -> dict[str, list[str]]:
         """Every value that each field of the path grammar may take."""
         config = self.config
-        threats = {threat_name(self.threat(d, m)) for d in self.datasets for m in self.models(d)}
+        threats = {name for names in self.threats.values() for name in names}
         return {
             "run": [config.name],
             "dataset": self.datasets,
@@ -112,7 +122,7 @@ class Plan:
 
     # --- options -----------------------------------------------------------------------------------------------------
 
-    def options(self, stage: str, dataset: str, model: str, seed: int = 0, **extra: Any) -> Any:
+    def options(self, stage: str, dataset: str, model: str, seed: int = 0, /, **extra: Any) -> Any:
         """Options of one job; later layers win: profile, config, data set, model, then `extra`."""
         own: StageOverrides = self.config.harden[model] if dataset == HARDEN else self.config.datasets[dataset]
         layers = [PROFILES[self.config.profile].get(stage, {}), getattr(self.config, stage), getattr(own, stage)]
@@ -136,13 +146,21 @@ class Plan:
         """AugmentationOptions of one augmented source."""
         return self.options("augmentation", dataset, model, seed, augmentation=self.config.sources[source].augmentation)
 
+    def public(self, dataset: str, model: str, source: str, seed: int) -> Any:
+        """PublicOptions of one public source."""
+        own = self.config.sources[source].dataset
+        return self.options("public", dataset, model, seed, **({"dataset": own} if own else {}))
+
     def diversity(self, dataset: str, model: str) -> DiversityOptions:
         """DiversityOptions of one model: one seed for all its surrogate sets, so that the bins are the same."""
         options: DiversityOptions = self.options("diversity", dataset, model, self.config.seeds[0])
         return options
 
-    def training(self, dataset: str, model: str, recipe: str, seed: int) -> Any:
-        """TrainingOptions of one recipe, swept or not; CotrainingOptions where it names a method."""
+    def training(self, dataset: str, model: str, recipe: str, seed: int, threat: str = "") -> Any:
+        """TrainingOptions of one recipe, swept or not; CotrainingOptions where it names a method.
+
+        `threat` is the threat model of the training, the data set's own if empty.
+        """
         base, overrides = self.recipes[recipe]
         layers = dict(self.config.recipes[base])
         if dataset == HARDEN:  # a user's own training options are more particular than the recipe's
@@ -150,16 +168,17 @@ class Plan:
         else:
             layers |= self.config.datasets[dataset].by_recipe.get(base, {})
         stage = "cotraining" if self.cotrained(recipe) else "training"
-        return self.options(stage, dataset, model, seed, **{"threat": self.threat(dataset, model)} | layers | overrides)
+        given = {"threat": threat or self.threat(dataset, model)}
+        return self.options(stage, dataset, model, seed, **given | layers | overrides)
 
-    def attack(self, dataset: str, model: str, protocol: str, seed: int) -> AttackOptions:
-        """AttackOptions of one protocol."""
+    def attack(self, dataset: str, model: str, protocol: str, seed: int, threat: str = "") -> AttackOptions:
+        """AttackOptions of one protocol; `threat` is the threat model, the data set's own if empty."""
         options: AttackOptions = self.options(
             "attack",
             dataset,
             model,
             seed,
-            **{"threat": self.threat(dataset, model), "split": self.config.split} | PROTOCOLS[protocol],
+            **{"threat": threat or self.threat(dataset, model), "split": self.config.split} | PROTOCOLS[protocol],
         )
         evaluation = self.config.harden[model].evaluation if dataset == HARDEN else None
         return options.model_copy(update={"limit": evaluation.limit}) if evaluation else options
@@ -167,9 +186,9 @@ class Plan:
     # --- paths -------------------------------------------------------------------------------------------------------
 
     def path(self, template: str, dataset: str, model: str, **fields: Any) -> str:
-        """A path of the grammar, for this run."""
+        """A path of the grammar, for this run; training and evaluation have the data set's threat unless given."""
         threat = threat_name(self.threat(dataset, model))
-        fields = {"defence": NONE, "threat": threat, "train_threat": threat} | fields
+        fields = {"defence": NONE, "threat": threat, "train_threat": fields.get("threat", threat)} | fields
         if fields.get("recipe") == NONE:
             fields["train_threat"] = NONE
         return template.format(run=self.config.name, dataset=dataset, model=model, **fields)
@@ -204,6 +223,13 @@ class Plan:
             return kept
         return [row for row in spec.rows if row.grid in ("all", self.config.grid)]
 
+    def table_threats(self, spec: TableSpec, dataset: str) -> list[str]:
+        """Threat models that a table has for a data set: its own, or those that the table states."""
+        if spec.threats is None:
+            return [self.config.datasets[dataset].threat]
+        papers = dataset in spec.paper.datasets or self.config.grid == "full"
+        return list(spec.threats.full if papers else spec.threats.demo)
+
     def sweeps(self, spec: TableSpec) -> list[dict[str, Any]]:
         """The combinations of swept options of a table; one empty combination where nothing is swept."""
         values = [getattr(sweep, self.config.grid) for sweep in spec.sweep.values()]
@@ -214,6 +240,8 @@ class Plan:
         if table not in self.tables:
             raise InputError(f"{self.config.tables}: no {table!r}; tables are {', '.join(self.tables)}")
         spec = self.tables[table]
+        if not spec.metrics:
+            return []
         for row, kind in product(spec.rows, ("recipe", "source")):
             name, known = getattr(row, kind), getattr(self.config, f"{kind}s")
             if name != NONE and name not in known:
@@ -232,14 +260,16 @@ class Plan:
                     f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
                 )
         found = []
-        for (dataset, models), row, overrides in product(self.blocks(spec), self.rows(spec), self.sweeps(spec)):
-            for model in models:
-                recipe = self._shared_recipe(dataset, model, row, overrides)
-                seeds = self.config.seeds[:1] if row.seeds == "first" else self.config.seeds
-                for metric, seed in product(spec.metrics, seeds):
+        for dataset, models in self.blocks(spec):
+            cut = self.config.grid == "demo" and dataset not in spec.paper.datasets
+            threats = self.table_threats(spec, dataset)
+            for threat, row, overrides in product(threats, self.rows(spec), self.sweeps(spec)):
+                for model, metric in product(models[:1] if cut and row.models == "first" else models, spec.metrics):
                     if metric in DIVERSITY_METRICS and row.source == NONE:
                         continue  # there are no training images
-                    found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed))
+                    recipe = self._shared_recipe(dataset, model, row, overrides)
+                    for seed in self.config.seeds[:1] if row.seeds == "first" else self.config.seeds:
+                        found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed, threat))
         if not found:
             raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")
         return found
@@ -267,12 +297,17 @@ class Plan:
         overrides: dict[str, Any],
         metric: str,
         seed: int,
+        threat: str,
     ) -> Cell:
         if metric in DIVERSITY_METRICS:
             split = self.diversity(dataset, model).split
             file = self.path(DIVERSITY, dataset, model, source=row.source, seed=seed, split=split)
         else:
-            file = self._ledger(table, dataset, model, row, recipe, metric, seed)
+            # every ledger holds the clean predictions, so clean accuracy needs no attack of its own
+            attacked = metric == "autoattack" or (metric == "clean" and "autoattack" in self.tables[table].metrics)
+            fields = {"recipe": recipe, "protocol": self.config.autoattack if attacked else metric}
+            fields |= {"threat": threat_name(threat)}
+            file = self.path(LEDGER, dataset, model, source=row.source, seed=seed, **fields)
         return Cell(
             table=table,
             dataset=dataset,
@@ -280,17 +315,11 @@ class Plan:
             method=row.method,
             variant=variant(overrides),
             defence=NONE,
-            threat=self.threat(dataset, model),
+            threat=threat,
             metric=metric,
             seed=seed,
             ledger=file,
         )
-
-    def _ledger(self, table: str, dataset: str, model: str, row: RowSpec, recipe: str, metric: str, seed: int) -> str:
-        # every ledger holds the clean predictions, so clean accuracy needs no attack of its own
-        attacked = metric == "autoattack" or (metric == "clean" and "autoattack" in self.tables[table].metrics)
-        protocol = self.config.autoattack if attacked else metric
-        return self.path(LEDGER, dataset, model, source=row.source, recipe=recipe, seed=seed, protocol=protocol)
 
     # --- a user's own model ------------------------------------------------------------------------------------------
 

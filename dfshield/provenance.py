@@ -20,13 +20,14 @@ LEFT_OUT = {"dfshield", "dfshield.registry", "dfshield.config", "dfshield.proven
 OPTIONS = "dfshield.options"
 RUNTIME = {"generator", "digest", "canonical_json", "fraction"}
 """What of ``dfshield.runtime`` decides about results; the rest is progress, messages and files."""
-NO_FACTS = {"target", "title", "pretrained", "files"}
+NO_FACTS = {"target", "title", "pretrained", "files", "generator_loss", "student_loss"}
 """Fields of registry entries that decide about no result: names, and where code and files are found."""
 
 ENTRY_POINTS = {
     "teacher": ("dfshield.models.teacher:run",),
     "synthesis": ("dfshield.synthesis.inversion:run",),
     "export": ("dfshield.data.export:export",),
+    "public": ("dfshield.data.public:run",),
     "merge": ("dfshield.shards:merge",),
     "generation": ("dfshield.synthesis.generated:run",),
     "augmentation": ("dfshield.synthesis.augmentation:run",),

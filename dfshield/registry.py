@@ -10,9 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-RealData = Literal["none", "teacher", "train", "test"]
-"""What real data an artefact has seen since the teacher: nothing, or the named split (``teacher`` marks the teacher
-itself, whose training is outside of the data-free claim)."""
+RealData = Literal["none", "teacher", "train", "test", "public"]
+"""What real data an artefact has seen since the teacher: nothing, the named split, or another data set (``public``);
+``teacher`` marks the teacher itself, whose training is outside of the data-free claim."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +64,10 @@ class Cotraining(Entry):
     inner: Literal["kl", "ce"] = "ce"
     """``ce`` is the cross entropy with the teacher's class."""
     start: Literal["normal", "uniform"] = "uniform"
+    generator_loss: str = ""
+    """What the generator minimises, in the notation of table 2 (ℓ: log-probabilities less their mean)."""
+    student_loss: str = ""
+    """What the student minimises, in the same notation."""
 
 
 @dataclass(frozen=True)
@@ -131,12 +135,14 @@ AUGMENTATIONS = {
 SOURCES = {
     "synthetic": Source("dfshield.synthesis.inversion:run"),
     "real": Source("dfshield.data.export:export", real_data="train"),
+    "public": Source("dfshield.data.public:run", real_data="public"),
 }
 
 LOSSES = {
     "dfshield": Loss("dfshield.training.losses:dfshield"),
     "trades": Loss("dfshield.training.losses:trades"),
     "std": Loss("dfshield.training.losses:std", inner="ce", start="uniform"),
+    "std-soft": Loss("dfshield.training.losses:std_soft", inner="teacher", start="uniform"),
     "mart": Loss("dfshield.training.losses:mart", inner="ce"),
     "ard": Loss("dfshield.training.losses:ard", inner="ce", start="uniform"),
     "rslad": Loss("dfshield.training.losses:rslad", inner="teacher"),
@@ -156,10 +162,28 @@ LOSSES = {
 }
 
 COTRAINING = {
-    "dast": Cotraining("dfshield.cotraining.methods:Dast"),
-    "dfme": Cotraining("dfshield.cotraining.methods:Dfme"),
-    "ait": Cotraining("dfshield.cotraining.methods:Ait", inner="kl", start="normal"),
-    "dfard": Cotraining("dfshield.cotraining.methods:Dfard"),
+    "dast": Cotraining(
+        "dfshield.cotraining.methods:Dast",
+        generator_loss="exp(−CE(S(x), argmax(T(x))) − β·MSE(softmax(S(x)), softmax(T(x)))) + α·CE(S(x), y)",
+        student_loss="CE(S(x'), argmax(T(x))) + β·MSE(softmax(S(x')), softmax(T(x)))",
+    ),
+    "dfme": Cotraining(
+        "dfshield.cotraining.methods:Dfme",
+        generator_loss="−‖S(x) − ℓ(T(x))‖₁/C",
+        student_loss="‖S(x') − ℓ(T(x))‖₁/C",
+    ),
+    "ait": Cotraining(
+        "dfshield.cotraining.methods:Ait",
+        inner="kl",
+        start="normal",
+        generator_loss="CE(T(x), y) + w·BN(x)",
+        student_loss="CE(S(x), y) + β·KL(S(x), S(x'))",
+    ),
+    "dfard": Cotraining(
+        "dfshield.cotraining.methods:Dfard",
+        generator_loss="w₁·CE(T(x), y) + w₂·BN(x) − w₃·KL(T(x), S(x))",
+        student_loss="τ²·(KL(T(x)/τ, S(x')/τ) + KL(T(x)/τ, S(x)/τ))",
+    ),
 }
 
 ATTACKS = {
@@ -186,6 +210,7 @@ _MEDMNIST_CLASSES = {
 
 DATASETS = {
     "digits": Dataset("dfshield.data.digits:load", "Digits", 10, (1, 8, 8), (0.3,), (0.38,)),
+    "photographs": Dataset("dfshield.data.photographs:load", "Photographs", 2),
     "cifar10": Dataset("dfshield.data.general:load", "CIFAR-10", 10, files=("cifar-10-batches-py",), **_CIFAR),
     "cifar100": Dataset("dfshield.data.general:load", "CIFAR-100", 100, files=("cifar-100-python",), **_CIFAR),
     "svhn": Dataset("dfshield.data.general:load", "SVHN", 10, files=("train_32x32.mat", "test_32x32.mat"), **_CIFAR),

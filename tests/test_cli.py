@@ -23,6 +23,7 @@ REQUIRED = {
     "diversity": ["--teacher", "t", "--data", "d", "--out", "o"],
     "train": ["--teacher", "t", "--data", "d", "--out", "o"],
     "cotrain": ["--teacher", "t", "--out", "o"],
+    "public": ["--teacher", "t", "--out", "o"],
     "attack": ["--model", "m", "--out", "o"],
 }
 

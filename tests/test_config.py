@@ -286,6 +286,21 @@ def changed(base: dict, path: str, value: object) -> dict:
         (GRID, "sources", {"a": AUGMENTED | {"augmentation": "rotate"}}, r"sources\.a\.augmentation: "),
         (GRID, "sources", {"a": AUGMENTED | {"synthesis": {"lr": 1}}}, r"sources\.a: synthesis is not for a source of"),
         (GRID, "sources", {"a": {"base": "fixed"}}, r"sources\.a: base is not for a source of kind synthetic"),
+        (
+            GRID,
+            "sources",
+            {"p": {"kind": "public", "base": "dss"}},
+            r"sources\.p: base is not for a source of kind public",
+        ),
+        (
+            GRID,
+            "sources",
+            {"r": {"kind": "real", "dataset": "svhn"}},
+            r"sources\.r: dataset is not for a source of kind",
+        ),
+        (GRID, "sources", {"p": {"kind": "public", "dataset": "mnist"}}, r"sources\.p\.dataset: "),
+        (GRID, "public", {"images": -1}, r"public\.images: "),
+        (MINE, "harden/net/source", "public", r"harden\.net\.source: 'public' is real data"),
         (GRID, "sources", {"g": {"kind": "generator", "synthesis": {"lr": 1}}}, r"sources\.g: synthesis is not for a"),
         (GRID, "sources", {"g": {"kind": "generator", "generation": {"metod": 1}}}, "did you mean 'method'"),
         (

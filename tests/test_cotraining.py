@@ -3,6 +3,7 @@
 import copy
 import csv
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from dfshield.models.factory import build_network
 from dfshield.options import COTRAINING_DEFAULTS, CotrainingOptions
 from dfshield.runtime import InputError, generator
 from dfshield.synthesis.objective import BatchStatistics
+from dfshield.training.losses import kl
 
 METHODS = tuple(registry.COTRAINING)
 QUICK = {
@@ -42,6 +44,44 @@ def quick(method: str, **changes: object) -> CotrainingOptions:
 STUDENT = torch.tensor([[0.0, math.log(3)], [0.0, math.log(3)]])  # probability of class 1: 0.75
 ADVERSARIAL = torch.tensor([[math.log(4), 0.0]] * 2)  # 0.2
 TEACHER = torch.tensor([[0.0, math.log(9)], [math.log(9), 0.0]])  # 0.9 and 0.1: classes 1 and 0
+
+
+PLAIN = {"−": "-", "·": "*", "τ²": "t**2", "τ": "t", "ℓ": "recovered", "β": "beta", "α": "alpha", "x'": "adversarial"}
+PLAIN |= {"w₁": "w[0]", "w₂": "w[1]", "w₃": "w[2]"}
+
+
+def meaning(formula: str, names: dict) -> float:
+    """The value of a formula of table 2."""
+    for printed, plain in PLAIN.items():
+        formula = formula.replace(printed, plain)
+    formula = re.sub(r"‖(.*)‖₁/C", r"abs(\1).mean()", formula)
+    functions = {"CE": F.cross_entropy, "MSE": F.mse_loss, "KL": kl, "exp": torch.exp, "abs": torch.abs}
+    functions |= {"softmax": lambda z: z.softmax(1), "argmax": lambda z: z.argmax(1)}
+    return float(eval(formula, functions | {"recovered": losses.recovered_logits} | names))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_printed_formulas_are_what_is_minimised(method):
+    teacher, student = tiny.classifier(scale=3.0), tiny.classifier(seed=1, scale=3.0)
+    options = quick(method, gradient="exact")
+    made = registry.COTRAINING[method].load()(teacher, student, tiny.SHAPE, tiny.CLASSES, options)
+    random = torch.Generator().manual_seed(5)
+    if method == "dfard":
+        made.state["weights"] = [0.5, 2.0, 3.0]
+    names = {"S": student, "T": teacher, "y": torch.arange(20) % 10, "beta": options.beta}
+    names |= {"alpha": made.state.get("alpha"), "t": made.state.get("temperature")}
+    names |= {"w": made.state.get("weights", options.feature_weight)}
+    names |= {"BN": lambda x: methods.answer_and_distance(teacher, x)[1]}
+    with torch.no_grad():
+        raw = made.generator(*made.draw(20, random))
+        names["x"] = made.generator.to_image(raw)
+        names["adversarial"] = (names["x"] + 0.1 * torch.rand(names["x"].shape, generator=random)).clamp(0, 1)
+        entry = registry.COTRAINING[method]
+        expected = meaning(entry.generator_loss, names), meaning(entry.student_loss, names)
+    found = float(made.generator_loss(raw, names["y"], random))
+    assert found == pytest.approx(expected[0], rel=1e-4)
+    found = float(made.student_loss(names["x"], names["adversarial"], teacher(names["x"]), names["y"]))
+    assert found == pytest.approx(expected[1], rel=1e-4)
 
 
 def test_dast_imitation_by_hand():

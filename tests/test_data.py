@@ -8,13 +8,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
+from PIL import Image
 
 from dfshield import registry
-from dfshield.data import sets
+from dfshield.data import public, sets
 from dfshield.data.export import export
-from dfshield.models.checkpoints import Card, Classifier, save_checkpoint
+from dfshield.data.resizing import LUMA, fitted
+from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, save_checkpoint
 from dfshield.models.factory import build_network
+from dfshield.options import PublicOptions
 from dfshield.runtime import InputError
 from dfshield.shards import read
 
@@ -67,7 +71,7 @@ def test_data_dir(monkeypatch):
 def test_registry_facts(name):
     entry = registry.DATASETS[name]
     assert len(entry.mean) == len(entry.std) == entry.input_shape[0]
-    assert ("dev" in sets.splits(name)) == (name not in ("cifar10", "cifar100", "svhn"))
+    assert ("dev" in sets.splits(name)) == (name not in ("cifar10", "cifar100", "svhn", "photographs"))
     if name.endswith("mnist"):
         from medmnist import INFO
 
@@ -346,4 +350,81 @@ def test_export_for_a_teacher_of_other_images(tmp_path):
     save_checkpoint(tmp_path / "teacher.safetensors", Classifier(net, (0.3,), (0.4,)), card)
     with pytest.raises(InputError, match="give a teacher of cifar10"):
         export("cifar10", tmp_path, tmp_path / "data.h5", tmp_path / "teacher.safetensors")
+    assert not (tmp_path / "data.h5").exists()
+
+
+# --- public images ----------------------------------------------------------------------------------------------------
+
+
+def test_photographs_are_crops_of_the_two():
+    """Those of the largest scale are found in the photographs, pixel by pixel."""
+    from sklearn.datasets import load_sample_images
+
+    images = sets.load("photographs", "train", Path("nowhere"))
+    assert images.x.shape == (5000, 3, 32, 32) and images.y.bincount().tolist() == [2500, 2500]
+    assert images.x.flatten(1).std(1).median() > 0.05  # not mostly sky
+    found = 0
+    for label, photograph in enumerate(load_sample_images().images):
+        whole = photograph.astype(np.int64) @ (1, 256, 65536)
+        crops = (images.x[images.y == label][:40] * 255).round().long().permute(0, 2, 3, 1).numpy() @ (1, 256, 65536)
+        for crop in crops:
+            places = np.argwhere((whole[:-31, :-31] == crop[0, 0]) & (whole[31:, 31:] == crop[-1, -1]))
+            found += any(np.array_equal(whole[i : i + 32, j : j + 32], crop) for i, j in places)
+    assert 10 <= found <= 30  # a quarter of the eighty
+    with pytest.raises(InputError, match="data set photographs has no split 'test'; it has train"):
+        sets.load("photographs", "test", Path("nowhere"))
+
+
+@pytest.mark.parametrize(("size", "wanted"), [(32, 28), (32, 8), (8, 28)])
+def test_resizing_is_pillows(size, wanted):
+    x = torch.from_numpy(RANDOM.rand(2, 3, size, size).astype(np.float32))
+    found = fitted(x, (3, wanted, wanted))
+    assert found.shape == (2, 3, wanted, wanted)
+    for image, expected in zip(found.flatten(0, 1), x.flatten(0, 1), strict=True):
+        by_pillow = Image.fromarray(expected.numpy()).resize((wanted, wanted), Image.Resampling.BILINEAR)
+        assert np.allclose(image.numpy(), np.asarray(by_pillow), atol=1e-5)
+
+
+def test_colours_as_the_model_takes_them():
+    x = torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 4, 4)  # red, green, blue
+    assert torch.allclose(fitted(x, (1, 4, 4))[:, 0, 0, 0], torch.tensor(LUMA))
+    grey = torch.rand(2, 1, 4, 4)
+    assert torch.equal(fitted(grey, (3, 4, 4)), grey.repeat(1, 3, 1, 1))
+    assert torch.equal(fitted(grey, (1, 4, 4)), grey)
+
+
+def test_public_images_with_the_teachers_labels(tmp_path):
+    teacher = tiny.teacher(tmp_path / "t.safetensors")
+    options = PublicOptions(dataset="photographs", images=40, device="cpu", seed=2)
+    content = public.run(teacher, tmp_path / "data.h5", options, None, "other")
+    surrogate = read(tmp_path / "data.h5")
+    model, card = load_checkpoint(teacher)
+    images = torch.from_numpy(surrogate.images).permute(0, 3, 1, 2)
+    assert images.shape == (40, 1, 8, 8)
+    assert torch.equal(model(images).argmax(1), torch.from_numpy(surrogate.labels))
+    whole = fitted(sets.load("photographs", "train", Path("nowhere")).x, (1, 8, 8)).flatten(1)
+    apart = torch.cdist(images.flatten(1), whole, compute_mode="donot_use_mm_for_euclid_dist")
+    assert (apart.amin(1) < 1e-5).all()
+    assert len(images.flatten(1).unique(dim=0)) > 30
+    found = {key: surrogate.attributes[key] for key in ("real_data", "source", "teacher_sha256", "content_sha256")}
+    expected = {"real_data": "public", "source": "other", "teacher_sha256": card.tensors_sha256}
+    assert found == expected | {"content_sha256": content}
+    assert public.run(teacher, tmp_path / "again.h5", options, None, "other") == content
+    other = options.model_copy(update={"seed": 3})
+    assert public.run(teacher, tmp_path / "third.h5", other, None, "other") != content
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"dataset": "digits"}, "was trained on digits, which is not another data set; name one, or use source real"),
+        ({"images": 5001}, "photographs: has 5000 training images, not 5001; ask for fewer"),
+        ({"dataset": "cifar10"}, "cifar10 train: neither"),
+    ],
+)
+def test_public_images_that_cannot_be(tmp_path, changes, message):
+    teacher = tiny.teacher(tmp_path / "t.safetensors")
+    options = PublicOptions(**({"dataset": "photographs", "device": "cpu"} | changes))
+    with pytest.raises(InputError, match=message):
+        public.run(teacher, tmp_path / "data.h5", options, tmp_path)
     assert not (tmp_path / "data.h5").exists()

@@ -97,6 +97,14 @@ def test_what_real_data_touch_is_marked(stage):
     assert (card.real_data, card.provenance["source"]) == ("train", "real")
 
 
+def test_public_images_are_marked(stage):
+    stage(f"{TEACHER} 1")
+    stage("public --out public.h5 --dataset photographs --images 60 --teacher t.safetensors --device cpu")
+    stage(f"train --teacher t.safetensors --data public.h5 --out student.safetensors --loss std-soft {TRAINING} 1")
+    card = read_card(Path("student.safetensors"))
+    assert (card.real_data, card.provenance["source"]) == ("public", "public")
+
+
 @pytest.mark.parametrize(
     "words",
     [

@@ -18,10 +18,11 @@ from safetensors.torch import save_file
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
 
+from dfshield.models.checkpoints import read_card
 from workflow import ROOT, dfshield, environment, jobs, snakemake, workspace
 
 pytestmark = pytest.mark.slow
-TABLES = tuple(f"table{number}" for number in (4, 6, 7, 8, 16, 17, 19, 23, 24, 25, 26))
+TABLES = tuple(f"table{number}" for number in (1, 4, 5, 6, 7, 8, 11, 12, 14, 15, 16, 17, 18, 19, 23, 24, 25, 26))
 # ε is half of the pixel range, so that AutoAttack is over after its first attack.
 TINY = {
     "name": "tiny",
@@ -41,9 +42,12 @@ TINY = {
     },
     "attack": {"limit": 20},
     "diversity": {"features": "pixels"},
+    "public": {"dataset": "photographs", "images": 100},
 }
 # One value per sweep, one metric besides AutoAttack where table 4 has shown all three.
-SWEEPS = {"aggregate": [1], "tau": [0], "lambda1": [0.1], "lambda2": [10]}
+SWEEPS = {"aggregate": [1], "tau": [0], "lambda1": [0.1], "lambda2": [10], "data_share": [0.5]}
+# Table 5 and tables 14 and 15, the latter with the data set's own threat besides.
+THREATS = {5: ["l2:8"], 14: ["linf:7/16", "linf:8/16"], 15: ["linf:7/16", "linf:8/16"]}
 MODEL = """
 from torch import nn
 
@@ -63,6 +67,12 @@ def built(tmp_path_factory):
     tables = yaml.safe_load((folder / "config/tables.yaml").read_text())
     for key, table in tables.items():
         table["sweep"] = {name: {"demo": SWEEPS[name], "full": SWEEPS[name]} for name in table.get("sweep", {})}
+        if table["number"] in THREATS and "threats" in table:
+            table["threats"] = dict.fromkeys(("demo", "full"), THREATS[table["number"]])
+        if table["number"] in (14, 15):
+            table["rows"] = [row for row in table["rows"] if row["method"] in ("Original", "DaST")]
+        if key == "table2":
+            continue
         if "recall" in table["metrics"]:  # one augmented source and what it is made of
             table["rows"] = [row for row in table["rows"] if row["method"] in ("Base", "+ Mixup")]
         if key != "table4":
@@ -79,8 +89,12 @@ class TestTables:
         # Table 4: 2 attacks on 4 models and 4 rivals. Table 8: fixed data, 3 more students, 1 attack. Table 6 (on
         # digits 19 and 20 are the same): data by Mixup, 1 more student, 1 attack, 2 records. Tables 23, 24 and 25 (26
         # is the same on digits): a student each, 1 attack. Tables 7, 16 and 17 (the same on digits): 5 losses more.
-        expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2}
-        expected |= {"train": 3 + 3 + 1 + 3 + 5, "cotrain": 4, "attack": 16 + 3 + 1 + 3 + 5, "table": 12, "tables": 1}
+        # Tables 1, 12 and 18 (the same on digits): public data and their student. Table 5: Ours and AIT in another
+        # norm. Table 11: clean images. Tables 14 and 15 (the same): Original and DaST at another size. Figure 5: a
+        # student on half of the images. An attack for each.
+        expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2, "public": 1}
+        expected |= {"train": 3 + 3 + 1 + 3 + 5 + 1 + 1 + 1 + 1, "cotrain": 4 + 1 + 1}
+        expected |= {"attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1, "table": 21, "tables": 1}
         assert jobs(built[1]) == expected
 
     def test_recall_and_coverage_are_those_of_the_surrogate_sets(self, built):
@@ -99,7 +113,30 @@ class TestTables:
             assert cells[method, "recall"] == f"{(between < own).any(1).mean():.3f}"
         assert cells["Base", "jsd"] != cells["+ Mixup", "jsd"]
 
-    @pytest.mark.parametrize("table", TABLES)
+    def test_rows_on_public_images_are_marked_and_are_of_them(self, built):
+        folder = built[0] / "results"
+        with (folder / "table18.csv").open() as file:
+            flags = {row["method"]: row["flags"] for row in csv.DictReader(file)}
+        assert {method for method, found in flags.items() if "not-data-free" in found} == {"Original", "Public"}
+        with h5py.File(folder / "tiny/digits/cnn-s/public/seed-0/data.h5") as file:
+            assert (file.attrs["real_data"], file["images"].shape) == ("public", (100, 8, 8, 1))
+
+    def test_sizes_of_perturbations_are_those_of_training_and_evaluation(self, built):
+        folder = built[0] / "results"
+        with (folder / "table14.csv").open() as file:
+            rows = [row for row in csv.DictReader(file) if row["metric"] == "autoattack"]
+        assert [(row["method"], row["threat"]) for row in rows] == [
+            (method, f"linf:{eps}/16") for eps in (7, 8) for method in ("Original", "DaST")
+        ]
+        home = folder / "tiny/digits/cnn-s/real/std"
+        cards = [read_card(home / f"linf-{eps}-16/seed-0/student.safetensors") for eps in (7, 8)]
+        assert [card.provenance["options"]["threat"] for card in cards] == ["linf:7/16", "linf:8/16"]
+        assert len({card.tensors_sha256 for card in cards}) == 2
+
+    def test_formulas(self, built):
+        assert len((built[0] / "results/table2.csv").read_text().splitlines()) == 5
+
+    @pytest.mark.parametrize("table", (*TABLES, "figure5"))
     def test_every_cell_is_traced_to_its_teacher(self, built, table):
         folder, _ = built
         for suffix in (".csv", ".md", ".tex"):
@@ -163,17 +200,17 @@ class TestTables:
             # the loss itself: the students that it trains, and what follows
             (
                 {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
-                {"train": 7, "attack": 2 + 1 + 1 + 1 + 3, "table": 12, "tables": 1},
+                {"train": 9, "attack": 2 + 1 + 1 + 1 + 3 + 1 + 1, "table": 17, "tables": 1},
             ),
-            # one rival's own way: that student, its two attacks and its table
+            # one rival's own way: its students at two sizes, their attacks and the tables that have them
             (
                 {"cotraining/losses.py": ("beta * difference", "beta * difference * 1.0")},
-                {"cotrain": 1, "attack": 2, "table": 1, "tables": 1},
+                {"cotrain": 2, "attack": 2 + 1, "table": 5, "tables": 1},
             ),
             # a default that the config leaves alone
             (
                 {"options/training.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
-                {"train": 14, "attack": 4 + 3 + 1 + 3 + 5, "table": 12, "tables": 1},
+                {"train": 18, "attack": 4 + 3 + 1 + 3 + 5 + 4, "table": 19, "tables": 1},
             ),
             # an augmentation: the set that it makes, what is trained on it and compared
             (

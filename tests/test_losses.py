@@ -130,6 +130,7 @@ def ard(alpha: float, t: float) -> float:
 
 CASES = [
     ("std", {}, cross_entropy(ADVERSARIAL)),
+    ("std-soft", {}, kl(TEACHER, ADVERSARIAL)),
     ("trades", {"beta": 0.0}, cross_entropy(CLEAN)),
     ("trades", {}, cross_entropy(CLEAN) + 6 * kl(CLEAN, ADVERSARIAL)),
     ("mart", {}, mart(5)),
@@ -289,6 +290,7 @@ def test_the_gradient_penalty_reaches_the_weights():
         ("dfshield", ("kl", "normal", "pgd")),
         ("trades", ("kl", "normal", "pgd")),
         ("std", ("ce", "uniform", "pgd")),
+        ("std-soft", ("teacher", "uniform", "pgd")),
         ("mart", ("ce", "normal", "pgd")),
         ("ard", ("ce", "uniform", "pgd")),
         ("rslad", ("teacher", "normal", "pgd")),

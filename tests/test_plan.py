@@ -138,7 +138,15 @@ def test_swept_recipes_have_their_options():
 
 # --- cells -----------------------------------------------------------------------------------------------------------
 
-FULL = {  # data sets x models x methods or swept values x metrics
+FULL = {  # data sets x models x methods or swept values x metrics, and x threats where there are several
+    "table1": 4 * 2 * 6 * 3,
+    "table5": 3 * 3 * 2 * 3,
+    "table11": 8 * 2,
+    "table12": 4 * 2 * 6 * 3,
+    "table14": 4 * 3 * 6 * 3,
+    "table15": 4 * 3 * 6 * 3,
+    "table18": 7 * 2 * 3 * 3,
+    "figure5": 3 * 6 * 2,
     "table4": 3 * 3 * 7 * 3,
     "table6": 1 * 6 * 7,
     "table7": 2 * 6 * 3,
@@ -153,6 +161,14 @@ FULL = {  # data sets x models x methods or swept values x metrics
     "table26": 3 * 36 * 2,
 }
 DEMO = {
+    "table1": 2 * 6 * 3,
+    "table5": 2 * 3,
+    "table11": 2,
+    "table12": 2 * 6 * 3,
+    "table14": 3 * (2 * 2 + 4) * 3,  # the four rivals for the smallest model alone
+    "table15": 3 * (2 * 2 + 4) * 3,
+    "table18": 2 * 3 * 3,
+    "figure5": 4 * 2,
     "table4": 2 * 8 * 3,
     "table6": 1 * 6 * 7,
     "table7": 6 * 3,
@@ -166,7 +182,7 @@ DEMO = {
     "table25": 9 * 2,
     "table26": 9 * 2,
 }
-BOTH = ("table4", "table8", "table16", "table17", "table19", "table20")
+BOTH = tuple(f"table{number}" for number in (1, 4, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20))
 TWO = {"datasets__digits__models": ["cnn-s", "cnn-m"]}
 
 
@@ -179,7 +195,7 @@ def test_cells_of_the_papers_grid(table):
     attacked = [cell.ledger for cell in cells if cell.metric in ("pgd10", "autoattack")]
     assert len(set(attacked)) == len(attacked)
     clean = {cell.ledger for cell in cells if cell.metric == "clean"}
-    assert clean <= set(attacked)  # clean accuracy is read from an attack's ledger
+    assert clean <= set(attacked) or table == "table11"  # clean accuracy is read from an attack's ledger
     compared = [cell.ledger for cell in cells if cell.metric in DIVERSITY_METRICS]
     assert len(set(compared)) * 4 == len(compared) and not set(compared) & set(attacked)
     assert table in made.own_tables
@@ -222,6 +238,49 @@ def test_a_row_beyond_the_paper_is_in_its_grid_only_by_name():
     assert [row.method for row in named.rows(named.tables["table4"])] == ["Ours", "Plus"]
     ours, plus = (named.training("cifar10", "resnet56", recipe, 0).model_dump() for recipe in ("dfshield", "plus"))
     assert {key for key in ours if ours[key] != plus[key]} == {"contrast", "noise", "weight_decay"}
+
+
+def test_sizes_of_perturbations_have_students_of_their_own():
+    """Training and evaluation at each size; where it is the data set's own, the files are table 4's."""
+    own = changed(GRID, "datasets/digits/threat", "linf:2/16")
+    found = {(c.method, c.threat): c.ledger for c in plan(own, **TWO).cells("table14") if c.metric == "pgd10"}
+    assert {threat for _, threat in found} == {"linf:1/16", "linf:2/16", "linf:3/16"}
+    trained = "results/run/digits/cnn-m/dss/dfshield/linf-3-16/seed-0"
+    assert found["Ours", "linf:3/16"] == f"{trained}/eval/none/pgd10@linf-3-16/ledger.h5"
+    table4 = {c.ledger for c in plan(own, **TWO).cells("table4")}
+    assert {threat for (_, threat), ledger in found.items() if ledger in table4} == {"linf:2/16"}
+    made = plan(own)
+    assert made.threats["digits", "cnn-s"] == {
+        **{"linf-2-16": "linf:2/16", "l2-8-16": "l2:8/16"},
+        **{"linf-1-16": "linf:1/16", "linf-3-16": "linf:3/16"},
+    }
+    assert made.training("digits", "cnn-s", "dfshield", 0, "l2:8/16").threat == "l2:8/16"
+    assert made.training("digits", "cnn-s", "dast", 0, "linf:1/16").threat == "linf:1/16"
+    assert made.attack("digits", "cnn-s", "pgd10", 0, "linf:3/16").threat == "linf:3/16"
+
+
+def test_the_papers_data_sets_have_the_papers_threats_at_any_scale():
+    small = {"name": "x", "datasets": {"cifar10": {"models": ["resnet20"], "threat": "linf:8/255"}}}
+    epsilons = {f"linf:{eps}/255" for eps in (2, 4, 6, 8)}
+    assert {cell.threat for cell in plan(small).cells("table15")} == epsilons
+    assert {cell.threat for cell in plan(small).cells("table5")} == {"l2:128/255"}
+    assert {cell.threat for cell in plan(small).cells("table14")} == {"linf:1/16", "linf:2/16", "linf:3/16"}
+    assert {cell.threat for cell in plan(small, grid="full").cells("table14")} == epsilons  # a stand-in for SVHN
+
+
+def test_public_sources():
+    made = plan(public={"dataset": "photographs", "images": 70}, seeds=[3])
+    options = made.public("digits", "cnn-s", "public", 3)
+    assert (options.dataset, options.images, options.seed) == ("photographs", 70, 3)
+    other = plan(sources={"other": {"kind": "public", "dataset": "svhn"}}, public={"dataset": "photographs"})
+    assert other.public("digits", "cnn-s", "other", 0).dataset == "svhn"
+    assert plan().public("digits", "cnn-s", "public", 0).dataset == "cifar10"  # the paper's
+    cells = {(cell.method, cell.metric): cell.ledger for cell in made.cells("table1")}
+    assert "/cnn-s/public/std-soft/linf-8-255/seed-3/eval/none/pgd10@" in cells["Public", "pgd10"]
+
+
+def test_a_table_of_formulas_has_no_cells():
+    assert plan().cells("table2") == [] and "table2" in plan().own_tables
 
 
 def test_every_row_of_table_6():
@@ -313,8 +372,8 @@ def test_a_swept_value_that_is_the_recipes_own_shares_its_files(table, key, own)
 
 
 def test_tables_that_a_config_cannot_have():
-    with pytest.raises(InputError, match=r"no 'table5'; tables are table4, table7, table8"):
-        plan().cells("table5")
+    with pytest.raises(InputError, match=r"no 'table3'; tables are table4, table2, table5"):
+        plan().cells("table3")
     with pytest.raises(InputError, match="table8: its row 'Base' takes source 'fixed', which the config lacks"):
         plan(sources={"dss": {}}).cells("table8")
     with pytest.raises(InputError, match=r"takes recipe 'ait', which the config lacks; add it under recipes: \(there"):

@@ -13,6 +13,7 @@ from dfshield.registry import (
     AUGMENTATIONS,
     COEFFICIENTS,
     COTRAINING,
+    DATASETS,
     GENERATED,
     LOSSES,
     MODELS,
@@ -29,14 +30,15 @@ CHOSEN = {
     "training": (MODELS["cnn-s"], LOSSES["dfshield"]),
     "cotraining": (MODELS["cnn-s"], COTRAINING["dast"]),
     "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
+    "public": (MODELS["cnn-s"], DATASETS["photographs"]),
     "export": (),
     "merge": (),
     "table": (),
     "card": (),
 }
-READS_SHARDS = {"synthesis", "generation", "augmentation", "diversity", "training", "export", "merge"}
+READS_SHARDS = {"synthesis", "generation", "augmentation", "diversity", "training", "public", "export", "merge"}
 TRAINS = {"training", "cotraining"}
-USES_MODELS = {"teacher", "synthesis", "generation", "diversity", "training", "cotraining", "attack"}
+USES_MODELS = {"teacher", "synthesis", "generation", "diversity", "training", "cotraining", "public", "attack"}
 TABLES = (
     "COEFFICIENTS",
     "OBJECTIVES",

@@ -28,11 +28,14 @@ def cell(ledger: Path, **changes: object) -> Cell:
 
 def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: int, scale: str = "demo") -> list[Cell]:
     """Cells of a table with ledgers whose accuracies differ by method, sweep and seed."""
-    threat = spec.paper.threat if dataset in spec.paper.datasets else "linf:8/255"
+    threats = spec.papers_threats if dataset in spec.paper.datasets else ("linf:8/255",)
+    if spec.threats and dataset not in spec.paper.datasets:
+        threats = getattr(spec.threats, scale)
     values = product(*(getattr(sweep, scale) for sweep in spec.sweep.values()))
     settings = [dict(zip(spec.sweep, value, strict=True)) for value in values]
     found = []
-    for (i, row), (j, setting), model in product(enumerate(spec.rows), enumerate(settings), models):
+    kinds = product(enumerate(threats), enumerate(spec.rows), enumerate(settings), models)
+    for (k, threat), (i, row), (j, setting), model in kinds:
         for metric, seed in product(spec.metrics, range(seeds if row.source != "none" else 1)):
             own = {"table": spec.key, "dataset": dataset, "model": model, "method": row.method, "metric": metric}
             own |= {"seed": seed, "variant": variant(setting), "threat": threat}
@@ -42,8 +45,8 @@ def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: 
                 found.append(cell(path, **own))
                 continue
             protocol = "aa-standard" if metric == "autoattack" else metric
-            path = folder / f"{dataset}-{model}-{i}-{j}-{metric}-{seed}.h5"
-            clean, robust = 150 + i + seed, 60 + 10 * i + 2 * j + seed
+            path = folder / f"{dataset}-{model}-{i}-{j}-{k}-{metric}-{seed}.h5"
+            clean, robust = 150 + i + seed, 60 + 10 * i + 2 * j + seed - 20 * k
             make_ledger(
                 path,
                 clean,
@@ -100,6 +103,8 @@ def test_flags(tmp_path: Path) -> None:
         "not-data-free",
         "reduced-classes",
     )
+    make_ledger(tmp_path / "public.h5", 150, 50, real_data="public")
+    assert tables.build([cell(tmp_path / "public.h5")])[0].flags == ("not-data-free",)
     make_ledger(tmp_path / "teacher.h5", 150, 50, real_data="teacher")
     assert tables.build([cell(tmp_path / "teacher.h5")])[0].flags == ()
 
@@ -206,6 +211,9 @@ def test_variant_and_back() -> None:
         ("recipe: dfshield}", "recipe: dfshield, colour: red}", "unknown key"),
         ("layout: matrix", "layout: sweep", "takes 1 swept"),
         ("tau: {demo", "taus: {demo", "not a training option"),
+        ("layout: rows", "layout: formulas", "a table needs some, and one of formulas has none"),
+        ("recipe: dfard}", "recipe: std}", "'std' is none of dast, dfme, ait, dfard, which have formulas"),
+        ('threats: {demo: ["l2:8/16"], full: ["l2:128/255"]}', "threats:", "belongs in paper.threat or"),
     ],
 )
 def test_bad_specification_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
@@ -331,6 +339,78 @@ def test_sweep_and_matrix(tmp_path: Path) -> None:
     assert "| λ1 \\ λ2 | 0 | 0.01 | 0.1 | 1 | 10 | 100 |" in text
     assert "| 0.01 | 36.00 [29.7, 42.9] (75.00) |" in text
     assert "| 1 | 20.83 (78.49) |" in text
+
+
+def test_table_1_has_data_sets_side_by_side(tmp_path: Path) -> None:
+    spec, models = SPECS["table1"], ["resnet18", "resnet50"]
+    cells = [c for d in ("bloodmnist", "pathmnist") for c in grid(tmp_path, spec, d, models, 1)]
+    text = render.markdown(tables.build(cells, spec), spec)
+    metrics = " | ".join(f"{name} {metric}" for name in ("Blood", "Path") for metric in ("Clean", "PGD-10", "AA"))
+    assert f"| Method | {metrics} |" in text and "Stand-in" not in text
+    first, second = text.index("**ResNet-18**"), text.index("**ResNet-50**")
+    assert first < text.index("| Ours | 77.50 [") < second  # the sixth row: 155 of 200
+    assert "| Public | 22.04 | 0.02 | 0.00 | 9.09<sup>†</sup> | 9.09 | 0.00<sup>" in text  # the paper's own
+    by_method = {(row.dataset, row.method, row.metric): row.paper for row in tables.build(cells, spec)}
+    assert by_method["pathmnist", "DFME", "pgd10"] == 2.28  # of the later model
+
+
+def test_table_11_has_data_sets_as_rows(tmp_path: Path) -> None:
+    spec = SPECS["table11"]
+    cells = [c for d in ("bloodmnist", "octmnist") for c in grid(tmp_path, spec, d, ["resnet18", "resnet50"], 1)]
+    text = render.markdown(tables.build(cells, spec), spec)
+    assert "| Data set | ResNet-18 Clean | ResNet-50 Clean |" in text
+    assert text.count("| Blood | 75.00 [68.6, 80.5] | 75.00 [68.6, 80.5] |") == 1
+    assert "| OCT | 80.60 | 84.90 |" in text
+    assert "Blood: n = 200 images" in text  # nothing is perturbed
+
+
+def test_table_14_has_a_block_for_every_size(tmp_path: Path) -> None:
+    spec = SPECS["table14"]
+    rows = tables.build(grid(tmp_path, spec, "digits", ["cnn-s", "cnn-m"], 2), spec)
+    rows = [row for row in rows if row.method in ("Original", "Ours") or row.model == "cnn-s"]
+    text = render.markdown(rows, spec)
+    blocks = [text.index(f"**Digits, l∞ ε = {n}/16**") for n in (1, 2, 3)]
+    assert blocks == sorted(blocks)
+    second = text[blocks[1] : blocks[2]]
+    # DaST is the second row: 60 + 10 - 20 of 200 in the second block
+    assert re.search(r"\| DaST \| 75\.50 \S+ \S+ \| 25\.00 .* \| – \| – \| – \|", second)
+    assert "Digits: l∞ ε = 1/16, l∞ ε = 2/16, l∞ ε = 3/16, n = 200 images" in text
+    for eps, original in ((2, "95.42 | 88.04 | 86.72"), (8, "86.50 | 55.68 | 40.31")):
+        block = text[text.index(f"**SVHN, l∞ ε = {eps}/255**") :]
+        assert f"| Original | {original} |" in block.splitlines()[4]
+    own = tables.build(grid(tmp_path, spec, "svhn", ["resnet20"], 1), spec)
+    papers = {row.threat: row.paper for row in own if (row.method, row.metric) == ("Ours", "autoattack")}
+    assert papers == {"linf:2/255": 72.17, "linf:4/255": 47.55, "linf:6/255": 31.15, "linf:8/255": 20.84}
+
+
+def test_balanced_accuracy_tells_threats_apart(tmp_path: Path) -> None:
+    """Where one class dominates, it is printed for every row; rows of other threats are other rows."""
+    spec = SPECS["table14"]
+    label = np.where(np.arange(200) < 80, 0, np.arange(200) % 10)
+    cells = [c for c in grid(tmp_path, spec, "digits", ["cnn-s"], 1) if c.method == "Ours" and c.metric == "pgd10"]
+    for found, right in zip(cells, (100, 60, 20), strict=True):
+        prediction = np.where(np.arange(200) < right, label, (label + 1) % 10)
+        wrong = prediction != label
+        changes = {"label": label, "clean_prediction": prediction, "prediction": prediction, "broken": wrong}
+        changes |= {"component": wrong.astype(np.uint8), "perturbed_index": np.zeros(0, dtype=np.int64)}
+        changes |= {"perturbation": np.zeros((0, 1, 4, 4), np.float16), "threat": found.threat}
+        make_ledger(Path(found.ledger), 0, 0, **changes)
+    text = render.markdown(tables.build(cells, spec), spec)
+    assert len(re.findall(r"Ours l∞ ε = \d/16 \d+\.\d\d", text)) == 3
+
+
+def test_formulas_in_every_format(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from dfshield.config import check_config
+    from dfshield.plan import Plan
+
+    monkeypatch.chdir(Path(__file__).parents[1])
+    config = {"name": "run", "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}}}
+    tables.run(Plan.of(check_config(config)), "table2", tmp_path / "table2.csv")
+    text, tex = (tmp_path / "table2.csv").read_text(), (tmp_path / "table2.tex").read_text()
+    assert text.splitlines()[0] == "method,generator,student" and len(text.splitlines()) == 5
+    assert '\nAIT,"CE(T(x), y) + w·BN(x)","CE(S(x), y) + β·KL(S(x), S(x\'))"\n' in text
+    assert "| AIT | CE(T(x), y) + w·BN(x) | CE(S(x), y) + β·KL(S(x), S(x')) |" in (tmp_path / "table2.md").read_text()
+    assert r"w$\cdot$BN(x) & CE(S(x), y) + $\beta$$\cdot$KL(S(x), S(x')) \\" in tex
 
 
 def test_missing_cells_are_dashes(tmp_path: Path) -> None:

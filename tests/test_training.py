@@ -410,6 +410,15 @@ def test_held_out_images_are_never_trained_on():
     assert not held & seen
 
 
+def test_a_share_of_the_data_is_what_a_smaller_synthesis_made():
+    half, small = make(quick(data_share=0.5), n=60), make(QUICK, n=30)
+    for one, other in ((half.images, small.images), (half.labels, small.labels), (half.held[0], small.held[0])):
+        assert torch.equal(one, other)
+    assert len(make(quick(data_share=0.5001, holdout=0)).images) == 30
+    with pytest.raises(InputError, match="holdout 10 leaves 2 of 12 images"):
+        make(quick(data_share=0.2))
+
+
 def test_every_epoch_sees_every_image_in_another_order():
     made = make(quick(holdout=0))
     orders = []

@@ -22,7 +22,34 @@ from workflow import ROOT, cpu_seconds, jobs, python, snakemake, workspace
 # sets, 11 values of tau, 2 attacks. Tables 25 and 26: 3 models, 6 x 6 weights, 1 attack. Values that the base recipe
 # has need no training of their own, so they change no count. Table 6: 1 model, 6 sources of which 3 are synthetic and 3
 # augmented, a student and a record each, 2 attacks. Tables 19 and 20: 3 models, the same but for IntraQ's source.
+# Tables 1 and 12: 4 medical data sets and 2 models, students Public and Ours and of four rivals, 2 attacks. Table 11: 8
+# sets and 2 models, clean images. Table 18: 7 sets and 2 models, 3 students. Table 5: the general grid, Ours and AIT.
+# Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
 PAPER = {
+    "table1": {
+        **{"teacher": 8, "synthesize": 48, "merge": 8, "public": 8},
+        **{"train": 16, "cotrain": 32, "attack": 96, "table": 1},
+    },
+    "table2": {"table": 1},
+    "table5": {"teacher": 9, "synthesize": 54, "merge": 9, "train": 9, "cotrain": 9, "attack": 36, "table": 1},
+    "table11": {"teacher": 16, "attack": 16, "table": 1},
+    "table12": {
+        **{"teacher": 8, "synthesize": 48, "merge": 8, "public": 8},
+        **{"train": 16, "cotrain": 32, "attack": 96, "table": 1},
+    },
+    "table14": {
+        **{"teacher": 3, "synthesize": 18, "merge": 3, "export": 3},
+        **{"train": 24, "cotrain": 48, "attack": 144, "table": 1},
+    },
+    "table15": {
+        **{"teacher": 3, "synthesize": 18, "merge": 3, "export": 3},
+        **{"train": 24, "cotrain": 48, "attack": 144, "table": 1},
+    },
+    "table18": {
+        **{"teacher": 14, "synthesize": 84, "merge": 14, "export": 14, "public": 14},
+        **{"train": 42, "attack": 84, "table": 1},
+    },
+    "figure5": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 18, "table": 1},
     "table6": {
         **{"teacher": 1, "synthesize": 18, "merge": 3, "augment": 3, "diversity": 6},
         **{"train": 6, "attack": 12, "table": 1},
@@ -79,16 +106,24 @@ def test_the_papers_grid(folder, table):
     assert jobs(run) == PAPER[table]
     assert "digits" not in run.stdout + run.stderr  # the default config is not in force beside it
     values = yaml.safe_load((folder / "results/paper/config.yaml").read_text())
-    assert set(values["datasets"]) == {"svhn", "cifar10", "cifar100"}
+    medical = {f"{name}mnist" for name in ("tissue", "blood", "path", "oct", "derma", "organa", "organc", "organs")}
+    assert set(values["datasets"]) == {"svhn", "cifar10", "cifar100"} | medical
 
 
 def test_tables_share_what_they_can(folder):
     found = jobs(snakemake(folder, "tables", "-n", "--configfile", "config/paper.yaml"))
     # 9 teachers; dss for 9, fixed for 3 of SVHN and 3 of CIFAR-10, IntraQ for 1; the base recipe is one student for all
-    assert (found["teacher"], found["synthesize"], found["export"], found["table"]) == (9, (9 + 6 + 1) * 6, 9, 12)
+    # and of the medical sets 16 teachers, dss, public images and, but for OCT, real ones
+    assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16) * 6)
+    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 21)
     diversified = 15 + (15 - 6) + 1  # of CIFAR-10, table 8 has the base and the DSS row
     losses = 2 * 3 * 5  # tables 7, 16 and 17 share all; their L_DFShield row is tables 19's and 20's DSS row
-    assert found["train"] == 18 + (12 - 3) + (14 - 2) + (22 - 2) + 2 * (108 - 3) + diversified + losses
+    sizes = 9 + 2 * 2 * 3 * 3  # table 5, and tables 14 and 15 but for the size of table 4
+    medical = 16 + 16 + 14
+    shares = 3 * 5
+    former = 18 + (12 - 3) + (14 - 2) + (22 - 2) + 2 * (108 - 3) + diversified + losses
+    assert found["train"] == former + sizes + medical + shares
+    assert found["cotrain"] == 36 + 9 + 2 * 4 * 3 * 3 + 64
     assert (found["augment"], found["diversity"]) == (18, 15 + 15 + 1)
 
 
@@ -125,9 +160,21 @@ def test_lint_is_clean(folder):
     assert "in a good condition" in run.stdout + run.stderr, run.stdout + run.stderr
 
 
+def trained_at(a):
+    """The threat that a model was trained at, by the path of its ledger."""
+    norm, _, size = a.out.parts[6].partition("-")
+    return f"{norm}:{size.replace('-', '/')}"
+
+
 @pytest.mark.parametrize(
     "words",
-    [("results/table8.csv", "--configfile", "config/paper.yaml"), ("all",), ("results/table6.csv",)],
+    [
+        ("results/table8.csv", "--configfile", "config/paper.yaml"),
+        ("all",),
+        ("results/table6.csv",),
+        ("results/table14.csv",),
+        ("results/table1.csv", "--configfile", "config/paper.yaml"),
+    ],
 )
 def test_every_command_works_by_hand(folder, words):
     run = snakemake(folder, words[0], "-n", *words[1:])
@@ -143,14 +190,14 @@ def test_every_command_works_by_hand(folder, words):
         seen.add(a.command)
         if a.command == "train":
             dataset, model, source, recipe, threat, seed = a.out.parts[2:8]
-            assert given_options("training", a) == plan.training(dataset, model, recipe, int(seed[5:]))
+            trained = plan.threats[dataset, model][threat]
+            assert given_options("training", a) == plan.training(dataset, model, recipe, int(seed[5:]), trained)
             assert str(a.data) == f"results/{config.name}/{dataset}/{model}/{source}/{seed}/data.h5"
-            assert a.recipe == recipe and threat == plan.training(dataset, model, recipe, 0).threat.translate(
-                str.maketrans(":/", "--")
-            )
+            assert (a.recipe, given_options("training", a).threat) == (recipe, trained)
         if a.command == "cotrain":
             dataset, model, source, recipe, threat, seed = a.out.parts[2:8]
-            assert given_options("cotraining", a) == plan.training(dataset, model, recipe, int(seed[5:]))
+            trained = plan.threats[dataset, model][threat]
+            assert given_options("cotraining", a) == plan.training(dataset, model, recipe, int(seed[5:]), trained)
             assert (source, a.recipe, a.metrics) == ("none", recipe, a.out.with_name("metrics.csv"))
         if a.command == "synthesize":
             dataset, model, source, seed, shard = a.out.parts[2:7]
@@ -158,7 +205,9 @@ def test_every_command_works_by_hand(folder, words):
             assert (a.source, f"shard-{a.shard}.h5", a.shards) == (source, shard, config.shards)
         if a.command == "attack":
             dataset, model, source, recipe, threat, seed = a.out.parts[2:8]
-            assert given_options("attack", a) == plan.attack(dataset, model, a.protocol, int(seed[5:]))
+            within = plan.threats[dataset, model][a.out.parent.name.partition("@")[2]]
+            assert given_options("attack", a) == plan.attack(dataset, model, a.protocol, int(seed[5:]), within)
+            assert given_options("attack", a).threat == within and (recipe == "none" or within == trained_at(a))
             assert json.loads(a.subject) == {
                 "dataset": dataset,
                 "model": model,
@@ -180,10 +229,14 @@ def test_every_command_works_by_hand(folder, words):
             assert (a.dataset, name) == (dataset, "diversity@train.json")
             assert a.data == a.out.with_name("data.h5")
             assert a.teacher == Path(*a.out.parts[:4], "teacher.safetensors")
+        if a.command == "public":
+            dataset, model, source, seed = a.out.parts[2:6]
+            assert given_options("public", a) == plan.public(dataset, model, source, int(seed[5:]))
+            assert (a.source, a.teacher) == (source, Path(*a.out.parts[:4], "teacher.safetensors"))
         if a.command == "teacher":
             assert given_options("teacher", a) == plan.options("teacher", a.dataset, a.model)
-    rivals = {"cotrain"} if words == ("all",) else set()
-    assert {"teacher", "synthesize", "merge", "train", "attack", "table"} | rivals <= seen
+    more = {"all": {"cotrain"}, "results/table14.csv": {"cotrain"}, "results/table1.csv": {"cotrain", "public"}}
+    assert {"teacher", "synthesize", "merge", "train", "attack", "table"} | more.get(words[0], set()) <= seen
 
 
 @pytest.mark.parametrize(
@@ -212,6 +265,7 @@ def test_a_wrong_config_is_one_line_that_names_the_key(folder, override, key):
         ("results/other/digits/cnn-s/teacher.safetensors", "another run"),
         ("results/demo/digits/cnn-s/dss/dfshield/linf-4-255/seed-0/student.safetensors", "another threat"),
         ("results/demo/digits/cnn-s/dss/none/none/seed-0/student.safetensors", "no recipe"),
+        ("results/demo/digits/cnn-s/public/seed-0/shard-0.h5", "shards of what has none"),
         ("results/demo/digits/cnn-s/dss/dast/linf-2-16/seed-0/student.safetensors", "data for a method without"),
         ("results/demo/digits/cnn-s/none/dfshield/linf-2-16/seed-0/student.safetensors", "no data for a loss"),
         ("results/demo/digits/cnn-s/dss/seed-99/data.h5", "another seed"),
@@ -228,12 +282,13 @@ def test_names_outside_of_the_config_are_no_targets(folder, path, why):
 def test_threats_of_other_data_sets_are_not_taken(folder):
     """Each name is known, but the path as a whole is not one that the config asks for."""
     config = yaml.safe_load((ROOT / "config/paper.yaml").read_text())
-    config["datasets"]["svhn"] = config["datasets"]["svhn"] | {"threat": "linf:8/255"}
+    config["datasets"]["svhn"] = config["datasets"]["svhn"] | {"threat": "linf:3/255"}
     (folder / "two.yaml").write_text(yaml.safe_dump(config))
-    path = "results/paper/cifar10/resnet20/dss/dfshield/linf-8-255/seed-0/student.safetensors"
-    run = snakemake(folder, path, "-n", "--configfile", "two.yaml")
-    assert run.returncode != 0 and "no such model or threat" in run.stdout + run.stderr
-    right = path.replace("linf-8", "linf-4")
+    path = "results/paper/cifar10/resnet20/dss/dfshield/linf-3-255/seed-0/student.safetensors"
+    for wrong in (path, path.replace("linf-3-255", "none")):
+        run = snakemake(folder, wrong, "-n", "--configfile", "two.yaml")
+        assert run.returncode != 0 and "no such model or threat" in run.stdout + run.stderr
+    right = path.replace("linf-3", "linf-4")
     assert jobs(snakemake(folder, right, "-n", "--configfile", "two.yaml"))["train"] == 1
 
 

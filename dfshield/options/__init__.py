@@ -10,7 +10,13 @@ from typing import Any
 from dfshield.options.common import Compute
 from dfshield.options.cotraining import COTRAINING_DEFAULTS, CotrainingOptions
 from dfshield.options.evaluation import PROTOCOLS, AttackOptions, DiversityOptions
-from dfshield.options.surrogate import AugmentationOptions, GenerationOptions, SynthesisOptions, TeacherOptions
+from dfshield.options.surrogate import (
+    AugmentationOptions,
+    GenerationOptions,
+    PublicOptions,
+    SynthesisOptions,
+    TeacherOptions,
+)
 from dfshield.options.training import TrainingOptions
 
 STAGES: dict[str, type[Compute]] = {
@@ -18,6 +24,7 @@ STAGES: dict[str, type[Compute]] = {
     "synthesis": SynthesisOptions,
     "generation": GenerationOptions,
     "augmentation": AugmentationOptions,
+    "public": PublicOptions,
     "diversity": DiversityOptions,
     "training": TrainingOptions,
     "cotraining": CotrainingOptions,
@@ -51,6 +58,7 @@ __all__ = [
     "CotrainingOptions",
     "DiversityOptions",
     "GenerationOptions",
+    "PublicOptions",
     "SynthesisOptions",
     "TeacherOptions",
     "TrainingOptions",

@@ -8,6 +8,7 @@ from dfshield.options.common import (
     AugmentationName,
     CoefficientsName,
     Compute,
+    DatasetName,
     GeneratedName,
     ObjectiveName,
     Positive,
@@ -138,6 +139,15 @@ class GenerationOptions(Compute):
     """Qimera: classes in a superposition (k)"""
     feature_weight: Weight = 0.1
     """Qimera: weight of the BN-statistics term"""
+
+
+class PublicOptions(Compute):
+    """Take the images of another real data set, with the teacher's answers for labels (not data-free)."""
+
+    dataset: DatasetName = "cifar10"
+    """the other data set; its training split is taken"""
+    images: Annotated[int, Field(ge=0)] = 0
+    """use only so many images, drawn by the seed; 0 for all"""
 
 
 class AugmentationOptions(Compute):

@@ -18,6 +18,8 @@ class TrainingOptions(Compute):
     """threat model of the inner maximisation, NORM:EPS"""
     epochs: Positive = 100
     """passes over the surrogate data"""
+    data_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """share of the surrogate images that is used, from the first on: what a smaller synthesis would have made"""
     batch: Positive = 200
     """images per mini-batch"""
     lr: Annotated[float, Field(gt=0)] = 1e-4

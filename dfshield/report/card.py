@@ -82,7 +82,7 @@ def _data_free(card: Card) -> list[str]:
             "evaluation."
         )
     else:
-        claim = f"**This model is not data-free**: real images (`{card.real_data}` split) went into its training."
+        claim = f"**This model is not data-free**: real images (`{card.real_data}`) went into its training."
     return [
         "## Data",
         "",

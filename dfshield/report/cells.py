@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
+from dfshield import registry
 from dfshield.options import TrainingOptions
 from dfshield.options.common import Name
 from dfshield.runtime import InputError, read_yaml
@@ -34,7 +35,7 @@ class Cell:
     defence: str
     """test-time defence; ``none`` without one"""
     threat: str
-    """threat model of the evaluation, such as ``linf:4/255``"""
+    """threat model of the evaluation, and of the training where there is one, such as ``linf:4/255``"""
     metric: str
     """``clean``, ``autoattack``, the name of the attack's protocol such as ``pgd10``, or a diversity metric"""
     seed: int
@@ -56,7 +57,17 @@ class PaperGrid(Options):
 
     datasets: tuple[str, ...] = Field(min_length=1)
     models: tuple[str, ...] = Field(min_length=1)
-    threat: ThreatText
+    threat: ThreatText | None = None
+    """its one threat model; none where the table itself states its `threats`"""
+
+
+class ThreatSpec(Options):
+    """Threat models that a table trains and evaluates at, whatever the data sets' own are."""
+
+    demo: tuple[ThreatText, ...] = Field(min_length=1)
+    """of stand-ins at demo scale"""
+    full: tuple[ThreatText, ...] = Field(min_length=1)
+    """the paper's"""
 
 
 class RowSpec(Options):
@@ -71,6 +82,8 @@ class RowSpec(Options):
     """the config's seeds, or its first alone: enough for a row of reference"""
     grid: Literal["all", "demo"] = "all"
     """the config's grids that have the row; others have it where their `methods` name it"""
+    models: Literal["all", "first"] = "all"
+    """models that a stand-in at demo scale has this row for: the table's, or the first of them alone"""
 
 
 class SweepSpec(Options):
@@ -97,6 +110,8 @@ class TableSpec(Options):
     """One table: what it measures and how the paper lays it out."""
 
     number: int
+    figure: bool = False
+    """the paper has it as a figure of this number"""
     title: str
     caption: str
     paper: PaperGrid
@@ -104,8 +119,11 @@ class TableSpec(Options):
     """methods; with a sweep, each is trained at every combination of the swept values"""
     sweep: dict[str, SweepSpec] = Field(default_factory=dict)
     """swept training options; a matrix has its first option along the rows, its second along the columns"""
-    metrics: tuple[Metric, ...] = Field(min_length=1)
-    layout: Literal["rows", "models", "ablation", "sweep", "matrix"]
+    threats: ThreatSpec | None = None
+    """threat models, for a table that compares them or has another than the data sets' own"""
+    metrics: tuple[Metric, ...] = ()
+    """what is measured; nothing where the table has formulas"""
+    layout: Literal["rows", "datasets", "models", "ablation", "sweep", "matrix", "formulas"]
     grid: Grids = Grids()
 
     @model_validator(mode="after")
@@ -113,9 +131,18 @@ class TableSpec(Options):
         unknown = [name for name in self.sweep if name not in TrainingOptions.model_fields]
         if unknown:
             raise ValueError(f"sweep: {unknown[0]!r} is not a training option")
-        swept = {"rows": 0, "models": 0, "ablation": 0, "sweep": 1, "matrix": 2}[self.layout]
+        if (self.layout == "formulas") == bool(self.metrics):
+            raise ValueError("metrics: a table needs some, and one of formulas has none")
+        swept = {"sweep": 1, "matrix": 2}.get(self.layout, 0)
         if len(self.sweep) != swept:
             raise ValueError(f"layout {self.layout} takes {swept} swept options, sweep has {len(self.sweep)}")
+        if (self.paper.threat is None) == (self.threats is None):
+            raise ValueError(
+                "the paper's threat model belongs in paper.threat or, if not the data sets' own, in threats"
+            )
+        unknown = [row.recipe for row in self.rows if not self.metrics and row.recipe not in registry.COTRAINING]
+        if unknown:
+            raise ValueError(f"rows: {unknown[0]!r} is none of {', '.join(registry.COTRAINING)}, which have formulas")
         if self.layout == "ablation" and any(row.marks.keys() != self.rows[0].marks.keys() for row in self.rows):
             raise ValueError("rows: every row of an ablation needs the same marks")
         return self
@@ -123,7 +150,28 @@ class TableSpec(Options):
     @property
     def key(self) -> str:
         """The table's name, such as ``table4``."""
-        return f"table{self.number}"
+        return self.heading.replace(" ", "").lower()
+
+    @property
+    def heading(self) -> str:
+        """What the paper calls it: ``Table 4``, ``Figure 5``."""
+        return f"{'Figure' if self.figure else 'Table'} {self.number}"
+
+    @property
+    def papers_number(self) -> int:
+        """The number of the paper's table whose figures are on file; 0 for a figure, which has none in print."""
+        return 0 if self.figure else self.number
+
+    @property
+    def papers_threats(self) -> tuple[str, ...]:
+        """The threat models of the paper's own table."""
+        return self.threats.full if self.threats else tuple(filter(None, [self.paper.threat]))
+
+
+def formulas(spec: TableSpec) -> list[tuple[str, str, str]]:
+    """Method, generator's loss and student's loss by row of a table of formulas, from the registry."""
+    entries = [(row.method, registry.COTRAINING[row.recipe]) for row in spec.rows]
+    return [(method, entry.generator_loss, entry.student_loss) for method, entry in entries]
 
 
 def load_tables(path: Path) -> dict[str, TableSpec]:

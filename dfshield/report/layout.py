@@ -3,12 +3,14 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from dfshield import registry
 from dfshield.attacks.ledger import confidence_interval
-from dfshield.report.cells import SYMBOLS, TableSpec, swept
-from dfshield.report.published import Published
+from dfshield.report.cells import SYMBOLS, TableSpec, formulas, swept
+from dfshield.report.published import Key, Published
 from dfshield.report.tables import Row, decimals
+from dfshield.threat import parse_threat
 
 METRICS = {
     **{"clean": "Clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd50x5": "PGD-50×5", "autoattack": "AA"},
@@ -49,8 +51,23 @@ class Gain:
 
 
 Item = str | bool | Value | Pair | Gain | None
-Key = tuple[str, str, str, str, str]
-Values = Mapping[Key, Value]
+
+
+class Place(NamedTuple):
+    """What a block of a table is of."""
+
+    dataset: str
+    threat: str
+    """empty where the table does not compare threats"""
+
+    @property
+    def title(self) -> str:
+        """The data set's usual name, with the threat where several are compared."""
+        return dataset_title(self.dataset) + (f", {threat_title(self.threat)}" if self.threat else "")
+
+
+Values = Mapping[tuple[Place, str, str, str, str], Value]
+"""Figures by place, model, method, variant and metric."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +91,12 @@ class Layout:
 def dataset_title(name: str) -> str:
     """The data set's usual name."""
     return registry.DATASETS[name].title if name in registry.DATASETS else name
+
+
+def threat_title(text: str) -> str:
+    """A threat model as tables print it: ``l∞ ε = 4/255``."""
+    norm, _, size = text.partition(":")
+    return f"{'l∞' if parse_threat(text).norm == 'linf' else norm} ε = {size}"
 
 
 def model_title(name: str) -> str:
@@ -108,66 +131,104 @@ def of_paper(entries: Sequence[Published]) -> dict[Key, Value]:
     return {entry.key: Value(entry.value, flags=entry.flags, places=decimals(entry.metric)) for entry in entries}
 
 
-def lay_out(spec: TableSpec, values: Values) -> Layout:
-    """Arrange values as the paper's table `spec` does; data sets, models and methods in order of first appearance."""
-    kinds = {"rows": _rows, "models": _models, "ablation": _ablation, "sweep": _sweep, "matrix": _matrix}
-    return kinds[spec.layout](spec, values)
+def lay_out(spec: TableSpec, values: Mapping[Key, Value]) -> Layout:
+    """Arrange values as the paper's table `spec` does; data sets, models and methods in order of first appearance.
+
+    Data sets at several threats are printed one threat after the other.
+    """
+    kinds = {"rows": _rows, "datasets": _datasets, "models": _models, "ablation": _ablation}
+    kinds |= {"sweep": _sweep, "matrix": _matrix, "formulas": _formulas}
+    compared = spec.threats is not None and len({key[-1] for key in values}) > 1
+    placed = {
+        (Place(dataset, threat if compared else ""), *rest): value for (dataset, *rest, threat), value in values.items()
+    }
+    return kinds[spec.layout](spec, placed)  # type: ignore[arg-type]
+
+
+def _places(values: Values) -> list[Place]:
+    return list(dict.fromkeys(key[0] for key in values))
 
 
 def _names(values: Values, position: int) -> list[str]:
-    return list(dict.fromkeys(key[position] for key in values))
+    return list(dict.fromkeys(str(key[position]) for key in values))
 
 
-def _pairs(values: Values) -> list[tuple[str, str]]:
+def _pairs(values: Values) -> list[tuple[Place, str]]:
     return list(dict.fromkeys((key[0], key[1]) for key in values))
 
 
 def _rows(spec: TableSpec, values: Values) -> Layout:
+    """Methods below one another, models side by side, a block a data set; of one method, data sets are the rows."""
     models = _names(values, 1)
+    single = len(spec.rows) == 1
     blocks = []
-    for dataset in _names(values, 0):
-        methods = dict.fromkeys(key[2] for key in values if key[0] == dataset)
+    for place in _places(values):
+        methods = dict.fromkeys(key[2] for key in values if key[0] == place)
         rows: list[list[Item]] = [
-            [method, *(values.get((dataset, model, method, "", metric)) for model in models for metric in spec.metrics)]
+            [
+                place.title if single else method,
+                *(values.get((place, model, method, "", metric)) for model in models for metric in spec.metrics),
+            ]
             for method in methods
         ]
-        blocks.append(Block(dataset_title(dataset), rows))
+        blocks.append(Block(place.title, rows))
+    if single:
+        blocks = [Block("", [row for block in blocks for row in block.rows])]
     groups = [(model_title(model), len(spec.metrics)) for model in models]
-    return Layout(["Method"], groups, [METRICS[m] for m in spec.metrics] * len(models), blocks)
+    columns = [METRICS[metric] for metric in spec.metrics] * len(models)
+    return Layout(["Data set" if single else "Method"], groups, columns, blocks)
+
+
+def _datasets(spec: TableSpec, values: Values) -> Layout:
+    """Methods below one another, data sets side by side, a block a model."""
+    places = _places(values)
+    blocks = []
+    for model in _names(values, 1):
+        rows: list[list[Item]] = [
+            [method, *(values.get((place, model, method, "", metric)) for place in places for metric in spec.metrics)]
+            for method in dict.fromkeys(key[2] for key in values if key[1] == model)
+        ]
+        blocks.append(Block(model_title(model), rows))
+    groups = [(place.title, len(spec.metrics)) for place in places]
+    return Layout(["Method"], groups, [METRICS[m] for m in spec.metrics] * len(places), blocks)
+
+
+def _formulas(spec: TableSpec, values: Values) -> Layout:
+    columns = ["Method", "Generator minimises", "Student minimises"]  # texts, so all of them to the left
+    return Layout(columns, [], [], [Block("", [list(row) for row in formulas(spec)])])
 
 
 def _models(spec: TableSpec, values: Values) -> Layout:
     """Models below one another, each with its methods; gains in AutoAttack accuracy are counted from the first."""
     blocks = []
-    for dataset in _names(values, 0):
+    for place in _places(values):
         rows: list[list[Item]] = []
-        for model in [model for data, model in _pairs(values) if data == dataset]:
-            base = values.get((dataset, model, spec.rows[0].method, "", "autoattack"))
+        for model in [model for found, model in _pairs(values) if found == place]:
+            base = values.get((place, model, spec.rows[0].method, "", "autoattack"))
             for row in spec.rows:
                 items: list[Item] = [model_title(model) if row is spec.rows[0] else "", row.method]
                 for metric in spec.metrics:
-                    found = values.get((dataset, model, row.method, "", metric))
+                    found = values.get((place, model, row.method, "", metric))
                     gains = metric == "autoattack" and row is not spec.rows[0]
                     items.append(Gain(found, found.mean - base.mean) if gains and base and found else found)
                 rows.append(items)
-        blocks.append(Block(dataset_title(dataset), rows))
+        blocks.append(Block(place.title, rows))
     return Layout(["Model", "Method"], [], [METRICS[metric] for metric in spec.metrics], blocks)
 
 
 def _ablation(spec: TableSpec, values: Values) -> Layout:
-    datasets = _names(values, 0)
     blocks = []
-    for dataset in datasets:
+    for place in _places(values):
         rows: list[list[Item]] = []
-        for model in [model for data, model in _pairs(values) if data == dataset]:
-            base = values.get((dataset, model, spec.rows[0].method, "", spec.metrics[-1]))
+        for model in [model for found, model in _pairs(values) if found == place]:
+            base = values.get((place, model, spec.rows[0].method, "", spec.metrics[-1]))
             for row in spec.rows:
-                found = [values.get((dataset, model, row.method, "", metric)) for metric in spec.metrics]
+                found = [values.get((place, model, row.method, "", metric)) for metric in spec.metrics]
                 last = found[-1]
                 gain = last.mean - base.mean if base and last and row is not spec.rows[0] else None
                 title = model_title(model) if row is spec.rows[0] else ""
                 rows.append([title, *row.marks.values(), *found[:-1], Gain(last, gain)])
-        blocks.append(Block(dataset_title(dataset), rows))
+        blocks.append(Block(place.title, rows))
     columns = [METRICS[metric] for metric in spec.metrics]
     return Layout(["Model", *spec.rows[0].marks], [], [*columns[:-1], f"{columns[-1]} (gain)"], blocks)
 
@@ -201,18 +262,18 @@ def _sweep(spec: TableSpec, values: Values) -> Layout:
     return Layout(stub, groups, [METRICS[m] for m in spec.metrics] * len(pairs), [Block(_common_title(pairs), rows)])
 
 
-def _pair_title(pair: tuple[str, str], pairs: list[tuple[str, str]]) -> str:
-    if len({data for data, _ in pairs}) == 1:
+def _pair_title(pair: tuple[Place, str], pairs: list[tuple[Place, str]]) -> str:
+    if len({place for place, _ in pairs}) == 1:
         return model_title(pair[1])
     if len({model for _, model in pairs}) == 1:
-        return dataset_title(pair[0])
-    return f"{dataset_title(pair[0])}, {model_title(pair[1])}"
+        return pair[0].title
+    return f"{pair[0].title}, {model_title(pair[1])}"
 
 
-def _common_title(pairs: list[tuple[str, str]]) -> str:
-    datasets, models = {data for data, _ in pairs}, {model for _, model in pairs}
-    if len(datasets) == 1:
-        return dataset_title(datasets.pop())
+def _common_title(pairs: list[tuple[Place, str]]) -> str:
+    places, models = {place for place, _ in pairs}, {model for _, model in pairs}
+    if len(places) == 1:
+        return places.pop().title
     return model_title(models.pop()) if len(models) == 1 else ""
 
 
@@ -220,13 +281,13 @@ def _matrix(spec: TableSpec, values: Values) -> Layout:
     down, across = spec.sweep
     columns = _settings(values, across)
     blocks = []
-    for dataset, model in _pairs(values):
+    for place, model in _pairs(values):
         for method in _names(values, 2):
             rows: list[list[Item]] = []
             for one in _settings(values, down):
-                keys = [(dataset, model, method, f"{down}={one:g},{across}={two:g}") for two in columns]
+                keys = [(place, model, method, f"{down}={one:g},{across}={two:g}") for two in columns]
                 cells = [Pair(*(values.get((*key, metric)) for metric in spec.metrics)) for key in keys]
                 rows.append([f"{one:g}", *cells])
-            blocks.append(Block(f"{dataset_title(dataset)}, {model_title(model)}", rows))
+            blocks.append(Block(f"{place.title}, {model_title(model)}", rows))
     group = [(f"{_symbol(across)}: {' ('.join(METRICS[m] for m in spec.metrics)})", len(columns))]
     return Layout([_symbol(down)], group, [f"{two:g}" for two in columns], blocks)

@@ -5,6 +5,9 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 
+from dfshield.threat import parse_threat
+
+Key = tuple[str, str, str, str, str, str]
 COLUMNS = ("dataset", "model", "method", "variant", "metric", "value", "flags")
 
 
@@ -23,9 +26,9 @@ class Published:
     """in tables over several threats such as ``linf:4/255``; empty where the table has one"""
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        """(dataset, model, method, variant, metric); unique within a threat."""
-        return self.dataset, self.model, self.method, self.variant, self.metric
+    def key(self) -> Key:
+        """(dataset, model, method, variant, metric, threat)."""
+        return self.dataset, self.model, self.method, self.variant, self.metric, self.threat
 
 
 @functools.cache
@@ -43,3 +46,25 @@ def published(number: int) -> tuple[Published, ...]:
         )
         for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines())
     )
+
+
+def figure(number: int, key: Key) -> float | None:
+    """The paper's figure of table `number` for a table row's key, where it has one.
+
+    Threats are compared by size; a table over one threat has its figures whatever the key's.
+    """
+    found, threat = _by_threat(number), _same(*parse_threat(key[-1]))
+    return found.get((*key[:-1], threat), found.get((*key[:-1], "")))
+
+
+def _same(norm: str, eps: float) -> str:
+    """One text for equal sizes, be they written ``4/255`` or as a decimal."""
+    return f"{norm}:{eps:.6g}"
+
+
+@functools.cache
+def _by_threat(number: int) -> dict[Key, float]:
+    return {
+        (*entry.key[:-1], _same(*parse_threat(entry.threat)) if entry.threat else ""): entry.value
+        for entry in published(number)
+    }

@@ -19,10 +19,10 @@ from dfshield.report.layout import (
     measured,
     model_title,
     of_paper,
+    threat_title,
 )
 from dfshield.report.published import published
 from dfshield.report.tables import Row
-from dfshield.threat import parse_threat
 
 Marks = dict[str, tuple[str, str]]
 
@@ -31,10 +31,10 @@ def markdown(rows: Sequence[Row], spec: TableSpec) -> str:
     """The table in Markdown with intervals and notes, and below it the paper's own numbers."""
     values = measured(rows)
     marks = notes(flag for value in values.values() for flag in value.flags)
-    lines = [f"## Table {spec.number}. {spec.title}", "", spec.caption, ""]
+    lines = [f"## {spec.heading}. {spec.title}", "", spec.caption, ""]
     lines += _markdown_grid(lay_out(spec, values), marks)
     lines += [*_paragraphs(_facts(rows, spec, intervals=True)), *_paragraphs(_footnotes(marks))]
-    entries = published(spec.number)
+    entries = published(spec.papers_number)
     if entries:
         paper = of_paper(entries)
         paper_marks = notes(flag for value in paper.values() for flag in value.flags)
@@ -56,14 +56,17 @@ def latex(rows: Sequence[Row], spec: TableSpec) -> str:
             rf"\caption{{{_tex(spec.title)}. {_tex(spec.caption)}}}",
             rf"\label{{tab:{spec.key}}}",
             *_latex_grid(lay_out(spec, values), marks),
-            r"\par\smallskip",
-            r"\begin{minipage}{\linewidth}\footnotesize",
-            r"\par ".join(beneath),
-            r"\end{minipage}",
+            *_beneath(beneath),
             r"\end{table}",
             "",
         ]
     )
+
+
+def _beneath(lines: Sequence[str]) -> list[str]:
+    if not lines:
+        return []
+    return [r"\par\smallskip", r"\begin{minipage}{\linewidth}\footnotesize", r"\par ".join(lines), r"\end{minipage}"]
 
 
 UNBALANCED = 30.0
@@ -72,6 +75,8 @@ UNBALANCED = 30.0
 
 def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
     """What a reader needs beside the figures: units, spread, threat, number of images, majority class, protocols."""
+    if not rows:
+        return []
     first = "Accuracies in percent."
     seeds = len({row.seed for row in rows})
     if seeds > 1:
@@ -82,13 +87,13 @@ def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
     lines = [*_stand_in(rows, spec), first]
     for dataset in dict.fromkeys(row.dataset for row in rows):
         own = [row for row in rows if row.dataset == dataset and row.unit == "%"]
-        threats = " and ".join(dict.fromkeys(_threat(row.threat) for row in own))
+        threats = ", ".join(dict.fromkeys(threat_title(row.threat) for row in own if row.metric != "clean"))
         sizes = "–".join(dict.fromkeys(str(n) for n in (min(r.n for r in own), max(r.n for r in own))))
         majority = "–".join(
             dict.fromkeys(f"{m:.2f}" for m in (min(r.majority for r in own), max(r.majority for r in own)))
         )
         lines.append(
-            f"{dataset_title(dataset)}: {threats}, n = {sizes} images, "
+            f"{dataset_title(dataset)}: {threats + ', ' if threats else ''}n = {sizes} images, "
             f"always answering the majority class scores {majority} %."
         )
         if max(row.majority for row in own) >= UNBALANCED:
@@ -100,12 +105,13 @@ def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
 
 def _balanced(rows: Sequence[Row]) -> list[str]:
     """Balanced accuracy of one data set's cells, one line a model."""
-    lines = []
+    lines, compared = [], len({row.threat for row in rows}) > 1
     for model in dict.fromkeys(row.model for row in rows):
         found: dict[str, dict[str, list[float]]] = {}
         for row in rows:
             if row.model == model:
-                name = " ".join(filter(None, (row.method, row.variant)))
+                threat = threat_title(row.threat) if compared else ""
+                name = " ".join(filter(None, (row.method, row.variant, threat)))
                 found.setdefault(name, {}).setdefault(row.metric, []).append(row.balanced)
         metrics = " / ".join(METRICS.get(metric, metric) for metric in next(iter(found.values())))
         figures = ", ".join(
@@ -138,17 +144,12 @@ def _titles(datasets: Iterable[str]) -> str:
     return ", ".join(dataset_title(name) for name in datasets)
 
 
-def _threat(text: str) -> str:
-    norm, _, size = text.partition(":")
-    return f"{'l∞' if parse_threat(text).norm == 'linf' else norm} ε = {size}"
-
-
 def _footnotes(marks: Marks) -> list[str]:
     return [f"{mark} {text}." for mark, text in dict.fromkeys(marks.values())]
 
 
 def _paper_heading(rows: Sequence[Row], spec: TableSpec) -> str:
-    heading = f"The paper's Table {spec.number} ({_threat(spec.paper.threat)})"
+    heading = f"The paper's Table {spec.number} ({', '.join(map(threat_title, spec.papers_threats))})"
     if not _stand_in(rows, spec):
         return heading
     models = ", ".join(model_title(name) for name in spec.paper.models)
@@ -221,7 +222,8 @@ TEX = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "{": r"\{", "}": r"\}", "_": r"\_",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "τ": r"$\tau$", "ε": r"$\varepsilon$", "∞": r"$_\infty$",
     "±": r"$\pm$", "≤": r"$\leq$", "×": r"$\times$", "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",
-    "¶": r"\P{}", "‖": r"$\Vert$", "–": "--", "λ": r"$\lambda$",
+    "¶": r"\P{}", "‖": r"$\Vert$", "–": "--", "−": "$-$", "·": r"$\cdot$", "λ": r"$\lambda$", "α": r"$\alpha$",
+    "β": r"$\beta$", "ℓ": r"$\ell$", "²": "$^2$", "₁": "$_1$", "₂": "$_2$", "₃": "$_3$",
 }  # fmt: skip
 """Characters that LaTeX reads as something else, or that pdfLaTeX's fonts lack."""
 TEX_WORDS = {"L_DFShield": r"$\mathcal{L}_{\mathrm{DFShield}}$", "λ1": r"$\lambda_1$", "λ2": r"$\lambda_2$", "B": "$B$"}

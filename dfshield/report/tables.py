@@ -14,8 +14,8 @@ import numpy as np
 from dfshield.attacks.ledger import Ledger, confidence_interval, read_ledger
 from dfshield.metrics import record as diversity
 from dfshield.metrics.record import Record, read_record
-from dfshield.report.cells import Cell, TableSpec, swept
-from dfshield.report.published import published
+from dfshield.report.cells import Cell, TableSpec, formulas, swept
+from dfshield.report.published import Key, figure
 from dfshield.runtime import InputError, existing_file, write_text
 from dfshield.threat import parse_threat
 
@@ -24,6 +24,10 @@ if TYPE_CHECKING:
 
 MASKED = ("zero-gradients", "square-broke-after-white-box")
 """Flags of a ledger that are signs of masked gradients (Croce and Hein 2020)."""
+
+
+REAL = ("train", "test", "public")
+"""Values of `real_data` that cost a model its claim to be data-free."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +59,18 @@ class Row:
     ledger_sha256: str
 
     @property
-    def key(self) -> tuple[str, str, str, str, str]:
-        """(dataset, model, method, variant, metric): what seeds have in common."""
-        return self.dataset, self.model, self.method, self.variant, self.metric
+    def key(self) -> Key:
+        """(dataset, model, method, variant, metric, threat): what seeds have in common."""
+        return key_of(self)
 
     def text(self, name: str) -> str:
         """The value of a column as the CSV has it."""
         return cell_text(getattr(self, name), decimals(self.metric) if name in ("value", "paper") else 2)
+
+
+def key_of(place: Row | Cell) -> Key:
+    """What the seeds of a row or cell have in common; the paper's figures have the same key."""
+    return place.dataset, place.model, place.method, place.variant, place.metric, place.threat
 
 
 OPTIONAL = ("ci_low", "ci_high", "majority", "balanced", "macro_f1")
@@ -82,7 +91,10 @@ def run(plan: "Plan", table: str, out: Path) -> None:
     texts = {".md": markdown(rows, spec), ".tex": latex(rows, spec)}
     for suffix, text in texts.items():
         write_text(out.with_suffix(suffix), text)
-    write_csv(out, rows)
+    if spec.metrics:
+        write_csv(out, rows)
+    else:
+        write_formulas(out, spec)
 
 
 def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
@@ -91,26 +103,26 @@ def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
     `spec` says which of the paper's tables this is; without it no row has a published value. Raises InputError for a
     file that is missing, damaged or not the cell's. One ledger is held at a time: they may be hundreds of MB.
     """
-    paper = {entry.key: entry.value for entry in published(spec.number)} if spec else {}
-    return [_read(cell, paper if _papers_own(cell, spec) else {}) for cell in cells]
+    return [_read(cell, spec) for cell in cells]
 
 
-def _read(cell: Cell, paper: dict[tuple[str, str, str, str, str], float]) -> Row:
+def _read(cell: Cell, spec: TableSpec | None) -> Row:
+    paper = figure(spec.papers_number, key_of(cell)) if spec and _papers_own(cell, spec) else None
     if cell.metric in diversity.METRICS:
         return diversity_row(cell, read_record(Path(cell.ledger)), paper)
     return row_of(cell, read_ledger(Path(cell.ledger)), paper)
 
 
-def _papers_own(cell: Cell, spec: TableSpec | None) -> bool:
+def _papers_own(cell: Cell, spec: TableSpec) -> bool:
     """Whether the paper has this cell's data set, model and threat."""
-    if spec is None or cell.dataset not in spec.paper.datasets or cell.defence != "none":
+    if cell.dataset not in spec.paper.datasets or cell.defence != "none":
         return False
-    here, there = parse_threat(cell.threat), parse_threat(spec.paper.threat)
-    return here.norm == there.norm and math.isclose(here.eps, there.eps, rel_tol=1e-6)
+    here, papers = parse_threat(cell.threat), [parse_threat(text) for text in spec.papers_threats]
+    return any(here.norm == p.norm and math.isclose(here.eps, p.eps, rel_tol=1e-6) for p in papers)
 
 
-def row_of(cell: Cell, ledger: Ledger, paper: dict[tuple[str, str, str, str, str], float]) -> Row:
-    """The row of one cell, by its ledger; `paper` holds published values by key. InputError if they do not fit."""
+def row_of(cell: Cell, ledger: Ledger, paper: float | None) -> Row:
+    """The row of one cell, by its ledger; `paper` is the published value, if any. InputError if they do not fit."""
     _check(cell, ledger)
     if cell.metric == "clean":  # all shares are then of the unperturbed images, whatever attack the ledger is of
         clean = ledger.clean_prediction
@@ -136,12 +148,12 @@ def row_of(cell: Cell, ledger: Ledger, paper: dict[tuple[str, str, str, str, str
         majority=ledger.majority,
         balanced=ledger.balanced_accuracy,
         macro_f1=ledger.macro_f1,
-        paper=paper.get((cell.dataset, cell.model, cell.method, cell.variant, cell.metric)),
+        paper=paper,
         ledger_sha256=ledger.content_sha256,
     )
 
 
-def diversity_row(cell: Cell, record: Record, paper: dict[tuple[str, str, str, str, str], float]) -> Row:
+def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
     """The row of one cell of a diversity metric, by its record; InputError if the record is of another cell."""
     if (record.dataset, record.model) != (cell.dataset, cell.model):
         raise InputError(
@@ -162,11 +174,11 @@ def diversity_row(cell: Cell, record: Record, paper: dict[tuple[str, str, str, s
         n=record.n_real,
         seed=cell.seed,
         protocol=diversity.protocol(record, cell.metric),
-        flags=("not-data-free",) if record.real_data in ("train", "test") else (),
+        flags=("not-data-free",) if record.real_data in REAL else (),
         majority=math.nan,
         balanced=math.nan,
         macro_f1=math.nan,
-        paper=paper.get((cell.dataset, cell.model, cell.method, cell.variant, cell.metric)),
+        paper=paper,
         ledger_sha256=record.content_sha256,
     )
 
@@ -195,7 +207,7 @@ def flags_of(ledger: Ledger) -> tuple[str, ...]:
     found = [f"masked-gradients:{flag}" if flag in MASKED else flag for flag in ledger.flags]
     if np.count_nonzero(ledger.labels) > 1 and len(np.unique(ledger.clean_prediction)) == 1:
         found.append("diverged")
-    if ledger.real_data in ("train", "test"):
+    if ledger.real_data in REAL:
         found.append("not-data-free")
     if "[C=" in ledger.protocol:
         found.append("reduced-classes")
@@ -208,6 +220,15 @@ def write_csv(path: Path, rows: Sequence[Row]) -> None:
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(COLUMNS)
     writer.writerows([row.text(name) for name in COLUMNS] for row in rows)
+    write_text(path, stream.getvalue())
+
+
+def write_formulas(path: Path, spec: TableSpec) -> None:
+    """Write a table of formulas as a CSV: method, what its generator and what its student minimises; atomically."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(("method", "generator", "student"))
+    writer.writerows(formulas(spec))
     write_text(path, stream.getvalue())
 
 

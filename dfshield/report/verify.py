@@ -15,7 +15,7 @@ from dfshield.metrics.record import Record, read_record
 from dfshield.models.card import read_card
 from dfshield.plan import DATA, DIVERSITY, LEDGER, NONE, RESULTS, STUDENT, TEACHER, place_of
 from dfshield.report.cells import SYMBOLS, Cell, load_tables, swept
-from dfshield.report.published import published
+from dfshield.report.published import figure
 from dfshield.report.tables import COLUMNS, Row, cell_text, decimals, diversity_row, read_csv, row_of
 from dfshield.runtime import InputError
 from dfshield.shards import header
@@ -63,7 +63,7 @@ class Tracer:
     def __init__(self, root: Path, table: Path) -> None:
         self.root = root
         number = re.fullmatch(r"table(\d+)", table.stem)
-        self.paper = {entry.key: entry.value for entry in published(int(number[1]))} if number else {}
+        self.number = int(number[1]) if number else 0
         specs = root.parent / "config" / "tables.yaml"
         spec = load_tables(specs).get(table.stem) if specs.is_file() else None
         self.methods = {row.method: row for row in spec.rows} if spec else {}
@@ -95,7 +95,7 @@ class Tracer:
 
     def trace(self, row: Row) -> None:
         """Raise BrokenLink at the first link of `row` that does not hold."""
-        printed = cell_text(self.paper.get(row.key), decimals(row.metric))
+        printed = cell_text(figure(self.number, row.key), decimals(row.metric))
         if row.paper is not None and printed != row.text("paper"):
             raise BrokenLink(f"the paper column says {row.text('paper')}, the paper does not")
         diverse = row.metric in DIVERSITY_METRICS
@@ -111,7 +111,7 @@ class Tracer:
                     str(path))  # fmt: skip
         try:
             source = read_record(path) if diverse else read_ledger(path)
-            again = diversity_row(cell, source, {}) if isinstance(source, Record) else row_of(cell, source, {})
+            again = diversity_row(cell, source, None) if isinstance(source, Record) else row_of(cell, source, None)
         except InputError as error:
             raise BrokenLink(str(error)) from None
         for name in COLUMNS:
@@ -131,6 +131,8 @@ class Tracer:
         expected = {"dataset": row.dataset, "model": row.model, "seed": str(row.seed)}
         if not diverse:
             expected |= {"defence": row.defence, "threat": threat_name(row.threat)}
+            if place.get("train_threat") not in (expected["threat"], NONE):
+                return None
         method = self.methods.get(row.method)
         if method:
             expected["source"] = method.source

@@ -66,6 +66,21 @@ def std(
     return F.cross_entropy(adversarial, labels)
 
 
+def std_soft(
+    clean: torch.Tensor,
+    adversarial: torch.Tensor,
+    teacher: torch.Tensor,
+    labels: torch.Tensor,
+    options: TrainingOptions,
+) -> torch.Tensor:
+    """Standard adversarial training towards the teacher's soft labels: KL(T(x̂) ‖ S(x̂')).
+
+    For images whose own labels are not the teacher's classes (section 3.2 of the paper); its gradient is that of the
+    cross entropy with T(x̂) in place of ŷ.
+    """
+    return kl(teacher, adversarial)
+
+
 def mart(
     clean: torch.Tensor,
     adversarial: torch.Tensor,

@@ -151,8 +151,9 @@ class Trainer:
         if options.compile:
             self.crafting.compile_for(options.batch)
             self.forward = compiled(self.student)
-        images = torch.from_numpy(surrogate.images).permute(0, 3, 1, 2).to(device)
-        labels = torch.from_numpy(surrogate.labels).to(device)
+        used = max(1, round(options.data_share * len(surrogate.images)))
+        images = torch.from_numpy(surrogate.images[:used]).permute(0, 3, 1, 2).to(device)
+        labels = torch.from_numpy(surrogate.labels[:used]).to(device)
         targets = predict(teacher, images)
         order = torch.randperm(len(images), generator=generator("holdout", options.seed))
         held, kept = order[: options.holdout].to(device), order[options.holdout :].to(device)

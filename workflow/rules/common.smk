@@ -18,6 +18,7 @@ from dfshield.options import Compute
 from dfshield.threat import threat_name
 from dfshield.flags import as_flags
 from dfshield.plan import DATA, DIVERSITY, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
+from dfshield.report.cells import formulas
 from dfshield.report.published import published
 from dfshield.runtime import canonical_json, cuda_devices, data_dir, data_file, digest, write_text
 
@@ -28,12 +29,13 @@ CARD = f"{RESULTS}/{HARDEN}/{{name}}/MODEL_CARD.md"
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
 MINUTES = {
-    **{"teacher": 240, "synthesis": 480, "generation": 480, "augmentation": 60, "diversity": 240},
+    **{"teacher": 240, "synthesis": 480, "generation": 480, "augmentation": 60, "public": 60, "diversity": 240},
     **{"training": 1440, "cotraining": 1440, "attack": 1440},
 }
 """Time to ask a cluster for: the paper's largest model on one GPU. A job that runs out resumes, with more."""
 MEMORY_MB = {
-    **{"teacher": 4000, "synthesis": 4000, "generation": 4000, "augmentation": 8000, "diversity": 12000},
+    **{"teacher": 4000, "synthesis": 4000, "generation": 4000, "augmentation": 8000, "public": 8000},
+    **{"diversity": 12000},
     **{"training": 8000, "cotraining": 8000, "attack": 6000},
 }
 """Memory to ask for: PyTorch with CUDA takes 2 to 3 GB, 60,000 CIFAR images 740 MB."""
@@ -134,7 +136,8 @@ def ledgers(cells):
 # --- options of a job: where it runs, what it does -------------------------------------------------------------------
 
 OUTPUT = {
-    **{"teacher": TEACHER, "synthesis": SHARD, "generation": DATA, "augmentation": DATA, "diversity": DIVERSITY},
+    **{"teacher": TEACHER, "synthesis": SHARD, "generation": DATA, "augmentation": DATA, "public": DATA},
+    **{"diversity": DIVERSITY},
     **{"training": STUDENT, "cotraining": STUDENT, "attack": LEDGER},
 }
 
@@ -148,9 +151,12 @@ def job_options(stage, wildcards):
 def options_of(stage, *named):
     fields = dict(named)
     w = SimpleNamespace(**fields)
-    names = {name: value for name, value in fields.items() if name not in ("run", "threat", "train_threat")}
+    names = {name: value for name, value in fields.items() if name != "run"}
     path = OUTPUT[stage].format(**fields)
-    if w.model not in plan.models(w.dataset) or path != plan.path(OUTPUT[stage], **names):
+    threats = {NONE: ""} | plan.threats.get((w.dataset, w.model), {})
+    known = {fields.get("threat", NONE), fields.get("train_threat", NONE)} <= set(threats)
+    known &= (fields.get("train_threat", NONE) == NONE) == (fields.get("recipe", NONE) == NONE)
+    if w.model not in plan.models(w.dataset) or not known or path != plan.path(OUTPUT[stage], **names):
         raise WorkflowError(f"{path}: {w.dataset} has no such model or threat in {CONFIG}")
     if stage == "teacher":
         return plan.options(stage, w.dataset, w.model)
@@ -160,11 +166,13 @@ def options_of(stage, *named):
         return plan.generation(w.dataset, w.model, w.source, int(w.seed))
     if stage == "augmentation":
         return plan.augmentation(w.dataset, w.model, w.source, int(w.seed))
+    if stage == "public":
+        return plan.public(w.dataset, w.model, w.source, int(w.seed))
     if stage == "diversity":
         return plan.diversity(w.dataset, w.model)
     if stage in ("training", "cotraining"):
-        return plan.training(w.dataset, w.model, w.recipe, int(w.seed))
-    return plan.attack(w.dataset, w.model, w.protocol, int(w.seed))
+        return plan.training(w.dataset, w.model, w.recipe, int(w.seed), threats[w.train_threat])
+    return plan.attack(w.dataset, w.model, w.protocol, int(w.seed), threats[w.threat])
 
 
 def cores(stage):
@@ -225,6 +233,8 @@ def code(stage):
         if stage == "synthesis":
             chosen.append(("OBJECTIVES", job_options(stage, wildcards).objective))
             chosen.append(("COEFFICIENTS", job_options(stage, wildcards).coefficients))
+        if stage == "public":
+            chosen.append(("DATASETS", job_options(stage, wildcards).dataset))
         if stage == "generation":
             chosen.append(("GENERATED", job_options(stage, wildcards).method))
         if stage == "augmentation":
@@ -283,7 +293,8 @@ def table_content(table):
     """Digest of what a table shows, for the rerun decision: its cells, its layout and the paper's figures."""
     cells = [asdict(cell) for cell in cells_of(table)]
     spec = plan.tables[table]
-    return digest(cells, spec.model_dump(mode="json"), [asdict(entry) for entry in published(spec.number)])
+    printed = [asdict(entry) for entry in published(spec.papers_number)]
+    return digest(cells, spec.model_dump(mode="json"), printed, [] if spec.metrics else formulas(spec))
 
 
 def card_files(wildcards):

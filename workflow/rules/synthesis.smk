@@ -1,8 +1,9 @@
 # Training data: synthesised from the teacher alone, in shards; by a generator that the teacher trains; out of another
-# source, by mixing or masking its images; or (the upper bound) the real training set.
+# source, by mixing or masking its images; or, not data-free, another data set's images or the real training set itself.
 SYNTHETIC = one_of(name for name, source in plan.config.sources.items() if source.kind == "synthetic")
 GENERATED = one_of(name for name, source in plan.config.sources.items() if source.kind == "generator")
 AUGMENTED = one_of(name for name, source in plan.config.sources.items() if source.kind == "augmented")
+PUBLIC = one_of(name for name, source in plan.config.sources.items() if source.kind == "public")
 REAL = one_of(name for name, source in plan.config.sources.items() if source.kind == "real")
 
 
@@ -132,6 +133,39 @@ rule augment:
     shell:
         "{params.dfshield} augment --data {input} --out {output} --source {wildcards.source}"
         " {params.flags} --code {params.code} 2>&1 | tee {log}"
+
+
+rule public:
+    input:
+        teacher=TEACHER,
+    output:
+        DATA,
+    log:
+        log_of(DATA),
+    benchmark:
+        benchmark_of(DATA)
+    message:
+        "Public data {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed} (not data-free)"
+    wildcard_constraints:
+        source=PUBLIC,
+        dataset=one_of(plan.config.datasets),
+    threads: cores("public")
+    retries: 1  # it may download the data set
+    resources:
+        gpu=gpus("public"),
+        mem_mb=memory("public"),
+        runtime=minutes("public"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        dfshield=program,
+        data=data_words,
+        flags=flags("public"),
+        options=options("public"),
+        code=code("public"),
+    shell:
+        "{params.dfshield} public --teacher {input.teacher} --out {output} --source {wildcards.source}"
+        " {params.data} {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 
 rule export:

@@ -1,0 +1,71 @@
+"""Another real data set's images in the format of surrogate data: the rows "Public" of the tables.
+
+They are brought to the size and the channels that the teacher takes; their labels are the teacher's classes, for their
+own mean something else. What is trained on them is marked ``real_data: public``.
+"""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+import dfshield
+from dfshield import registry
+from dfshield.data import sets
+from dfshield.data.resizing import fitted
+from dfshield.models.checkpoints import load_checkpoint
+from dfshield.options import PublicOptions
+from dfshield.runtime import InputError, atomic, canonical_json, generator, say, select_device
+from dfshield.shards import Writer
+
+BATCH = 500
+NOT_IN_HASH = {"device", "threads"}
+
+
+def run(
+    teacher: Path, out: Path, options: PublicOptions, data_dir: Path | None, source: str = "public", code: str = ""
+) -> str:
+    """Write the training split of `options.dataset`, or a part of it, for the teacher; returns the content SHA-256.
+
+    Raises InputError for the teacher's own data set (that is source real), for more images than there are, and for a
+    teacher that takes neither grey nor RGB images.
+    """
+    device = select_device(options.device, options.threads)
+    model, card = load_checkpoint(teacher, str(device))
+    if options.dataset == card.dataset:
+        raise InputError(
+            f"{teacher}: was trained on {card.dataset}, which is not another data set; name one, or use source real"
+        )
+    if card.input_shape[0] not in (1, 3):
+        raise InputError(f"{teacher}: takes {card.input_shape[0]} channels; public images are grey or RGB")
+    images = sets.load(options.dataset, "train", sets.data_dir(data_dir))
+    if options.images > len(images):
+        raise InputError(f"{options.dataset}: has {len(images)} training images, not {options.images}; ask for fewer")
+    random = generator("public", options.seed)
+    chosen = torch.randperm(len(images), generator=random)[: options.images] if options.images else slice(None)
+    x = fitted(images.x[chosen], card.input_shape)
+    with torch.no_grad():
+        labels = torch.cat([model(part.to(device)).argmax(1).cpu() for part in x.split(BATCH)])
+    described = options.model_dump(mode="json", exclude=NOT_IN_HASH) | {"device": device.type}
+    attributes = {
+        "teacher_sha256": card.tensors_sha256,
+        "dataset": card.dataset,
+        "model": card.model,
+        "source": source,
+        "real_data": registry.SOURCES["public"].real_data,
+        "options": canonical_json(described | {"data_sha256": images.sha256()}),
+        "seed": options.seed,
+        "classes": card.classes,
+        "groups": 1,
+        "first_group": 0,
+        "last_group": 0,
+        "package_version": dfshield.__version__,
+        "code": code,
+    }
+    with atomic(out) as temporary:
+        writer = Writer(temporary, attributes, terms=())
+        pixels = np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
+        writer.append(pixels, labels.numpy(), np.zeros(len(x), dtype=np.int64), {}, {})
+        content = writer.finish()
+    say(f"{out}: {len(x)} images of {options.dataset}, content {content[:16]}")
+    return content
