@@ -136,6 +136,13 @@ def _table(a: argparse.Namespace) -> None:
     run(Plan.of(load_config(a.config)), a.table, a.out)
 
 
+def _cost(a: argparse.Namespace) -> None:
+    from dfshield.plan import Plan
+    from dfshield.report.cost import run
+
+    run(Plan.of(load_config(a.config)), a.out)
+
+
 def _harden(a: argparse.Namespace) -> None:
     from dfshield.plan import Plan
     from dfshield.report.card import run
@@ -366,6 +373,15 @@ COMMANDS: dict[str, tuple[str, str | None, Callable[[argparse.Namespace], None],
         _table,
         (
             _value("table", "name of the table, such as table4", default=argparse.SUPPRESS),
+            _file("--config", help="config of the run"),
+            _file("--out", help="CSV to write; Markdown and LaTeX go beside it"),
+        ),
+    ),
+    "cost": (
+        "say what every method of table 4 takes: seconds as measured by Snakemake, arithmetic as counted",
+        None,
+        _cost,
+        (
             _file("--config", help="config of the run"),
             _file("--out", help="CSV to write; Markdown and LaTeX go beside it"),
         ),

@@ -44,7 +44,8 @@ RULES = {
     **dict.fromkeys(("teacher", "synthesize"), True),
     "merge": False,
     "generate": True,
-    **dict.fromkeys(("augment", "export", "public"), False),
+    **dict.fromkeys(("augment", "export"), False),
+    "public": True,
     **dict.fromkeys(("train", "cotrain", "attack", "diversity"), True),
     **dict.fromkeys(("table", "model_card"), False),
 }
@@ -58,6 +59,8 @@ class Job(NamedTuple):
     seconds: float
     bytes: float
     inputs: tuple[str, ...]
+    flops: float = 0.0
+    """operations of the classifiers and of a generator, as far as they are counted"""
 
 
 class Input(NamedTuple):
@@ -112,18 +115,20 @@ class Jobs:
         attack = self.plan.attack(dataset, model, place["protocol"], seed, threats[place["threat"]])
         tested = attack.limit or self.tested(dataset, model)
         source, recipe = place["source"], place["recipe"]
-        if recipe == NONE:
-            of = self.teacher(dataset, model)
-        else:
-            of = self.student(dataset, model, source, recipe, seed, threats[place["train_threat"]])
+        trained = "" if recipe == NONE else self.plan.threats[dataset, model][place["train_threat"]]
+        of = (
+            self.teacher(dataset, model)
+            if recipe == NONE
+            else self.student(dataset, model, source, recipe, seed, trained)
+        )
         passes = attack_passes(attack, tested, self.robust, taken.classes)
         size = tested * taken.bytes / 2  # a float16 perturbation for every image at most
         return self._compute(path, "attack", model, passes * network.flops, size, {of})
 
     def student(self, dataset: str, model: str, source: str, recipe: str, seed: int, threat: str = "") -> str:
         """A trained or co-trained student; `threat` is that of its training, the data set's own if empty."""
-        trained = {"train_threat": threat_name(threat)} if threat else {}
-        path = self.plan.path(STUDENT, dataset, model, source=source, recipe=recipe, seed=seed, **trained)
+        named = threat_name(threat or self.plan.threat(dataset, model))
+        path = self.plan.path(STUDENT, dataset, model, source=source, recipe=recipe, seed=seed, train_threat=named)
         if path in self.found:
             return path
         options = self.plan.training(dataset, model, recipe, seed, threat)
@@ -165,7 +170,10 @@ class Jobs:
         if kind == "augmented":
             base = self.data(dataset, model, str(self.plan.config.sources[source].base), seed)
             return self._add(path, "augment", copying + START_SECONDS, size, {base})
-        return self._add(path, "public" if kind == "public" else "export", copying + START_SECONDS, size, {teacher})
+        if kind == "public":  # the teacher answers once
+            work = self.images(dataset, model, source, seed) * self.network(dataset, model).flops
+            return self._compute(path, "public", model, work, size, {teacher})
+        return self._add(path, "export", copying + START_SECONDS, size, {teacher})
 
     def images(self, dataset: str, model: str, source: str, seed: int) -> int:
         """Images of a source."""
@@ -177,8 +185,8 @@ class Jobs:
         if own.kind == "augmented":
             return self.images(dataset, model, str(own.base), seed)
         if own.kind == "public":
-            public = self.plan.public(dataset, model, source, seed)
-            return public.images or _count(TRAIN_IMAGES, public.dataset, "train")
+            options = self.plan.public(dataset, model, source, seed)
+            return int(options.images) or _count(TRAIN_IMAGES, options.dataset, "train")
         return _count(TRAIN_IMAGES, dataset, "train")
 
     def teacher(self, dataset: str, model: str) -> str:
@@ -245,10 +253,10 @@ class Jobs:
         """A job on a device: operations of the classifiers and of a generator."""
         self.models.add(model)
         seconds = flops / self.throughput.rate(stage, model) + generator / self.throughput.best(stage)
-        return self._add(path, rule, START_SECONDS + seconds, size, inputs)
+        return self._add(path, rule, START_SECONDS + seconds, size, inputs, flops + generator)
 
-    def _add(self, path: str, rule: str, seconds: float, size: float, inputs: Iterable[str]) -> str:
-        self.found.setdefault(path, Job(rule, seconds, size, tuple(inputs)))
+    def _add(self, path: str, rule: str, seconds: float, size: float, inputs: Iterable[str], flops: float = 0.0) -> str:
+        self.found.setdefault(path, Job(rule, seconds, size, tuple(inputs), flops))
         return path
 
     def schedule(self, workers: int) -> dict[str, tuple[float, float]]:

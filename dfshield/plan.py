@@ -8,6 +8,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from dfshield import registry
@@ -35,6 +36,16 @@ LEDGER = TRAINED + "/eval/{defence}/{protocol}@{threat}/ledger.h5"
 """The path grammar; Snakemake's wildcards and these fields are the same names."""
 
 
+def log_of(output: str) -> Path:
+    """Log of the job that makes `output`."""
+    return Path("logs", *Path(output).with_suffix(".log").parts[1:])
+
+
+def benchmark_of(output: str) -> Path:
+    """Time and memory of the job that makes `output`, as Snakemake measures them, beside its log."""
+    return log_of(output).with_suffix(".benchmark.tsv")
+
+
 def place_of(template: str, path: str) -> dict[str, str]:
     """The fields of a path of the grammar, by its template; empty if it is no such path."""
     pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]+)", re.escape(template))
@@ -45,6 +56,22 @@ def place_of(template: str, path: str) -> dict[str, str]:
 def recipe_name(base: str, overrides: dict[str, float]) -> str:
     """Canonical name of a swept recipe: ``recipe_name("dfshield", {"tau": 0.3})`` is ``dfshield.tau-0.3``."""
     return ".".join([base, *(f"{key}-{value:g}" for key, value in overrides.items())])
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a method makes, for one data set, model and seed; making it is what the method costs."""
+
+    dataset: str
+    model: str
+    method: str
+    source: str
+    recipe: str
+    seed: int
+    data: tuple[str, ...]
+    """files of its training data, those that they are made of first"""
+    student: tuple[str, ...]
+    """its student; empty for the teacher itself"""
 
 
 @dataclass(frozen=True)
@@ -198,6 +225,14 @@ class Plan:
         count = min(self.config.shards, self.synthesis(dataset, model, source, seed).groups)
         return [self.path(SHARD, dataset, model, source=source, seed=seed, shard=i) for i in range(count)]
 
+    def data_files(self, dataset: str, model: str, source: str, seed: int) -> list[str]:
+        """A surrogate set and, before it, the files that it is made of: shards, or the set of an augmented one."""
+        kind = self.config.sources[source]
+        made_of = self.data_files(dataset, model, kind.base, seed) if kind.base else []
+        if kind.kind == "synthetic":
+            made_of = self.shards(dataset, model, source, seed)
+        return [*made_of, self.path(DATA, dataset, model, source=source, seed=seed)]
+
     # --- tables ------------------------------------------------------------------------------------------------------
 
     def blocks(self, spec: TableSpec) -> list[tuple[str, tuple[str, ...]]]:
@@ -264,14 +299,29 @@ class Plan:
             cut = self.config.grid == "demo" and dataset not in spec.paper.datasets
             threats = self.table_threats(spec, dataset)
             for threat, row, overrides in product(threats, self.rows(spec), self.sweeps(spec)):
-                for model, metric in product(models[:1] if cut and row.models == "first" else models, spec.metrics):
-                    if metric in DIVERSITY_METRICS and row.source == NONE:
-                        continue  # there are no training images
+                for model in models[:1] if cut and row.models == "first" else models:
                     recipe = self._shared_recipe(dataset, model, row, overrides)
-                    for seed in self.config.seeds[:1] if row.seeds == "first" else self.config.seeds:
+                    seeds = self.config.seeds[:1] if row.seeds == "first" else self.config.seeds
+                    for metric, seed in product(spec.metrics, seeds):
+                        if metric in DIVERSITY_METRICS and row.source == NONE:
+                            continue  # there are no training images
                         found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed, threat))
         if not found:
             raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")
+        return found
+
+    @cached_property
+    def work(self) -> list[Work]:
+        """What the methods of table 4 make, in its order; InputError where the config has no cell in it."""
+        self.cells("table4")
+        spec, found = self.tables["table4"], []
+        for (dataset, models), row in product(self.blocks(spec), self.rows(spec)):
+            for model, seed in product(models, self.config.seeds[:1] if row.seeds == "first" else self.config.seeds):
+                source, recipe = row.source, row.recipe
+                data = [] if source == NONE else self.data_files(dataset, model, source, seed)
+                student = self.path(STUDENT, dataset, model, source=source, recipe=recipe, seed=seed)
+                students = () if recipe == NONE else (student,)
+                found.append(Work(dataset, model, row.method, source, recipe, seed, tuple(data), students))
         return found
 
     @cached_property

@@ -36,6 +36,7 @@ ENTRY_POINTS = {
     "cotraining": ("dfshield.cotraining.trainer:run",),
     "attack": ("dfshield.attacks.evaluate:run",),
     "table": ("dfshield.report.tables:build", "dfshield.report.render:markdown", "dfshield.report.render:latex"),
+    "cost": ("dfshield.report.cost:run",),
     "card": ("dfshield.report.card:run",),
 }
 """Where each stage's code starts."""

@@ -133,6 +133,24 @@ class TestTables:
         assert [card.provenance["options"]["threat"] for card in cards] == ["linf:7/16", "linf:8/16"]
         assert len({card.tensors_sha256 for card in cards}) == 2
 
+    def test_cost_is_what_snakemake_measured(self, built):
+        folder = built[0]
+        assert jobs(snakemake(folder, "results/cost.csv", package=folder / "copy")) == {"cost": 1}
+        with (folder / "results/cost.csv").open() as file:
+            rows = {row["method"]: row for row in csv.DictReader(file)}
+        assert list(rows) == ["Undefended", "DaST", "DFME", "AIT", "DFARD", "Ours", "Plus", "Original"]
+
+        def measured(path):
+            lines = (folder / "logs/tiny/digits/cnn-s" / f"{path}.benchmark.tsv").read_text().splitlines()
+            return float(lines[1].split()[0])
+
+        made = [f"dss/seed-0/{name}" for name in ("shard-0", "shard-1", "data")]
+        assert float(rows["Ours"]["data_seconds"]) == pytest.approx(sum(map(measured, made)), rel=1e-4)
+        trained = measured("dss/dfshield/linf-8-16/seed-0/student")
+        assert float(rows["Ours"]["training_seconds"]) == pytest.approx(trained, rel=1e-4)
+        assert float(rows["DaST"]["training_seconds"]) > 0 == float(rows["DaST"]["data_seconds"])
+        assert jobs(snakemake(folder, "results/cost.csv", "-n", package=folder / "copy")) == {}
+
     def test_formulas(self, built):
         assert len((built[0] / "results/table2.csv").read_text().splitlines()) == 5
 
@@ -200,7 +218,7 @@ class TestTables:
             # the loss itself: the students that it trains, and what follows
             (
                 {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
-                {"train": 9, "attack": 2 + 1 + 1 + 1 + 3 + 1 + 1, "table": 17, "tables": 1},
+                {"train": 10, "attack": 4 + 1 + 1 + 1 + 3 + 1 + 1, "table": 17, "tables": 1},
             ),
             # one rival's own way: its students at two sizes, their attacks and the tables that have them
             (
@@ -210,7 +228,7 @@ class TestTables:
             # a default that the config leaves alone
             (
                 {"options/training.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
-                {"train": 18, "attack": 4 + 3 + 1 + 3 + 5 + 4, "table": 19, "tables": 1},
+                {"train": 19, "attack": 6 + 3 + 1 + 3 + 5 + 4, "table": 19, "tables": 1},
             ),
             # an augmentation: the set that it makes, what is trained on it and compared
             (

@@ -446,7 +446,7 @@ def test_latex_is_well_formed(tmp_path: Path, key: str) -> None:
 
 
 def test_latex_escapes() -> None:
-    assert render._tex("a_b 5 % & L_DFShield, λ1 ε τ") == (
+    assert render.tex("a_b 5 % & L_DFShield, λ1 ε τ") == (
         r"a\_b 5 \% \& $\mathcal{L}_{\mathrm{DFShield}}$, $\lambda_1$ $\varepsilon$ $\tau$"
     )
 

@@ -80,10 +80,10 @@ class RowSpec(Options):
     """ablation columns, ticked or crossed"""
     seeds: Literal["all", "first"] = "all"
     """the config's seeds, or its first alone: enough for a row of reference"""
-    grid: Literal["all", "demo"] = "all"
-    """the config's grids that have the row; others have it where their `methods` name it"""
     models: Literal["all", "first"] = "all"
     """models that a stand-in at demo scale has this row for: the table's, or the first of them alone"""
+    grid: Literal["all", "demo"] = "all"
+    """the config's grids that have the row; others have it where their `methods` name it"""
 
 
 class SweepSpec(Options):

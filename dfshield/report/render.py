@@ -32,13 +32,13 @@ def markdown(rows: Sequence[Row], spec: TableSpec) -> str:
     values = measured(rows)
     marks = notes(flag for value in values.values() for flag in value.flags)
     lines = [f"## {spec.heading}. {spec.title}", "", spec.caption, ""]
-    lines += _markdown_grid(lay_out(spec, values), marks)
+    lines += markdown_grid(lay_out(spec, values), marks)
     lines += [*_paragraphs(_facts(rows, spec, intervals=True)), *_paragraphs(_footnotes(marks))]
     entries = published(spec.papers_number)
     if entries:
         paper = of_paper(entries)
         paper_marks = notes(flag for value in paper.values() for flag in value.flags)
-        lines += [f"### {_paper_heading(rows, spec)}", "", *_markdown_grid(lay_out(spec, paper), paper_marks)]
+        lines += [f"### {_paper_heading(rows, spec)}", "", *markdown_grid(lay_out(spec, paper), paper_marks)]
         lines += _paragraphs(_footnotes(paper_marks))
     return "\n".join(lines).rstrip() + "\n"
 
@@ -47,15 +47,15 @@ def latex(rows: Sequence[Row], spec: TableSpec) -> str:
     """The table as a LaTeX float with booktabs rules and its notes beneath."""
     values = measured(rows)
     marks = notes(flag for value in values.values() for flag in value.flags)
-    beneath = [_tex(line) for line in [*_facts(rows, spec, intervals=False), *_footnotes(marks)]]
+    beneath = [tex(line) for line in [*_facts(rows, spec, intervals=False), *_footnotes(marks)]]
     return "\n".join(
         [
             r"% needs \usepackage{booktabs} and \usepackage{amssymb}",
             r"\begin{table}[tbp]",
             r"\centering",
-            rf"\caption{{{_tex(spec.title)}. {_tex(spec.caption)}}}",
+            rf"\caption{{{tex(spec.title)}. {tex(spec.caption)}}}",
             rf"\label{{tab:{spec.key}}}",
-            *_latex_grid(lay_out(spec, values), marks),
+            *latex_grid(lay_out(spec, values), marks),
             *_beneath(beneath),
             r"\end{table}",
             "",
@@ -164,7 +164,7 @@ def _paragraphs(lines: Sequence[str]) -> list[str]:
     return [text for line in lines for text in (line, "")]
 
 
-def _markdown_grid(layout: Layout, marks: Marks) -> list[str]:
+def markdown_grid(layout: Layout, marks: Marks) -> list[str]:
     """A pipe table per block; Markdown has one header line, so group titles join the column titles."""
     titles = [title for title, width in layout.groups for _ in range(width)]
     matrix = any(isinstance(item, Pair) for block in layout.blocks for row in block.rows for item in row)
@@ -229,26 +229,26 @@ TEX = {
 TEX_WORDS = {"L_DFShield": r"$\mathcal{L}_{\mathrm{DFShield}}$", "λ1": r"$\lambda_1$", "λ2": r"$\lambda_2$", "B": "$B$"}
 
 
-def _tex(text: str) -> str:
+def tex(text: str) -> str:
     words = re.split(r"(\w+)", text)
     return "".join(TEX_WORDS.get(word) or "".join(TEX.get(c, c) for c in word) for word in words)
 
 
-def _latex_grid(layout: Layout, marks: Marks) -> list[str]:
+def latex_grid(layout: Layout, marks: Marks) -> list[str]:
     stub, width = len(layout.stub), len(layout.stub) + len(layout.columns)
     lines = [rf"\begin{{tabular}}{{{'l' * stub}{'r' * len(layout.columns)}}}", r"\toprule"]
     if layout.groups:
-        spans = [rf"\multicolumn{{{n}}}{{c}}{{{_tex(title)}}}" for title, n in layout.groups]
+        spans = [rf"\multicolumn{{{n}}}{{c}}{{{tex(title)}}}" for title, n in layout.groups]
         lines.append(" & ".join([*[""] * stub, *spans]) + r" \\")
         start = stub + 1
         for _, n in layout.groups:
             lines.append(rf"\cmidrule(lr){{{start}-{start + n - 1}}}")
             start += n
-    lines.append(" & ".join(_tex(name) for name in [*layout.stub, *layout.columns]) + r" \\")
+    lines.append(" & ".join(tex(name) for name in [*layout.stub, *layout.columns]) + r" \\")
     for block in layout.blocks:
         lines.append(r"\midrule")
         if block.title:
-            lines += [rf"\multicolumn{{{width}}}{{c}}{{{_tex(block.title)}}} \\", r"\midrule"]
+            lines += [rf"\multicolumn{{{width}}}{{c}}{{{tex(block.title)}}} \\", r"\midrule"]
         lines += [" & ".join(_latex_item(item, marks) for item in row) + r" \\" for row in block.rows]
     return [*lines, r"\bottomrule", r"\end{tabular}"]
 
@@ -256,9 +256,9 @@ def _latex_grid(layout: Layout, marks: Marks) -> list[str]:
 def _latex_item(item: Item, marks: Marks) -> str:
     def value(v: Value, interval: bool) -> str:
         del interval  # the Markdown and the CSV have it; a page has no room
-        symbols = _tex(",".join(_symbols(v, marks)))
+        symbols = tex(",".join(_symbols(v, marks)))
         raised = rf"\textsuperscript{{{symbols}}}" if symbols else ""
         spread = "" if v.spread is None else rf"\,$\pm$\,{v.spread:.{v.places}f}"
         return f"{v.mean:.{v.places}f}{raised}{spread}"
 
-    return _text(item, value, _tex, (r"$\times$", r"$\checkmark$")).replace("–", "--")
+    return _text(item, value, tex, (r"$\times$", r"$\checkmark$")).replace("–", "--")

@@ -18,6 +18,7 @@ from dfshield.options import Compute
 from dfshield.threat import threat_name
 from dfshield.flags import as_flags
 from dfshield.plan import DATA, DIVERSITY, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
+from dfshield.plan import benchmark_of, log_of
 from dfshield.report.cells import formulas
 from dfshield.report.published import published
 from dfshield.runtime import canonical_json, cuda_devices, data_dir, data_file, digest, write_text
@@ -25,6 +26,7 @@ from dfshield.runtime import canonical_json, cuda_devices, data_dir, data_file, 
 STATE = f"{RESULTS}/.state"
 CONFIG = f"{RESULTS}/{plan.config.name}/config.yaml"
 TABLE = f"{RESULTS}/{{table}}.csv"
+COST = f"{RESULTS}/cost.csv"
 CARD = f"{RESULTS}/{HARDEN}/{{name}}/MODEL_CARD.md"
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
@@ -72,16 +74,6 @@ def write_config(path):
 
 
 # --- files -----------------------------------------------------------------------------------------------------------
-
-
-def log_of(output):
-    """Log of the job that makes `output`."""
-    return Path("logs", *Path(output).with_suffix(".log").parts[1:])
-
-
-def benchmark_of(output):
-    """Time and memory of the job that makes `output`, beside its log."""
-    return log_of(output).with_suffix(".benchmark.tsv")
 
 
 def below_data(path):
@@ -154,8 +146,9 @@ def options_of(stage, *named):
     names = {name: value for name, value in fields.items() if name != "run"}
     path = OUTPUT[stage].format(**fields)
     threats = {NONE: ""} | plan.threats.get((w.dataset, w.model), {})
-    known = {fields.get("threat", NONE), fields.get("train_threat", NONE)} <= set(threats)
-    known &= (fields.get("train_threat", NONE) == NONE) == (fields.get("recipe", NONE) == NONE)
+    trained = fields.get("train_threat", NONE)
+    known = {trained, fields.get("threat", NONE)} <= set(threats)
+    known &= (trained == NONE) == (fields.get("recipe", NONE) == NONE)
     if w.model not in plan.models(w.dataset) or not known or path != plan.path(OUTPUT[stage], **names):
         raise WorkflowError(f"{path}: {w.dataset} has no such model or threat in {CONFIG}")
     if stage == "teacher":
@@ -295,6 +288,11 @@ def table_content(table):
     spec = plan.tables[table]
     printed = [asdict(entry) for entry in published(spec.papers_number)]
     return digest(cells, spec.model_dump(mode="json"), printed, [] if spec.metrics else formulas(spec))
+
+
+def measurements(wildcards):
+    """Benchmark files of all that the methods of table 4 make."""
+    return sorted({str(benchmark_of(path)) for work in plan.work for path in (*work.data, *work.student)})
 
 
 def card_files(wildcards):

@@ -30,6 +30,32 @@ rule table:
         "{params.dfshield} table {wildcards.table} --config {params.config} --out {output.csv} 2>&1 | tee {log}"
 
 
+rule cost:
+    input:
+        measurements,
+    output:
+        csv=report(COST, caption="../report/table.rst", category="Tables"),
+        markdown=Path(COST).with_suffix(".md"),
+        latex=Path(COST).with_suffix(".tex"),
+    log:
+        log_of(COST),
+    message:
+        "Cost of every method"
+    threads: 1
+    retries: 1  # files of other machines may come late on a network drive
+    resources:
+        mem_mb=2000,
+        runtime=30,
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        dfshield=program,
+        config=CONFIG,
+        code=lambda wildcards: code_digest("cost"),
+    shell:
+        "{params.dfshield} cost --config {params.config} --out {output.csv} 2>&1 | tee {log}"
+
+
 rule model_card:
     input:
         unpack(card_files),
