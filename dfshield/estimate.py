@@ -111,7 +111,8 @@ class Jobs:
             work = diversity_flops(network, real, synthetic)
             return self._compute(path, "diversity", model, work, 0, {data, self.teacher(dataset, model)})
         place = place_of(LEDGER, path)
-        attack = self.plan.attack(dataset, model, place["protocol"], seed)
+        threats = {NONE: ""} | self.plan.threats[dataset, model]
+        attack = self.plan.attack(dataset, model, place["protocol"], seed, threats[place["threat"]])
         tested = attack.limit or self.tested(dataset, model)
         source, recipe = place["source"], place["recipe"]
         trained = "" if recipe == NONE else self.plan.threats[dataset, model][place["train_threat"]]
@@ -287,9 +288,9 @@ class Jobs:
                     heapq.heappush(ready, (rank[self.found[path].rule], order[path], path))
         return found
 
-    def hours(self, workers: int) -> float:
-        """Hours from the first job to the last where `workers` of them run at a time."""
-        return max((end for _, end in self.schedule(workers).values()), default=0.0) / 3600
+    def seconds(self, workers: int) -> float:
+        """From the start of the first job to the end of the last where `workers` of them run at a time."""
+        return max((end for _, end in self.schedule(workers).values()), default=0.0)
 
 
 def _tested(dataset: str) -> int:
@@ -323,26 +324,37 @@ def run(plan: Plan, targets: list[str], report: Path | None, workers: int, robus
         raise InputError("this config has no models under harden:; give one that has, or names of tables")
     throughput = Throughput.read(report) if report else Throughput.published()
     jobs = estimate(plan, targets or everything, throughput, robust)
-    lines = [f"{'rule':11} {'jobs':>6} {'hours':>10} {'disk':>11}"]
+    lines = [f"{'rule':11} {'jobs':>6} {'time':>10} {'disk':>10}"]
     spent = {True: 0.0, False: 0.0}
     for rule, on_device in RULES.items():
         own = [job for job in jobs.found.values() if job.rule == rule]
         seconds, size = sum(job.seconds for job in own), sum(job.bytes for job in own)
         spent[on_device] += seconds
         if own:
-            lines.append(f"{rule:11} {len(own):6d} {seconds / 3600:10.2f} {size / 1e9:8.2f} GB")
+            lines.append(f"{rule:11} {len(own):6d} {_time(seconds):>10} {_size(size):>10}")
     size = sum(job.bytes for job in jobs.found.values())
-    hours = sum(spent.values()) / 3600
-    lines.append(f"{'total':11} {len(jobs.found):6d} {hours:10.2f} {size / 1e9:8.2f} GB")
+    lines.append(f"{'total':11} {len(jobs.found):6d} {_time(sum(spent.values())):>10} {_size(size):>10}")
     unit = "GPU hours" if throughput.device == "cuda" else "hours of this machine"
     others = throughput.stand_ins(jobs.models)
     return "\n".join(
         [
             *lines,
-            f"{spent[True] / 3600:.1f} {unit}; {jobs.hours(workers):.1f} hours with {workers} jobs at a time, "
-            f"{jobs.hours(len(jobs.found)):.1f} with any number (the longest chain of jobs).",
+            f"{spent[True] / 3600:.2f} {unit}; {_time(jobs.seconds(workers))} with {workers} jobs at a time, "
+            f"{_time(jobs.seconds(len(jobs.found)))} with any number (the longest chain of jobs).",
             f"Basis: {throughput.basis}{f'; {others}' if others else ''}.",
             f"Assumed: {100 * robust:.0f} % of images survive every attack; {START_SECONDS:.0f} s to start a job; "
-            f"{DISK_RATE / 1e6:.0f} MB/s to copy and check. Downloads and k-means are not counted.",
+            f"{DISK_RATE / 1e6:.0f} MB/s to copy and check.",
+            "Not counted: downloads, the generation of code (compile), k-means.",
         ]
     )
+
+
+def _time(seconds: float) -> str:
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"

@@ -91,7 +91,7 @@ class Writer:
         start = len(dataset)
         dataset.resize(start + len(values), axis=0)
         dataset[start:] = values
-        self.hashes[name].update(np.ascontiguousarray(values).tobytes())
+        self.hashes[name].update(np.ascontiguousarray(values).data)
 
     def finish(self) -> str:
         """Write the attributes and close the file; returns the content SHA-256."""
@@ -192,7 +192,7 @@ def verify(path: Path) -> str:
             running = hashlib.sha256()
             for values in blocks(file, name):
                 _check_values(path, name, values, int(file.attrs["classes"]))
-                running.update(values.tobytes())
+                running.update(values.data)
             hashes[name] = running.hexdigest()
         return _confirm(path, file, hashes)
 
@@ -280,7 +280,7 @@ def merge(paths: Sequence[Path], out: Path) -> str:
                         raise InputError(f"{path}: {name} are of another type or size than in {ordered[0]}")
                     for values in blocks(file, name):
                         _check_values(path, name, values, int(file.attrs["classes"]))
-                        running.update(values.tobytes())
+                        running.update(values.data)
                         writer._extend(name, values)
                     hashes[name] = running.hexdigest()
                 _confirm(path, file, hashes)

@@ -1,6 +1,7 @@
 """The cost model against counts made by hand, and its jobs against those of the workflow."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -147,8 +148,8 @@ def test_time_and_disk_by_hand(report):
     merging = 2 * 400 * 64 * 4 / estimate.DISK_RATE
     taught = 3 * 100 * 997 * FLOPS / 8e9
     chain = taught + whole / 2 + merging + training + attack + starts
-    assert 3600 * jobs.hours(100) == pytest.approx(chain)
-    assert 3600 * jobs.hours(1) == pytest.approx(sum(job.seconds for job in jobs.found.values()))
+    assert jobs.seconds(100) == pytest.approx(chain)
+    assert jobs.seconds(1) == pytest.approx(sum(job.seconds for job in jobs.found.values()))
 
 
 @pytest.mark.parametrize("workers", [2, 4, 16])
@@ -167,7 +168,7 @@ def test_all_workers_are_busy_and_no_more(unit, workers):
             if schedule[path][0] > now and all(schedule[other][1] <= now for other in job.inputs)
         ]
         assert running <= workers and (running == workers or not ready)
-    busy = sum(job.seconds for job in jobs.found.values()) / (3600 * workers * jobs.hours(workers))
+    busy = sum(job.seconds for job in jobs.found.values()) / (workers * jobs.seconds(workers))
     assert busy > 0.7  # with 16 they wait for teachers and for the last attack
 
 
@@ -186,6 +187,7 @@ def test_text_names_its_basis(report, unit):
     text = estimate.run(plan, ["table8"], report, 2, 0.4)
     assert "GPU hours" in text and "with 2 jobs at a time" in text and "40 %" in text
     assert "X, 1 threads" in text and "cnn-s at the rate of resnet20" in text
+    assert re.search(r"^attack +8 +\d+\.\d (s|min) +0\.5 MB$", text, re.MULTILINE)  # 500 perturbations of 64 each
     text = estimate.run(plan, [], None, 1, 0.4)
     assert "assumed, the paper's synthesis times on one RTX 3090" in text and "cotrain" in text
 

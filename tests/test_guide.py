@@ -31,7 +31,7 @@ def copy(tmp_path_factory) -> Path:
     folder = workspace(tmp_path_factory.mktemp("guide"))
     shutil.copytree(ROOT / "dfshield", folder / "dfshield", ignore=shutil.ignore_patterns("__pycache__"))
     losses, entries = folder / "dfshield/training/losses.py", folder / "dfshield/registry.py"
-    losses.write_text(losses.read_text() + block("Append to `dfshield/training/losses.py`:"))
+    losses.write_text(losses.read_text() + "\n\n" + block("Append to `dfshield/training/losses.py`:"))
     text, inserted = entries.read_text(), block("Insert in `dfshield/registry.py` below `LOSSES = {`")
     assert text.count("\nLOSSES = {\n") == 1
     entries.write_text(text.replace("\nLOSSES = {\n", f"\nLOSSES = {{\n{inserted}"))

@@ -325,6 +325,20 @@ def test_a_writer_that_raises_leaves_nothing(tmp_path):
 # --- merge -----------------------------------------------------------------------------------------------------------
 
 
+def test_memory_does_not_grow_with_the_images(tmp_path):
+    peaks = []
+    for number, images in enumerate((5000, 5000, 50_000)):  # once more before, for what is imported on the way
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        paths = parts(folder, (1, 2, 3), groups=4, size=1, batch=images, dtype=np.uint8)
+        tracemalloc.start()
+        merge(paths, folder / "data.h5")
+        verify(folder / "data.h5")
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[2] < 1.1 * peaks[1]
+
+
 @pytest.mark.parametrize("borders", [(), (3,), (1, 2, 3, 4, 5), (4, 5)])
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
 def test_merging_keeps_everything(tmp_path, borders, dtype):
