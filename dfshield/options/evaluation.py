@@ -30,8 +30,7 @@ class AttackOptions(Compute):
     chunk: Positive = 250
     """images attacked together; randomness is keyed by seed, attack and chunk"""
     precision: Precision = "fp32"
-    """arithmetic of crafting where rounding does no harm (PGD and APGD), auto: bf16 on hardware that is faster in it;
-    verdicts are always fp32"""
+    """arithmetic of crafting (PGD, APGD), auto: bf16 on hardware that is faster in it; verdicts are always fp32"""
     reference: bool = False
     """craft as a reference library does, slowly: on the model as it is, every step for every image, no pre-filter"""
 

@@ -52,8 +52,7 @@ class SynthesisOptions(Compute):
     schedule: Schedule = "constant"
     """learning rate over the steps; cosine ends closer to the BN statistics, most of all when steps are few"""
     start: Literal["white", "smooth"] = "white"
-    """what images start from: white noise (paper), or noise of a quarter of the resolution enlarged, with little white
-    noise: photographs are smooth"""
+    """what images start from: white noise (paper), or mostly noise of a quarter of the resolution, for photographs"""
     objective: ObjectiveName = "inversion"
     """what is minimised: the terms of Eq 3-6, or IntraQ's own"""
     coefficients: CoefficientsName = "dss"
