@@ -28,7 +28,7 @@ from benchmarks import reference
 from dfshield import registry
 from dfshield.attacks import evaluate
 from dfshield.attacks.gradient import frozen
-from dfshield.cost import forward_flops
+from dfshield.cost import network
 from dfshield.data.sets import load_npz
 from dfshield.models.checkpoints import Classifier, load_checkpoint
 from dfshield.models.factory import build_network
@@ -159,7 +159,7 @@ class Bench:
         """One synthesis batch of 200, as many steps on both sides."""
         model, shape, classes = self.network()
         steps, batch = self.arguments.steps, 200
-        plain, flops = reference.copy.deepcopy(model.net), forward_flops(self.arguments.model, shape, classes)
+        plain, flops = reference.copy.deepcopy(model.net), network(self.arguments.model, shape, classes).flops
         random = generator("benchmark")
         start = torch.randn((batch, *shape), generator=random).to(self.device)
         labels = torch.randint(classes, (batch,), generator=random).to(self.device)
@@ -180,7 +180,7 @@ class Bench:
         batch, b = 200, 2
         random = generator("benchmark")
         images = torch.rand((b * batch, *shape), generator=random)
-        flops = forward_flops(self.arguments.model, shape, classes)
+        flops = network(self.arguments.model, shape, classes).flops
         options = TrainingOptions(
             batch=batch,
             aggregate=b,

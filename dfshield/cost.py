@@ -117,11 +117,6 @@ def network(model: str, input_shape: Shape, classes: int, **own: Any) -> Network
     )
 
 
-def forward_flops(model: str, input_shape: Shape, classes: int, **own: Any) -> float:
-    """Operations of one image's forward pass."""
-    return network(model, input_shape, classes, **own).flops
-
-
 def generator_flops(options: CotrainingOptions | GenerationOptions, input_shape: Shape, classes: int) -> float:
     """Operations of one image's forward pass through a method's generator."""
     import torch

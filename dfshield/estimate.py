@@ -25,7 +25,8 @@ from dfshield.cost import (
 )
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
 from dfshield.options import CotrainingOptions, GenerationOptions
-from dfshield.plan import DATA, DIVERSITY, HARDEN, LEDGER, NONE, RESULTS, STUDENT, TEACHER, Plan, place_of
+from dfshield.paths import DATA, DIVERSITY, HARDEN, LEDGER, NONE, RESULTS, STUDENT, TEACHER, place_of
+from dfshield.plan import Plan
 from dfshield.report.cells import Cell
 from dfshield.runtime import InputError, data_dir, data_file
 from dfshield.threat import threat_name

@@ -1,61 +1,23 @@
-"""From a config to files: the path grammar, the options of every job, the cells of every table.
+"""From a config to jobs: their options, their files, the cells of every table.
 
-This is the one place that knows where a file lies and which options a job gets. It is light (no torch), because
+This is the one place that knows which options a job gets. It is light (no torch), because
 Snakemake reads it at every start.
 """
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 from dfshield import registry
 from dfshield.config import Config, HardenConfig, StageOverrides, recipe_options
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
 from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, CotrainingOptions, DiversityOptions
+from dfshield.paths import DATA, DIVERSITY, HARDEN, LEDGER, NONE, SHARD, STUDENT, recipe_name
 from dfshield.report.cells import Cell, RowSpec, TableSpec, load_tables, variant
 from dfshield.runtime import InputError
 from dfshield.threat import threat_name
 from dfshield.validation import build
-
-RESULTS = "results"
-HARDEN = "harden"
-NONE = "none"
-
-TEACHER = RESULTS + "/{run}/{dataset}/{model}/teacher.safetensors"
-SOURCE = RESULTS + "/{run}/{dataset}/{model}/{source}/seed-{seed}"
-SHARD = SOURCE + "/shard-{shard}.h5"
-DATA = SOURCE + "/data.h5"
-DIVERSITY = SOURCE + "/diversity@{split}.json"
-TRAINED = RESULTS + "/{run}/{dataset}/{model}/{source}/{recipe}/{train_threat}/seed-{seed}"
-STUDENT = TRAINED + "/student.safetensors"
-METRICS = TRAINED + "/metrics.csv"
-LEDGER = TRAINED + "/eval/{defence}/{protocol}@{threat}/ledger.h5"
-"""The path grammar; Snakemake's wildcards and these fields are the same names."""
-
-
-def log_of(output: str) -> Path:
-    """Log of the job that makes `output`."""
-    return Path("logs", *Path(output).with_suffix(".log").parts[1:])
-
-
-def benchmark_of(output: str) -> Path:
-    """Time and memory of the job that makes `output`, as Snakemake measures them, beside its log."""
-    return log_of(output).with_suffix(".benchmark.tsv")
-
-
-def place_of(template: str, path: str) -> dict[str, str]:
-    """The fields of a path of the grammar, by its template; empty if it is no such path."""
-    pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/@]+)", re.escape(template))
-    match = re.fullmatch(pattern, path)
-    return match.groupdict() if match else {}
-
-
-def recipe_name(base: str, overrides: dict[str, float]) -> str:
-    """Canonical name of a swept recipe: ``recipe_name("dfshield", {"tau": 0.3})`` is ``dfshield.tau-0.3``."""
-    return ".".join([base, *(f"{key}-{value:g}" for key, value in overrides.items())])
 
 
 @dataclass(frozen=True)

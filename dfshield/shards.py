@@ -18,6 +18,7 @@ from typing import Any, get_args
 import h5py
 import numpy as np
 
+import dfshield
 from dfshield.registry import RealData
 from dfshield.runtime import InputError, atomic, canonical_json, existing_file, progress
 
@@ -102,6 +103,18 @@ class Writer:
         self.file.attrs["complete"] = True
         self.file.close()
         return content
+
+
+def write_whole(out: Path, attributes: Mapping[str, Any], images: np.ndarray, labels: np.ndarray, code: str) -> str:
+    """Write a set that was not synthesised in groups to `out`; returns its content SHA-256.
+
+    Images are (N,H,W,C), labels (N,); `attributes` are those that differ from one kind of data to another.
+    """
+    whole = {"groups": 1, "first_group": 0, "last_group": 0, "package_version": dfshield.__version__, "code": code}
+    with atomic(out) as temporary:
+        writer = Writer(temporary, {**attributes, **whole}, terms=())
+        writer.append(np.ascontiguousarray(images), labels, np.zeros(len(labels), dtype=np.int64), {}, {})
+        return writer.finish()
 
 
 def _content_hash(file: h5py.File, hashes: Mapping[str, str]) -> str:

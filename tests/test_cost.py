@@ -5,8 +5,9 @@ import csv
 import pytest
 
 from dfshield.config import check_config
-from dfshield.cost import forward_flops, generator_flops
-from dfshield.plan import NONE, Plan, benchmark_of
+from dfshield.cost import generator_flops, network
+from dfshield.paths import NONE, benchmark_of
+from dfshield.plan import Plan
 from dfshield.report.cost import run, seconds
 from dfshield.runtime import InputError
 from workflow import ROOT
@@ -58,7 +59,7 @@ def test_seconds_are_those_of_the_jobs(costs):
 def test_arithmetic_by_hand(costs):
     """Of the network's forward pass: 2 for a gradient of pixels, 3 for one of the weights too."""
     rows, plan, _ = costs
-    flops = forward_flops("cnn-s", (1, 8, 8), 10)
+    flops = network("cnn-s", (1, 8, 8), 10).flops
     ours, original, dast = (rows[method, "0"] for method in ("Ours", "Original", "DaST"))
     assert float(ours["data_flops"]) == pytest.approx(400 * 50 * 2 * flops, rel=1e-4)
     step = 1 + 2 * 4 + 2 * 3  # clean answers, four steps of crafting, gradients on clean and on adversarial images

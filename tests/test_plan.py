@@ -7,7 +7,8 @@ from test_config import GRID, MINE, changed
 
 from dfshield.config import check_config, load_config
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
-from dfshield.plan import DATA, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER, Plan, recipe_name, title
+from dfshield.paths import DATA, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER, recipe_name
+from dfshield.plan import Plan, title
 from dfshield.runtime import InputError
 
 ROOT = Path(__file__).parent.parent

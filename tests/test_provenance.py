@@ -214,9 +214,9 @@ def test_facts_of_the_chosen_entries_count_and_titles_do_not():
         "from .shards import CHUNK_BYTES\ndef start():\n    return CHUNK_BYTES\n",
         "from . import shards\ndef start():\n    return shards.CHUNK_BYTES\n",
         "try:\n    from dfshield.shards import CHUNK_BYTES as c\nexcept ImportError:\n    pass\nstart, other = c, 1\n",
-        "def a():\n    from dfshield.plan import DATA as c\n    return c\n"
+        "def a():\n    from dfshield.paths import DATA as c\n    return c\n"
         "def start():\n    from dfshield.shards import CHUNK_BYTES as c\n    return c\n"
-        "def b():\n    from dfshield.plan import DATA as c\n    return c\n",
+        "def b():\n    from dfshield.paths import DATA as c\n    return c\n",
         "if True:\n    def start():\n        return helper()\n    def helper():\n"
         "        from dfshield.shards import CHUNK_BYTES\n        return CHUNK_BYTES\n",
     ],

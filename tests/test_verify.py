@@ -15,7 +15,8 @@ from ledgers import make_ledger, make_record
 from dfshield.config import check_config
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
 from dfshield.models.checkpoints import Card, Classifier, build_network, save_checkpoint
-from dfshield.plan import DATA, HARDEN, STUDENT, TEACHER, Plan
+from dfshield.paths import DATA, HARDEN, STUDENT, TEACHER
+from dfshield.plan import Plan
 from dfshield.report import card as model_card
 from dfshield.report import tables
 from dfshield.report.cells import load_tables

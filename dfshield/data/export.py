@@ -5,14 +5,11 @@ What is trained on it is marked ``real_data: train``, whatever the file is calle
 
 from pathlib import Path
 
-import numpy as np
-
-import dfshield
 from dfshield import registry
 from dfshield.data import sets
 from dfshield.models.checkpoints import read_card
-from dfshield.runtime import InputError, atomic, canonical_json, say
-from dfshield.shards import Writer
+from dfshield.runtime import InputError, canonical_json, say
+from dfshield.shards import write_whole
 
 
 def export(dataset: str, data_dir: Path | None, out: Path, teacher: Path, source: str = "real", code: str = "") -> str:
@@ -37,16 +34,7 @@ def export(dataset: str, data_dir: Path | None, out: Path, teacher: Path, source
         "options": canonical_json({"split": "train", "data_sha256": images.sha256()}),
         "seed": 0,
         "classes": card.classes,
-        "groups": 1,
-        "first_group": 0,
-        "last_group": 0,
-        "package_version": dfshield.__version__,
-        "code": code,
     }
-    with atomic(out) as temporary:
-        writer = Writer(temporary, attributes, terms=())
-        pixels = np.ascontiguousarray(images.x.permute(0, 2, 3, 1).numpy())
-        writer.append(pixels, images.y.numpy(), np.zeros(len(images), dtype=np.int64), {}, {})
-        content = writer.finish()
+    content = write_whole(out, attributes, images.x.permute(0, 2, 3, 1).numpy(), images.y.numpy(), code)
     say(f"{out}: {len(images)} real training images of {dataset}, content {content[:16]}")
     return content

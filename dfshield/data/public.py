@@ -6,17 +6,15 @@ own mean something else. What is trained on them is marked ``real_data: public``
 
 from pathlib import Path
 
-import numpy as np
 import torch
 
-import dfshield
 from dfshield import registry
 from dfshield.data import sets
 from dfshield.data.resizing import fitted
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.options import PublicOptions
-from dfshield.runtime import InputError, atomic, canonical_json, generator, say, select_device
-from dfshield.shards import Writer
+from dfshield.runtime import InputError, canonical_json, generator, say, select_device
+from dfshield.shards import write_whole
 
 BATCH = 500
 NOT_IN_HASH = {"device", "threads"}
@@ -56,16 +54,7 @@ def run(
         "options": canonical_json(described | {"data_sha256": images.sha256()}),
         "seed": options.seed,
         "classes": card.classes,
-        "groups": 1,
-        "first_group": 0,
-        "last_group": 0,
-        "package_version": dfshield.__version__,
-        "code": code,
     }
-    with atomic(out) as temporary:
-        writer = Writer(temporary, attributes, terms=())
-        pixels = np.ascontiguousarray(x.permute(0, 2, 3, 1).numpy())
-        writer.append(pixels, labels.numpy(), np.zeros(len(x), dtype=np.int64), {}, {})
-        content = writer.finish()
+    content = write_whole(out, attributes, x.permute(0, 2, 3, 1).numpy(), labels.numpy(), code)
     say(f"{out}: {len(x)} images of {options.dataset}, content {content[:16]}")
     return content

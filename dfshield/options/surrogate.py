@@ -50,7 +50,7 @@ class SynthesisOptions(Compute):
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Adam learning rate in normalised pixel space"""
     schedule: Schedule = "constant"
-    """learning rate over the steps; cosine ends closer to the BN statistics, most of all when steps are few"""
+    """learning rate over the steps; cosine ends closer to the BN statistics, if steps are few (IntraQ has its own)"""
     start: Literal["white", "smooth"] = "white"
     """what images start from: white noise (paper), or mostly noise of a quarter of the resolution, for photographs"""
     objective: ObjectiveName = "inversion"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfshield.models.card import Card, read_card
-from dfshield.plan import DATA, HARDEN
+from dfshield.paths import DATA, HARDEN
 from dfshield.report.flags import notes
 from dfshield.report.layout import METRICS
 from dfshield.report.tables import Row, build, write_csv

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from dfshield.cost import Throughput
 from dfshield.estimate import Jobs
-from dfshield.plan import NONE, Plan, benchmark_of
+from dfshield.paths import NONE, benchmark_of
+from dfshield.plan import Plan
 from dfshield.report.layout import Block, Item, Layout, Value, dataset_title, model_title
 from dfshield.report.render import latex_grid, markdown_grid, tex
 from dfshield.runtime import InputError, existing_file, write_text

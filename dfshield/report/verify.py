@@ -13,7 +13,7 @@ from dfshield.attacks.ledger import Ledger, read_ledger
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
 from dfshield.metrics.record import Record, read_record
 from dfshield.models.card import read_card
-from dfshield.plan import DATA, DIVERSITY, LEDGER, NONE, RESULTS, STUDENT, TEACHER, place_of
+from dfshield.paths import DATA, DIVERSITY, LEDGER, NONE, RESULTS, STUDENT, TEACHER, place_of
 from dfshield.report.cells import SYMBOLS, Cell, load_tables, swept
 from dfshield.report.published import figure
 from dfshield.report.tables import COLUMNS, Row, cell_text, decimals, diversity_row, read_csv, row_of

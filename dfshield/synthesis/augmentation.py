@@ -11,11 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-import dfshield
 from dfshield import registry
 from dfshield.options import AugmentationOptions
-from dfshield.runtime import atomic, canonical_json, forbid_real_data, generator, say
-from dfshield.shards import Writer, read
+from dfshield.runtime import canonical_json, forbid_real_data, generator, say
+from dfshield.shards import read, write_whole
 
 NOT_IN_HASH = {"device", "threads", "seed"}
 
@@ -48,16 +47,8 @@ def run(base: Path, out: Path, options: AugmentationOptions, source: str = "mixu
         "source": source,
         "options": canonical_json(described),
         "seed": options.seed,
-        "groups": 1,
-        "first_group": 0,
-        "last_group": 0,
-        "package_version": dfshield.__version__,
-        "code": code,
     }
-    with atomic(out) as temporary:
-        writer = Writer(temporary, attributes, terms=())
-        writer.append(stored, given.labels[carried.numpy()], np.zeros(len(stored), dtype=np.int64), {}, {})
-        content = writer.finish()
+    content = write_whole(out, attributes, stored, given.labels[carried.numpy()], code)
     say(f"{out}: {len(stored)} images by {options.augmentation} of {base}, content {content[:16]}")
 
 

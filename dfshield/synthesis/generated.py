@@ -14,7 +14,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-import dfshield
 from dfshield import registry
 from dfshield.models.checkpoints import Classifier, load_checkpoint
 from dfshield.models.features import Penultimate
@@ -30,7 +29,7 @@ from dfshield.runtime import (
     say,
     select_device,
 )
-from dfshield.shards import Writer
+from dfshield.shards import write_whole
 from dfshield.synthesis.objective import BatchStatistics, statistics_loss
 
 if TYPE_CHECKING:
@@ -72,16 +71,8 @@ def run(
         "options": canonical_json(described),
         "seed": options.seed,
         "classes": card.classes,
-        "groups": 1,
-        "first_group": 0,
-        "last_group": 0,
-        "package_version": dfshield.__version__,
-        "code": code,
     }
-    with atomic(out) as temporary:
-        writer = Writer(temporary, attributes, terms=())
-        writer.append(images, labels, np.zeros(len(labels), dtype=np.int64), {}, {})
-        content = writer.finish()
+    content = write_whole(out, attributes, images, labels, code)
     if kept:
         shutil.rmtree(kept, ignore_errors=True)
     say(f"{out}: {len(labels)} images by {options.method}, content {content[:16]}")

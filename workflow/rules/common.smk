@@ -17,8 +17,8 @@ from dfshield import provenance, registry
 from dfshield.options import Compute
 from dfshield.threat import threat_name
 from dfshield.flags import as_flags
-from dfshield.plan import DATA, DIVERSITY, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
-from dfshield.plan import benchmark_of, log_of
+from dfshield.paths import DATA, DIVERSITY, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
+from dfshield.paths import benchmark_of, log_of
 from dfshield.report.cells import formulas
 from dfshield.report.published import published
 from dfshield.runtime import canonical_json, cuda_devices, data_dir, data_file, digest, write_text
