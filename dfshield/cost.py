@@ -158,8 +158,9 @@ def training_passes(options: TrainingOptions, images: int) -> float:
     inner = 0 if entry.input_gradient else 1 + GRADIENT * steps
     perturbed = max(0, options.epochs - options.awp_warmup) / options.epochs if options.awp else 0
     outer = 2 * UPDATE * (1 + perturbed)  # clean and adversarial; all of it twice with weight perturbation
+    asked = 1 if options.varies else 0  # the teacher's answer on what the images have become
     held = min(options.holdout, images)
-    each = (images - held) * (inner + outer) + held * (2 + GRADIENT * options.attack_steps)
+    each = (images - held) * (asked + inner + outer) + held * (2 + GRADIENT * options.attack_steps)
     return images + options.epochs * each
 
 

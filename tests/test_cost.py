@@ -64,6 +64,8 @@ def test_arithmetic_by_hand(costs):
     assert float(ours["data_flops"]) == pytest.approx(400 * 50 * 2 * flops, rel=1e-4)
     step = 1 + 2 * 4 + 2 * 3  # clean answers, four steps of crafting, gradients on clean and on adversarial images
     assert float(ours["training_flops"]) == pytest.approx((400 + 3 * 400 * step) * flops, rel=1e-4)
+    assert plan.training("digits", "cnn-s", "plus", 0).varies  # so the teacher is asked once more about each image
+    assert float(rows["Plus", "0"]["training_flops"]) == pytest.approx((400 + 3 * 400 * (step + 1)) * flops, rel=1e-4)
     assert float(original["training_flops"]) == pytest.approx((997 + 3 * 997 * step) * flops, rel=1e-4)
     assert float(original["data_flops"]) == 0
     options = plan.training("digits", "cnn-s", "dast", 0)

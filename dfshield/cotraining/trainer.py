@@ -28,6 +28,7 @@ from dfshield.runtime import (
     select_device,
     write_text,
 )
+from dfshield.schedules import half_cosine
 from dfshield.threat import parse_threat
 from dfshield.training.inner import OBJECTIVES, maximise, step_size
 from dfshield.training.trainer import predict
@@ -260,7 +261,7 @@ class Cotrainer:
         falls = sum(epoch >= share * options.epochs for share in options.milestones)
         factors = dict.fromkeys(self.optimisers, options.decay**falls)
         if options.schedule == "cosine":
-            factors = {"generator": 1.0, "student": 0.5 * (1 + math.cos(math.pi * epoch / options.epochs))}
+            factors = {"generator": 1.0, "student": half_cosine(epoch, options.epochs)}
         for name, optimiser in self.optimisers.items():
             for group, rate in zip(optimiser.param_groups, self.rates[name], strict=True):
                 group["lr"] = rate * factors[name]

@@ -119,6 +119,11 @@ class TrainingOptions(Compute):
     compile: bool = False
     """generate code for the loops: faster after up to a minute, for long jobs; needs a C++ compiler"""
 
+    @property
+    def varies(self) -> bool:
+        """Whether images change from one use to the next, so that the teacher is asked about each anew."""
+        return self.flip or self.contrast > 0 or self.noise > 0
+
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "TrainingOptions":
         if self.nesterov and not self.momentum:

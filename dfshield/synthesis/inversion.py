@@ -1,6 +1,5 @@
 """Synthesis of surrogate data by optimising pixels against the teacher (Eq 3-6 and 8, Algorithm 1 lines 4-10)."""
 
-import math
 import shutil
 import zipfile
 import zlib
@@ -28,6 +27,7 @@ from dfshield.runtime import (
     select_device,
     settled,
 )
+from dfshield.schedules import half_cosine
 from dfshield.shards import Writer
 from dfshield.synthesis.objective import TERMS, BatchStatistics, class_loss, total_variation
 
@@ -196,7 +196,7 @@ class Synthesizer:
         offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
         for step in range(options.iterations):
             if options.schedule == "cosine":
-                adam.param_groups[0]["lr"] = options.lr * 0.5 * (1 + math.cos(math.pi * step / options.iterations))
+                adam.param_groups[0]["lr"] = options.lr * half_cosine(step, options.iterations)
             rolled = torch.cat(
                 [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
             ).contiguous(memory_format=torch.channels_last)  # which a roll by nothing keeps and another does not

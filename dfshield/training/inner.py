@@ -11,6 +11,7 @@ from dfshield import registry
 from dfshield.attacks.threat import project, random_start, step
 from dfshield.options import CotrainingOptions, TrainingOptions
 from dfshield.runtime import fraction
+from dfshield.schedules import warmed
 from dfshield.threat import Threat, parse_threat
 from dfshield.training.losses import kl
 
@@ -24,11 +25,6 @@ def step_size(options: TrainingOptions | CotrainingOptions, threat: Threat) -> f
     if threat.norm == "linf":
         return threat.eps / 4
     return threat.eps / 5 if options.l2_step == "eps/5" else fraction(options.l2_step)
-
-
-def warmed(share: float, epoch: int, epochs: int) -> float:
-    """Factor in (0,1] of what grows linearly over the first `share` of the `epochs`, in epoch `epoch` (from 0)."""
-    return min(1.0, (epoch + 1) / (share * epochs)) if share else 1.0
 
 
 @dataclass(frozen=True)

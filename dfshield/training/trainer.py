@@ -30,12 +30,13 @@ from dfshield.runtime import (
     settled,
     write_text,
 )
+from dfshield.schedules import half_cosine, warmed
 from dfshield.shards import Surrogate, read
 from dfshield.training.average import Average
 from dfshield.training.gradrefine import GradRefine
-from dfshield.training.inner import Maximisation, warmed
+from dfshield.training.inner import Maximisation
 from dfshield.training.perturbation import perturbed, same_buffers
-from dfshield.training.variation import varies, vary
+from dfshield.training.variation import vary
 
 NOT_IN_HASH = {"device", "threads"}
 METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
@@ -146,7 +147,7 @@ class Trainer:
         self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student.requires_grad_(True)
         self.crafting = fold(self.student)
-        self.teacher = fold(teacher) if varies(options) else None
+        self.teacher = fold(teacher) if options.varies else None
         self.forward: Callable[..., torch.Tensor] = self.student
         if options.compile:
             self.crafting.compile_for(options.batch)
@@ -312,7 +313,7 @@ class Trainer:
     def _set_rate(self, epoch: int) -> None:
         factor = warmed(self.options.lr_warmup, epoch, self.options.epochs)
         if self.options.schedule == "cosine":
-            factor *= 0.5 * (1 + math.cos(math.pi * epoch / self.options.epochs))
+            factor *= half_cosine(epoch, self.options.epochs)
         self.optimiser.param_groups[0]["lr"] = self.base_lr * factor
 
     def _agreement(self, epoch: int) -> tuple[float, float]:

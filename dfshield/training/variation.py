@@ -5,11 +5,6 @@ import torch
 from dfshield.options import TrainingOptions
 
 
-def varies(options: TrainingOptions) -> bool:
-    """Whether the options ask for any variation."""
-    return options.flip or options.contrast > 0 or options.noise > 0
-
-
 def vary(x: torch.Tensor, options: TrainingOptions, generator: torch.Generator) -> torch.Tensor:
     """Images (N,C,H,W) in [0,1], mirrored at random, times U(1-contrast, 1+contrast), plus noise, cut to [0,1].
 
