@@ -26,15 +26,18 @@ except InputError as error:
 
 
 include: "workflow/rules/common.smk"
+
+
+# Before the rules: Snakemake does not apply later ones to benchmark files.
+wildcard_constraints:
+    **{field: one_of(names) for field, names in plan.vocabulary.items()},
+
+
 include: "workflow/rules/teacher.smk"
 include: "workflow/rules/synthesis.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"
-
-
-wildcard_constraints:
-    **{field: one_of(names) for field, names in plan.vocabulary.items()},
 
 
 localrules:

@@ -127,6 +127,13 @@ def test_tables_share_what_they_can(folder):
     assert (found["augment"], found["diversity"]) == (18, 15 + 15 + 1)
 
 
+def test_benchmark_files_are_no_tables(folder):
+    """Those that the cost table reads end as a table's own does, after a slash."""
+    run = snakemake(folder, "results/cost.csv", "-n")
+    assert jobs(run)["cost"] == 1
+    assert "Exception" not in run.stdout + run.stderr
+
+
 def test_a_dry_run_of_the_whole_paper_is_quick(folder):
     """Two thousand jobs in some twelve times what Snakemake takes to start; reading the code anew for each took
     seventeen times for half as many."""
