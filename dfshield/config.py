@@ -180,6 +180,7 @@ class Config(StageOverrides):
     """kinds of training data by name"""
     recipes: dict[Name, dict[str, Any]] = {
         "dfshield": {"loss": "dfshield"},
+        "dfshield-8": {"loss": "dfshield", "aggregate": 8},
         "plus": {"loss": "dfshield", "contrast": 0.3, "noise": 0.01, "weight_decay": 5e-4},
         "dfshield-plain": {"loss": "dfshield", "aggregate": 1},
         "trades": {"loss": "trades", "aggregate": 1},

@@ -14,7 +14,7 @@ from dfshield.config import Config, HardenConfig, StageOverrides, recipe_options
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
 from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, CotrainingOptions, DiversityOptions
 from dfshield.paths import DATA, DIVERSITY, HARDEN, LEDGER, NONE, SHARD, STUDENT, recipe_name
-from dfshield.report.cells import Cell, RowSpec, TableSpec, load_tables, variant
+from dfshield.report.cells import Cell, GridSpec, RowSpec, TableSpec, load_tables, variant
 from dfshield.runtime import InputError
 from dfshield.threat import threat_name
 from dfshield.validation import build
@@ -202,8 +202,18 @@ class Plan:
         own = [d for d in spec.paper.datasets if d in self.config.datasets]
         if own:
             return [(d, tuple(m for m in self.config.datasets[d].models if m in spec.paper.models)) for d in own]
-        choice = (spec.grid.full if self.config.grid == "full" else spec.grid.demo).models
-        return [(d, c.models[:1] if choice == "first" else c.models) for d, c in self.config.datasets.items()]
+        first = self.grid(spec).models == "first"
+        return [(d, c.models[:1] if first else c.models) for d, c in self.config.datasets.items()]
+
+    def grid(self, spec: TableSpec) -> GridSpec:
+        """The part of the config's grid that a table takes: all of it where it has the paper's data sets."""
+        if any(d in self.config.datasets for d in spec.paper.datasets):
+            return GridSpec()
+        return spec.grid.full if self.config.grid == "full" else spec.grid.demo
+
+    def seeds(self, spec: TableSpec, row: RowSpec) -> tuple[int, ...]:
+        """The seeds that a table has for a row."""
+        return self.config.seeds[:1] if "first" in (row.seeds, self.grid(spec).seeds) else self.config.seeds
 
     def rows(self, spec: TableSpec) -> list[RowSpec]:
         """The rows of a table; those that the config's `methods` choose, if the table has them all."""
@@ -263,8 +273,7 @@ class Plan:
             for threat, row, overrides in product(threats, self.rows(spec), self.sweeps(spec)):
                 for model in models[:1] if cut and row.models == "first" else models:
                     recipe = self._shared_recipe(dataset, model, row, overrides)
-                    seeds = self.config.seeds[:1] if row.seeds == "first" else self.config.seeds
-                    for metric, seed in product(spec.metrics, seeds):
+                    for metric, seed in product(spec.metrics, self.seeds(spec, row)):
                         if metric in DIVERSITY_METRICS and row.source == NONE:
                             continue  # there are no training images
                         found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed, threat))
@@ -278,7 +287,7 @@ class Plan:
         self.cells("table4")
         spec, found = self.tables["table4"], []
         for (dataset, models), row in product(self.blocks(spec), self.rows(spec)):
-            for model, seed in product(models, self.config.seeds[:1] if row.seeds == "first" else self.config.seeds):
+            for model, seed in product(models, self.seeds(spec, row)):
                 source, recipe = row.source, row.recipe
                 data = [] if source == NONE else self.data_files(dataset, model, source, seed)
                 student = self.path(STUDENT, dataset, model, source=source, recipe=recipe, seed=seed)

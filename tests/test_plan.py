@@ -361,14 +361,20 @@ def test_seeds_repeat_students_and_not_the_teacher():
     assert seeds == {"Undefended": [0], "Ours": [0, 5]}
 
 
+def test_a_stand_in_has_sweeps_at_one_seed():
+    for table in ("table23", "table24", "table25", "figure5"):
+        assert {cell.seed for cell in plan(seeds=[0, 5]).cells(table)} == {0}
+        assert {cell.seed for cell in plan(seeds=[0, 5], grid="full").cells(table)} == {0, 5}
+
+
 @pytest.mark.parametrize(("table", "key", "own"), [("table23", "B=20", 20), ("table24", "tau=0.5", 0.5)])
 def test_a_swept_value_that_is_the_recipes_own_shares_its_files(table, key, own):
-    ledgers = {cell.variant: cell.ledger for cell in plan().cells(table)}
+    ledgers = {cell.variant: cell.ledger for cell in plan(grid="full").cells(table)}
     assert "/dss/dfshield/" in ledgers[key]
     assert all(("/dss/dfshield/" in ledger) == (name == key) for name, ledger in ledgers.items())
     assert ledgers[key] in {cell.ledger for cell in plan().cells("table4")}
     option = "aggregate" if table == "table23" else "tau"
-    elsewhere = plan(training={option: 1}).cells(table)
+    elsewhere = plan(training={option: 1}, grid="full").cells(table)
     assert "/dss/dfshield/" in next(c.ledger for c in elsewhere if c.variant in ("B=1", "tau=1"))
 
 

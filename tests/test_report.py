@@ -34,7 +34,8 @@ def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: 
     values = product(*(getattr(sweep, scale) for sweep in spec.sweep.values()))
     settings = [dict(zip(spec.sweep, value, strict=True)) for value in values]
     found = []
-    kinds = product(enumerate(threats), enumerate(spec.rows), enumerate(settings), models)
+    rows = [row for row in spec.rows if row.grid in ("all", scale)]
+    kinds = product(enumerate(threats), enumerate(rows), enumerate(settings), models)
     for (k, threat), (i, row), (j, setting), model in kinds:
         for metric, seed in product(spec.metrics, range(seeds if row.source != "none" else 1)):
             own = {"table": spec.key, "dataset": dataset, "model": model, "method": row.method, "metric": metric}

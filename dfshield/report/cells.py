@@ -82,7 +82,7 @@ class RowSpec(Options):
     """the config's seeds, or its first alone: enough for a row of reference"""
     models: Literal["all", "first"] = "all"
     """models that a stand-in at demo scale has this row for: the table's, or the first of them alone"""
-    grid: Literal["all", "demo"] = "all"
+    grid: Literal["all", "demo", "full"] = "all"
     """the config's grids that have the row; others have it where their `methods` name it"""
 
 
@@ -97,6 +97,7 @@ class GridSpec(Options):
     """Part of the config's grid that a table takes where the config holds none of the paper's data sets."""
 
     models: Literal["first", "all"] = "all"
+    seeds: Literal["first", "all"] = "all"
 
 
 class Grids(Options):
