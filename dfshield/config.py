@@ -16,6 +16,12 @@ from dfshield.runtime import InputError, read_yaml
 from dfshield.threat import ThreatText
 from dfshield.validation import Options, build, check_keys
 
+SOURCE_OPTIONS: dict[str, type[SynthesisOptions] | type[GenerationOptions]] = {
+    "synthetic": SynthesisOptions,
+    "generator": GenerationOptions,
+}
+"""What options a source takes that is made out of the teacher, by kind."""
+
 
 class SourceConfig(Options):
     """One kind of training data."""
@@ -84,6 +90,8 @@ class DatasetConfig(StageOverrides):
     """threat model of training and evaluation"""
     by_model: dict[str, StageOverrides] = {}
     """options by model"""
+    by_source: dict[str, dict[str, Any]] = {}
+    """synthesis options by source, or generation options where a generator makes it"""
     by_recipe: dict[str, dict[str, Any]] = {}
     """training options by recipe, or co-training options where the recipe names a method"""
 
@@ -215,6 +223,10 @@ class Config(StageOverrides):
                 raise ValueError(f"{key}.none: this name stands for the teacher itself; choose another")
         for name, dataset in self.datasets.items():
             _among(dataset.by_model, dataset.models, f"datasets.{name}.by_model")
+            kinds = {source: own.kind for source, own in self.sources.items() if own.kind in SOURCE_OPTIONS}
+            _among(dataset.by_source, kinds, f"datasets.{name}.by_source")
+            for key, options in dataset.by_source.items():
+                check_keys(options, SOURCE_OPTIONS[kinds[key]], f"datasets.{name}.by_source.{key}")
             _among(dataset.by_recipe, self.recipes, f"datasets.{name}.by_recipe")
             for base, options in dataset.by_recipe.items():
                 check_keys(options, recipe_options(self.recipes[base]), f"datasets.{name}.by_recipe.{base}")

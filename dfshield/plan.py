@@ -123,13 +123,17 @@ class Plan:
 
     def synthesis(self, dataset: str, model: str, source: str, seed: int) -> Any:
         """SynthesisOptions of one source."""
-        return self.options("synthesis", dataset, model, seed, **self.config.sources[source].synthesis)
+        own = self.config.sources[source].synthesis | self._by_source(dataset, source)
+        return self.options("synthesis", dataset, model, seed, **own)
 
     def generation(self, dataset: str, model: str, source: str, seed: int) -> Any:
         """GenerationOptions of one source by a generator; it has as many images as the synthesised ones."""
         images = self.options("synthesis", dataset, model, seed).images
-        own = {"images": images} | self.config.sources[source].generation
-        return self.options("generation", dataset, model, seed, **own)
+        own = self.config.sources[source].generation | self._by_source(dataset, source)
+        return self.options("generation", dataset, model, seed, **{"images": images} | own)
+
+    def _by_source(self, dataset: str, source: str) -> dict[str, Any]:
+        return {} if dataset == HARDEN else self.config.datasets[dataset].by_source.get(source, {})
 
     def augmentation(self, dataset: str, model: str, source: str, seed: int) -> Any:
         """AugmentationOptions of one augmented source."""

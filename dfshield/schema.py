@@ -24,6 +24,7 @@ def schema_text() -> str:
             _refer(parts[name]["properties"], stage, stage)
     for stage in ("synthesis", "generation"):
         _refer(parts["SourceConfig"]["properties"], stage, stage)
+    _refer(parts["DatasetConfig"]["properties"]["by_source"], "additionalProperties", "synthesis", "generation")
     _refer(parts["DatasetConfig"]["properties"]["by_recipe"], "additionalProperties", "training", "cotraining")
     by_name = parts["Config"]["properties"]["recipes"]["patternProperties"]
     for pattern in by_name:

@@ -250,6 +250,8 @@ def changed(base: dict, path: str, value: object) -> dict:
         (GRID, "datasets/digits/training", {"learning_rate": 1}, r"training: unknown option 'learning_rate'"),
         (GRID, "datasets/digits/training", {"lr": float("nan")}, r"training\.lr: "),
         (GRID, "datasets/digits/by_model", {"cnn-m": {}}, r"by_model: 'cnn-m' is not one of cnn-s"),
+        (GRID, "datasets/digits/by_source", {"mixup": {}}, r"by_source: 'mixup' is not one of dss, fixed, intraq, qim"),
+        (GRID, "datasets/digits/by_source", {"qimera": {"roll": 1}}, r"by_source\.qimera: unknown option 'roll'"),
         (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of ait, ard, dast"),
         (GRID, "datasets/digits/by_recipe", {"std": {"taus": 1}}, "did you mean 'tau'"),
         (GRID, "training", {"tau": 2}, r"training\.tau: .*less than or equal to 1"),

@@ -62,6 +62,15 @@ def test_another_model_or_recipe_does_not_see_them():
     assert made.training("digits", "cnn-m", "std", 0).tau == 0.1
 
 
+def test_options_of_a_source_on_one_data_set():
+    own = {"intraq": {"iterations": 3}, "qimera": {"epochs": 2, "images": 70}}
+    made = plan(synthesis={"iterations": 9, "images": 600}, datasets__digits__by_source=own)
+    iterations = [made.synthesis("digits", "cnn-s", source, 0).iterations for source in ("intraq", "dss")]
+    assert iterations == [3, 9] and plan().synthesis("digits", "cnn-s", "intraq", 0).iterations == 1000
+    qimera, rdskd = (made.generation("digits", "cnn-s", source, 0) for source in ("qimera", "rdskd"))
+    assert (qimera.epochs, qimera.images, rdskd.epochs, rdskd.images) == (2, 70, 20, 600)
+
+
 def test_options_of_sources_recipes_and_protocols():
     made = plan(synthesis={"iterations": 9}, attack={"chunk": 11}, split="dev", device="cpu")
     assert made.synthesis("digits", "cnn-s", "fixed", 3).coefficients == "fixed"
