@@ -209,9 +209,13 @@ class Plan:
         first = self.grid(spec).models == "first"
         return [(d, c.models[:1] if first else c.models) for d, c in self.config.datasets.items()]
 
+    def stand_in(self, spec: TableSpec) -> bool:
+        """Whether the config's own data sets take the place of the paper's, of which it has none."""
+        return not any(d in self.config.datasets for d in spec.paper.datasets)
+
     def grid(self, spec: TableSpec) -> GridSpec:
         """The part of the config's grid that a table takes: all of it where it has the paper's data sets."""
-        if any(d in self.config.datasets for d in spec.paper.datasets):
+        if not self.stand_in(spec):
             return GridSpec()
         return spec.grid.full if self.config.grid == "full" else spec.grid.demo
 
@@ -232,7 +236,8 @@ class Plan:
         kept = [row for row in spec.rows if row.method.lower() in chosen]
         if chosen and len(kept) == len(chosen):
             return kept
-        return [row for row in spec.rows if row.grid in ("all", self.config.grid)]
+        other = "paper" if self.stand_in(spec) else "stand-in"
+        return [row for row in spec.rows if row.only != other]
 
     def table_threats(self, spec: TableSpec, dataset: str) -> list[str]:
         """Threat models that a table has for a data set: its own, or those that the table states."""
@@ -253,14 +258,15 @@ class Plan:
         spec = self.tables[table]
         if not spec.metrics:
             return []
-        for row, kind in product(spec.rows, ("recipe", "source")):
+        rows = self.rows(spec)
+        for row, kind in product(rows, ("recipe", "source")):
             name, known = getattr(row, kind), getattr(self.config, f"{kind}s")
             if name != NONE and name not in known:
                 raise InputError(
                     f"{table}: its row {row.method!r} takes {kind} {name!r}, which the config lacks; "
                     f"add it under {kind}s: (there are {', '.join(known)})"
                 )
-        for row in spec.rows:
+        for row in rows:
             if row.recipe != NONE and self.cotrained(row.recipe) != (row.source == NONE):
                 why = (
                     "trains a generator of its own: its source is none"
@@ -272,9 +278,9 @@ class Plan:
                 )
         found = []
         for dataset, models in self.blocks(spec):
-            cut = self.config.grid == "demo" and dataset not in spec.paper.datasets
+            cut = self.config.grid == "demo" and self.stand_in(spec)
             threats = self.table_threats(spec, dataset)
-            for threat, row, overrides in product(threats, self.rows(spec), self.sweeps(spec)):
+            for threat, row, overrides in product(threats, rows, self.sweeps(spec)):
                 for model in models[:1] if cut and row.models == "first" else models:
                     recipe = self._shared_recipe(dataset, model, row, overrides)
                     for metric, seed in product(spec.metrics, self.seeds(spec, row)):

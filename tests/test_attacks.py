@@ -16,8 +16,9 @@ from dfshield.attacks.crafting import Crafting
 from dfshield.attacks.gradient import Component, Ensemble, differentiable, frozen, input_gradient
 from dfshield.attacks.ledger import read_ledger
 from dfshield.attacks.threat import from_half, project, random_start, step, to_half
-from dfshield.models.checkpoints import Card, Classifier, build_network, save_checkpoint
+from dfshield.models.checkpoints import Card, Classifier, build_network, load_checkpoint, save_checkpoint
 from dfshield.options import AttackOptions
+from dfshield.report.tables import flags_of
 from dfshield.runtime import InputError
 from dfshield.threat import Threat, parse_threat
 
@@ -532,6 +533,17 @@ def test_stage_writes_a_ledger_that_reads_back_and_replays(checkpoint, small_bud
     assert ledger.real_data == "none" and ledger.dataset == "digits" and len(ledger.model_sha256) == 64
     assert np.array_equal(ledger.broken, written.broken) and 1 < ledger.broken.sum() < 23
     assert np.array_equal(evaluate.replay(model, x, y, ledger), ledger.broken)
+
+
+def test_a_ledger_says_that_the_models_training_diverged(checkpoint):
+    """As the last whole epoch's weights, its predictions alone would not tell."""
+    folder, *_ = checkpoint
+    model, card = load_checkpoint(folder / "student.safetensors", "cpu")
+    for reason in ("", "the loss of the student is nan in epoch 2"):
+        card.provenance["diverged"] = reason
+        save_checkpoint(folder / "student.safetensors", model, card)
+        ledger = stage(folder, f"{bool(reason)}.h5", attack="clean")
+        assert ("diverged" in ledger.flags) == ("diverged" in flags_of(ledger)) == bool(reason)
 
 
 def test_a_stopped_run_resumes_to_the_same_bytes(checkpoint, monkeypatch, small_budget):

@@ -370,6 +370,20 @@ def test_seeds_repeat_students_and_not_the_teacher():
     assert seeds == {"Undefended": [0], "Ours": [0, 5]}
 
 
+def test_rows_that_only_stand_ins_have_or_only_the_papers_data():
+    papers = {"name": "x", "datasets": {"cifar10": {"models": ["wrn28_10"], "threat": "linf:4/255"}}}
+    for grid in ("demo", "full"):  # how much is computed does not decide which rows there are
+        for base, ours, plus in ((GRID, "dfshield-8", True), (papers, "dfshield", False)):
+            made = plan(base | {"grid": grid})
+            assert {"Plus" in (cell.method for cell in made.cells("table4"))} == {plus}
+            assert {f"/{ours}" in cell.ledger for cell in made.cells("table24")} == {True}
+
+
+def test_recipes_of_rows_that_are_not_built_are_not_asked_for():
+    few = plan(methods=["ours"], recipes={"dfshield": {"loss": "dfshield"}})
+    assert {cell.method for cell in few.cells("table4")} == {"Ours"}
+
+
 def test_a_stand_in_has_sweeps_at_one_seed():
     for table in ("table14", "table23", "table24", "table25", "figure5"):
         assert {cell.seed for cell in plan(seeds=[0, 5]).cells(table)} == {0}
@@ -378,12 +392,13 @@ def test_a_stand_in_has_sweeps_at_one_seed():
 
 @pytest.mark.parametrize(("table", "key", "own"), [("table23", "B=20", 20), ("table24", "tau=0.5", 0.5)])
 def test_a_swept_value_that_is_the_recipes_own_shares_its_files(table, key, own):
-    ledgers = {cell.variant: cell.ledger for cell in plan(grid="full").cells(table)}
+    papers = {"name": "x", "grid": "full", "datasets": {"cifar10": {"models": ["wrn28_10"], "threat": "linf:4/255"}}}
+    ledgers = {cell.variant: cell.ledger for cell in plan(papers).cells(table)}
     assert "/dss/dfshield/" in ledgers[key]
     assert all(("/dss/dfshield/" in ledger) == (name == key) for name, ledger in ledgers.items())
-    assert ledgers[key] in {cell.ledger for cell in plan().cells("table4")}
+    assert ledgers[key] in {cell.ledger for cell in plan(papers).cells("table4")}
     option = "aggregate" if table == "table23" else "tau"
-    elsewhere = plan(training={option: 1}, grid="full").cells(table)
+    elsewhere = plan(papers, training={option: 1}).cells(table)
     assert "/dss/dfshield/" in next(c.ledger for c in elsewhere if c.variant in ("B=1", "tau=1"))
 
 

@@ -34,7 +34,8 @@ def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: 
     values = product(*(getattr(sweep, scale) for sweep in spec.sweep.values()))
     settings = [dict(zip(spec.sweep, value, strict=True)) for value in values]
     found = []
-    rows = [row for row in spec.rows if row.grid in ("all", scale)]
+    stand_in = dataset not in spec.paper.datasets
+    rows = [row for row in spec.rows if row.only != ("paper" if stand_in else "stand-in")]
     kinds = product(enumerate(threats), enumerate(rows), enumerate(settings), models)
     for (k, threat), (i, row), (j, setting), model in kinds:
         for metric, seed in product(spec.metrics, range(seeds if row.source != "none" else 1)):
@@ -128,7 +129,7 @@ def test_a_rival_that_diverged_is_marked(tmp_path: Path) -> None:
     assert {row.method for row in rows if "diverged" in row.flags} == {"DaST"}
     text, tex = render.markdown(rows, spec), render.latex(rows, spec)
     assert re.search(r"\| DaST \| (10\.00<sup>†</sup> \[[^|]* \| ?){3}", text)
-    assert "† did not converge: all clean images are predicted as one class" in text
+    assert "† did not converge: " in text
     assert tex.count(r"10.00\textsuperscript{$\dagger$}") == 3
 
 

@@ -1,7 +1,6 @@
 """`dfshield verify`: a table's rows are traced to ledger, student, data and teacher, and any break is named."""
 
 import dataclasses
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,12 +13,11 @@ from ledgers import make_ledger, make_record
 
 from dfshield.config import check_config
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
-from dfshield.models.checkpoints import Card, Classifier, build_network, save_checkpoint
+from dfshield.models.checkpoints import Card, Classifier, build_network, load_checkpoint, save_checkpoint
 from dfshield.paths import DATA, HARDEN, STUDENT, TEACHER
 from dfshield.plan import Plan
 from dfshield.report import card as model_card
 from dfshield.report import tables
-from dfshield.report.cells import load_tables
 from dfshield.report.verify import verify
 from dfshield.runtime import InputError, canonical_json
 from dfshield.shards import Writer
@@ -82,7 +80,7 @@ def fake_run(plan: Plan, dataset: str, model: str, cells: list, rows: dict) -> N
             folder = Path(cell.ledger).parts[-7] if dataset != HARDEN else recipe  # the recipe with its swept values
             student = plan.path(STUDENT, dataset, model, recipe=folder, **place)
             if student not in students:
-                options = dict.fromkeys(("lambda1", "lambda2"), 1.0) | {"tau": 0.5, "threat": "linf:8/255"}
+                options = dict.fromkeys(("lambda1", "lambda2"), 1.0) | {"tau": 0.5, "threat": cell.threat}
                 for part in cell.variant.split(",") if cell.variant else []:
                     options[part.partition("=")[0]] = float(part.partition("=")[2])
                 students[student] = save(
@@ -101,13 +99,14 @@ def fake_run(plan: Plan, dataset: str, model: str, cells: list, rows: dict) -> N
 def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
     """Makes the files of one table and the table itself."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "config").mkdir()
-    shutil.copy(SPECS, tmp_path / "config" / "tables.yaml")
 
-    def make(name: str) -> Path:
-        plan = Plan.of(check_config(CONFIG))
-        rows = {row.method: (row.source, row.recipe) for row in load_tables(SPECS)[name].rows}
-        fake_run(plan, "digits", "cnn-s", plan.cells(name), rows)
+    def make(name: str, **changes: object) -> Path:
+        plan = Plan.of(check_config(CONFIG | changes))
+        rows = {row.method: (row.source, row.recipe) for row in plan.rows(plan.tables[name])}
+        ((dataset, entry),) = plan.config.datasets.items()
+        fake_run(plan, dataset, entry.models[0], plan.cells(name), rows)
+        config = {"tables": str(plan.config.tables)}
+        (Path("results") / plan.config.name / "config.yaml").write_text(yaml.safe_dump(config))
         out = Path("results") / f"{name}.csv"
         tables.run(plan, name, out)
         assert out.with_suffix(".md").is_file() and out.with_suffix(".tex").is_file()
@@ -121,6 +120,38 @@ def test_whole_chain(table: Callable[[str], Path], capsys: pytest.CaptureFixture
     assert verify(table(name)) == 0
     out = capsys.readouterr().out
     assert out.count("OK ") == count and f"{count} of {count} rows" in out
+
+
+def test_a_row_that_the_papers_data_have_otherwise(table: Callable[..., Path]) -> None:
+    """Two rows of table 24 are Ours, each with a recipe of its own: one for stand-ins, one for the paper's data."""
+    papers = {"svhn": {"models": ["wrn28_10"], "threat": "linf:8/255"}}
+    assert verify(table("table24", datasets=papers, grid="full")) == 0
+
+
+def test_the_rows_are_those_of_the_configs_own_tables(table: Callable[..., Path], tmp_path: Path) -> None:
+    values = yaml.safe_load(SPECS.read_text())
+    for row in values["table24"]["rows"]:
+        row["method"] = "Theirs"
+    own = tmp_path / "own.yaml"
+    own.write_text(yaml.safe_dump({"table24": values["table24"]}, sort_keys=False))
+    path = table("table24", tables=str(own))
+    assert verify(path) == 0
+    for row in values["table24"]["rows"]:
+        row["recipe"] = "trades"
+    own.write_text(yaml.safe_dump({"table24": values["table24"]}, sort_keys=False))
+    assert verify(path) == 1
+
+
+def test_a_student_trained_against_another_threat(
+    table: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table("table24")
+    student = next(Path("results").rglob("dfshield-8.tau-0/**/student.safetensors"))
+    model, card = load_checkpoint(student, "cpu")
+    card.provenance["options"]["threat"] = "linf:1/255"
+    save_checkpoint(student, model, card)
+    assert verify(path) == 1
+    assert f"{student}: it was trained against linf:1/255, not linf:8/255" in capsys.readouterr().out
 
 
 def light(*commands: list[str]) -> None:

@@ -96,6 +96,8 @@ def run(
     folder = state / digest(header, device.type)[:32] if state else None
     with frozen(model):
         rows, flags = attack_all(model, images.x, images.y, threat, options, ensemble, device, folder)
+    if card.provenance.get("diverged"):
+        flags = (*flags, "diverged")
     names = ("robust", "clean", *(component.name for component in ensemble.components))
     values: dict[str, Any] = header | rows
     ledger = Ledger(**values, components=names, flags=flags)

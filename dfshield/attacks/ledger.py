@@ -76,7 +76,7 @@ class Ledger:
     """Attack options."""
     seed: int
     flags: tuple[str, ...] = ()
-    """Reasons to distrust the accuracy under attack."""
+    """Reasons to distrust the accuracy under attack; ``diverged`` where the model's training ended so."""
     version: str = ""
     """Of dfshield."""
     code: str = ""

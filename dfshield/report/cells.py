@@ -82,8 +82,8 @@ class RowSpec(Options):
     """the config's seeds, or its first alone: enough for a row of reference"""
     models: Literal["all", "first"] = "all"
     """models that a stand-in at demo scale has this row for: the table's, or the first of them alone"""
-    grid: Literal["all", "demo", "full"] = "all"
-    """the config's grids that have the row; others have it where their `methods` name it"""
+    only: Literal["stand-in", "paper"] | None = None
+    """data that have the row: stand-ins, or the paper's own; others have it where the config's `methods` name it"""
 
 
 class SweepSpec(Options):

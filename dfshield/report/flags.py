@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 NOTES = {
-    "diverged": ("†", "did not converge: all clean images are predicted as one class"),
+    "diverged": ("†", "did not converge: a loss or an output was not finite, or one class is predicted for all images"),
     "did-not-converge": ("†", "did not converge"),
     "not-data-free": ("‡", "trained on real images, so not data-free"),
     "reduced-classes": (

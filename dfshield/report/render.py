@@ -77,16 +77,19 @@ def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
     """What a reader needs beside the figures: units, spread, threat, number of images, majority class, protocols."""
     if not rows:
         return []
-    first = "Accuracies in percent."
+    accuracies = any(row.unit == "%" for row in rows)
+    first = "Accuracies in percent." if accuracies else ""
     seeds = len({row.seed for row in rows})
     if seeds > 1:
-        first += f" Mean ± sample standard deviation over {seeds} seeds."
-    if intervals:
+        first += f" Mean ± sample standard deviation over {seeds} seeds; a figure without ± is of one seed."
+    if intervals and accuracies:
         shared = " of the mean (the seeds share the images)" if seeds > 1 else ""
         first += f" Brackets: 95 % Wilson interval{shared} for the given number of test images."
-    lines = [*_stand_in(rows, spec), first]
+    lines = [*_stand_in(rows, spec), *([first.strip()] if first else [])]
     for dataset in dict.fromkeys(row.dataset for row in rows):
         own = [row for row in rows if row.dataset == dataset and row.unit == "%"]
+        if not own:  # diversity alone
+            continue
         threats = ", ".join(dict.fromkeys(threat_title(row.threat) for row in own if row.metric != "clean"))
         sizes = "–".join(dict.fromkeys(str(n) for n in (min(r.n for r in own), max(r.n for r in own))))
         majority = "–".join(
@@ -97,7 +100,7 @@ def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
             f"always answering the majority class scores {majority} %."
         )
         if max(row.majority for row in own) >= UNBALANCED:
-            lines += _balanced([row for row in own if row.metric not in DIVERSITY])
+            lines += _balanced(own)
     lines += _diversity_facts(rows)
     lines.append(f"Protocols: {', '.join(dict.fromkeys(row.protocol for row in rows))}.")
     return lines

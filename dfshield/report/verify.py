@@ -10,17 +10,18 @@ from typing import Any, TypeVar
 import h5py
 
 from dfshield.attacks.ledger import Ledger, read_ledger
+from dfshield.config import Config
 from dfshield.metrics.record import METRICS as DIVERSITY_METRICS
 from dfshield.metrics.record import Record, read_record
 from dfshield.models.card import read_card
 from dfshield.paths import DATA, DIVERSITY, LEDGER, NONE, RESULTS, STUDENT, TEACHER, place_of
-from dfshield.report.cells import SYMBOLS, Cell, load_tables, swept
+from dfshield.report.cells import SYMBOLS, Cell, RowSpec, load_tables, swept
 from dfshield.report.published import figure
 from dfshield.report.tables import COLUMNS, Row, cell_text, decimals, diversity_row, read_csv, row_of
-from dfshield.runtime import InputError
+from dfshield.runtime import InputError, read_yaml
 from dfshield.shards import header
 from dfshield.shards import verify as verify_data
-from dfshield.threat import threat_name
+from dfshield.threat import parse_threat, threat_name
 
 T = TypeVar("T")
 
@@ -64,10 +65,17 @@ class Tracer:
         self.root = root
         number = re.fullmatch(r"table(\d+)", table.stem)
         self.number = int(number[1]) if number else 0
-        specs = root.parent / "config" / "tables.yaml"
-        spec = load_tables(specs).get(table.stem) if specs.is_file() else None
-        self.methods = {row.method: row for row in spec.rows} if spec else {}
+        self.table = table.stem
         self.seen: dict[tuple[str, Path], Any] = {}
+
+    def methods(self, run: str, method: str) -> list[RowSpec]:
+        """What the tables of a run's config have as `method`; none where the table or its file is unknown."""
+        config = self.root / run / "config.yaml"
+        if not config.is_file():
+            return []
+        path = self.root.parent / self._read(read_yaml, config).get("tables", Config.model_fields["tables"].default)
+        spec = self._read(load_tables, path).get(self.table) if path.is_file() else None
+        return [row for row in spec.rows if row.method == method] if spec else []
 
     @cached_property
     def ledgers(self) -> dict[str, list[Path]]:
@@ -133,13 +141,12 @@ class Tracer:
             expected |= {"defence": row.defence, "threat": threat_name(row.threat)}
             if place.get("train_threat") not in (expected["threat"], NONE):
                 return None
-        method = self.methods.get(row.method)
-        if method:
-            expected["source"] = method.source
-            # a swept recipe has its base first
-            if not diverse and not f"{place.get('recipe')}.".startswith(f"{method.recipe}."):
-                return None
-        return place if expected.items() <= place.items() else None
+        if not expected.items() <= place.items():
+            return None
+        recipe = f"{place.get('recipe')}."  # of a swept one the base comes first
+        methods = self.methods(place["run"], row.method)
+        fits = [m for m in methods if m.source == place["source"] and (diverse or recipe.startswith(f"{m.recipe}."))]
+        return place if fits or not methods else None
 
     def _at(self, template: str, place: Place) -> Path:
         return self.root / Path(template.format(**place)).relative_to(RESULTS)
@@ -153,6 +160,9 @@ class Tracer:
         card = self._read(read_card, student)
         self._same(student, "its tensors", card.tensors_sha256, ledger.model_sha256)
         self._same(student, "real_data", card.real_data, ledger.real_data)
+        trained = card.provenance.get("options", {}).get("threat")
+        if trained is None or parse_threat(trained) != parse_threat(row.threat):
+            raise BrokenLink(f"{student}: it was trained against {trained}, not {row.threat}")
         for name, value in swept(row.variant).items():
             option = next((key for key, symbol in SYMBOLS.items() if symbol == name), name)
             self._same(student, option, card.provenance.get("options", {}).get(option), value)
