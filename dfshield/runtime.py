@@ -1,14 +1,16 @@
 """What every stage shares with the machine: errors, files that are whole or absent, seeds, devices, progress."""
 
 import contextlib
+import csv
 import fcntl
 import hashlib
+import io
 import json
 import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -82,6 +84,28 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file atomically."""
     with atomic(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def metrics_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
+    """Per-epoch metrics as CSV text, numbers with six digits."""
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def stopped_state(path: Path | None, device: "torch.device") -> dict[str, Any] | None:
+    """What a stopped run has saved in `path`, None if nothing; InputError for a damaged file."""
+    import torch
+
+    if path is None or not path.is_file():
+        return None
+    try:
+        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # a damaged file may raise anything
+        raise InputError(f"{path}: damaged state of a stopped run ({type(error).__name__}); delete it") from None
+    return saved
 
 
 def existing_file(path: Path, what: str, remedy: str) -> Path:

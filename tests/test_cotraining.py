@@ -19,7 +19,6 @@ from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, read_
 from dfshield.models.factory import build_network
 from dfshield.options import COTRAINING_DEFAULTS, CotrainingOptions
 from dfshield.runtime import InputError, generator
-from dfshield.synthesis.objective import BatchStatistics
 from dfshield.training.losses import kl
 
 METHODS = tuple(registry.COTRAINING)
@@ -127,7 +126,7 @@ def test_balance_brings_terms_to_equal_size_but_never_beyond_tenfold():
     assert losses.balance(torch.tensor([2.0, 0.5, 1e-9])).tolist() == pytest.approx([0.5, 2.0, 10.0])
 
 
-def test_batchnorm_distance_by_hand():
+def test_distance_from_the_batchnorm_statistics_by_hand():
     """Mean over two layers of squared differences of means and of variances, mean over channels."""
     net = torch.nn.Sequential(torch.nn.BatchNorm2d(2), torch.nn.BatchNorm2d(2)).eval()
     net[0].running_mean = torch.tensor([1.0, 0.0])
@@ -140,10 +139,8 @@ def test_batchnorm_distance_by_hand():
             v = value[:, channel].detach()
             expected += float((v.mean() - layer.running_mean[channel]) ** 2) / 2
             expected += float((v.var(unbiased=False) - layer.running_var[channel]) ** 2) / 2
-    statistics = BatchStatistics(net)
-    net(x)
-    assert float(losses.batchnorm_distance(statistics).detach()) == pytest.approx(expected / 2, rel=1e-5)
-    assert not statistics.seen
+    _, distance = methods.answer_and_distance(Classifier(net, (0.0, 0.0), (1.0, 1.0)), x)
+    assert float(distance.detach()) == pytest.approx(expected / 2, rel=1e-5)
 
 
 # --- the gradient from values ----------------------------------------------------------------------------------------

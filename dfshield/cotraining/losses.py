@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfshield.synthesis.objective import BatchStatistics
 from dfshield.training.losses import kl
 
 # --- DaST (Zhou et al. 2020) ------------------------------------------------------------------------------------------
@@ -70,16 +69,6 @@ def with_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
 
 
 # --- AIT (Choi et al. 2022) and DFARD ---------------------------------------------------------------------------------
-
-
-def batchnorm_distance(statistics: BatchStatistics) -> Tensor:
-    """Mean over the BatchNorm layers of MSE(μ, running mean) + MSE(σ², running variance), for one batch; forgets it."""
-    terms = []
-    for layer, mean, variance in statistics.seen:
-        assert layer.running_mean is not None and layer.running_var is not None
-        terms.append(F.mse_loss(mean[0], layer.running_mean) + F.mse_loss(variance[0], layer.running_var))
-    statistics.seen.clear()
-    return torch.stack(terms).mean()
 
 
 def dfard_student(student: Tensor, adversarial: Tensor, teacher: Tensor, temperature: Tensor) -> Tensor:

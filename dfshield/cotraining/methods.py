@@ -23,7 +23,7 @@ from dfshield.generators import (
 from dfshield.models.checkpoints import Classifier
 from dfshield.options import CotrainingOptions, TrainingOptions
 from dfshield.runtime import InputError, generator
-from dfshield.synthesis.objective import BatchStatistics
+from dfshield.synthesis.objective import BatchStatistics, statistics_loss
 from dfshield.training.losses import kl, trades
 
 
@@ -209,6 +209,6 @@ def answer_and_distance(teacher: Classifier, images: Tensor) -> tuple[Tensor, Te
     statistics = BatchStatistics(teacher.net)
     try:
         logits = teacher(images)
-        return logits, losses.batchnorm_distance(statistics)
+        return logits, torch.stack(statistics_loss(statistics)).sum()
     finally:
         statistics.remove()

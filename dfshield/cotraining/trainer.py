@@ -1,8 +1,6 @@
 """Generator and student trained together against a frozen teacher: the loop that all methods share (section A.4)."""
 
 import copy
-import csv
-import io
 import math
 import shutil
 from pathlib import Path
@@ -18,14 +16,15 @@ from dfshield.models.checkpoints import Card, Classifier, build_network, load_ch
 from dfshield.models.folding import fold
 from dfshield.options import CotrainingOptions
 from dfshield.runtime import (
-    InputError,
     atomic,
     digest,
     forbid_real_data,
     generator,
+    metrics_csv,
     progress,
     say,
     select_device,
+    stopped_state,
     write_text,
 )
 from dfshield.schedules import half_cosine
@@ -104,19 +103,10 @@ def run(
     )
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:
-        write_text(metrics, table(trainer.history))
+        write_text(metrics, metrics_csv(METRICS, trainer.history))
     if kept:
         shutil.rmtree(kept, ignore_errors=True)
     say(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")
-
-
-def table(history: list[dict[str, Any]]) -> str:
-    """The per-epoch metrics as CSV text."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, METRICS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
-    return stream.getvalue()
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -299,12 +289,9 @@ class Cotrainer:
             torch.save(saved, temporary)
 
     def _restore(self, path: Path | None) -> int:
-        if path is None or not path.is_file():
+        saved = stopped_state(path, self.device)
+        if saved is None:
             return 0
-        try:
-            saved = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # a damaged file may raise anything
-            raise InputError(f"{path}: damaged state of a stopped run ({type(error).__name__}); delete it") from None
         self.student.load_state_dict(saved["student"])
         self.method.generator.load_state_dict(saved["generator"])
         self.method.state = saved["method"]

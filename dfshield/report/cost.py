@@ -53,10 +53,8 @@ def run(plan: Plan, out: Path) -> None:
     unit = next((unit for unit in UNITS if max(c.data_flops + c.training_flops for c in costs) >= unit[1]), UNITS[-1])
     layout = lay_out(costs, *unit)
     seeds = len({cost.seed for cost in costs})
-    notes = [
-        *NOTES,
-        *([f"Mean ± sample standard deviation over {seeds} seeds; without ± of one seed."] if seeds > 1 else []),
-    ]
+    spread = f"Mean ± sample standard deviation over {seeds} seeds; a figure without ± is of one seed."
+    notes = [*NOTES, *([spread] if seeds > 1 else [])]
     text = [f"## {TITLE}", "", *markdown_grid(layout, {}), *(line for note in notes for line in (note, ""))]
     latex = [
         r"% needs \usepackage{booktabs}",

@@ -200,9 +200,9 @@ def metric_of(protocol: str) -> str:
 def flags_of(ledger: Ledger) -> tuple[str, ...]:
     """The ledger's flags and those that follow from its contents.
 
-    ``diverged`` (the paper's †): the training ended so, or every clean image is predicted as one class. ``not-data-free``: trained on real
-    images. ``reduced-classes``: AutoAttack with fewer targets than its standard, for want of classes.
-    ``masked-gradients:…``: a sign that gradients mislead the attack.
+    ``diverged`` (the paper's †): the training ended so, or every clean image is predicted as one class.
+    ``not-data-free``: trained on real images. ``reduced-classes``: AutoAttack with fewer targets than its standard, for
+    want of classes. ``masked-gradients:…``: a sign that gradients mislead the attack.
     """
     found = [f"masked-gradients:{flag}" if flag in MASKED else flag for flag in ledger.flags]
     if np.count_nonzero(ledger.labels) > 1 and len(np.unique(ledger.clean_prediction)) == 1:

@@ -28,6 +28,7 @@ from dfshield.runtime import (
     progress,
     say,
     select_device,
+    stopped_state,
 )
 from dfshield.shards import write_whole
 from dfshield.synthesis.objective import BatchStatistics, statistics_loss
@@ -144,12 +145,9 @@ class Method:
 
     def _restore(self, path: Path | None, adam: torch.optim.Optimizer) -> int:
         """Passes that a stopped run has left in `path`."""
-        if path is None or not path.is_file():
+        saved = stopped_state(path, self.device)
+        if saved is None:
             return 0
-        try:
-            saved = torch.load(path, map_location=self.device, weights_only=True)
-        except Exception as error:  # a damaged file may raise anything
-            raise InputError(f"{path}: damaged state of a stopped run ({type(error).__name__}); delete it") from None
         self.generator.load_state_dict(saved["generator"])
         adam.load_state_dict(saved["adam"])
         self.memory = saved["memory"]

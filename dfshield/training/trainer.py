@@ -2,8 +2,6 @@
 
 import contextlib
 import copy
-import csv
-import io
 import math
 import shutil
 from collections.abc import Callable
@@ -24,10 +22,12 @@ from dfshield.runtime import (
     digest,
     forbid_real_data,
     generator,
+    metrics_csv,
     progress,
     say,
     select_device,
     settled,
+    stopped_state,
     write_text,
 )
 from dfshield.schedules import half_cosine, warmed
@@ -94,19 +94,10 @@ def run(
     )
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:
-        write_text(metrics, table(trainer.history))
+        write_text(metrics, metrics_csv(METRICS, trainer.history))
     if kept:
         shutil.rmtree(kept, ignore_errors=True)
     say(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")
-
-
-def table(history: list[dict[str, Any]]) -> str:
-    """The per-epoch metrics as CSV text."""
-    stream = io.StringIO()
-    writer = csv.DictWriter(stream, METRICS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows({k: f"{v:.6g}" if isinstance(v, float) else v for k, v in row.items()} for row in history)
-    return stream.getvalue()
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -340,12 +331,9 @@ class Trainer:
             torch.save(saved, temporary)
 
     def _restore(self, path: Path | None) -> int:
-        if path is None or not path.is_file():
+        saved = stopped_state(path, self.images.device)
+        if saved is None:
             return 0
-        try:
-            saved = torch.load(path, map_location=self.images.device, weights_only=True)
-        except Exception as error:  # a damaged file may raise anything
-            raise InputError(f"{path}: damaged state of a stopped run ({type(error).__name__}); delete it") from None
         self.student.load_state_dict(saved["student"])
         self.optimiser.load_state_dict(saved["optimiser"])
         if self.average:
