@@ -11,10 +11,26 @@ from pydantic import Field, model_validator
 
 from dfshield.options import STAGES, CotrainingOptions, GenerationOptions, SynthesisOptions, TrainingOptions
 from dfshield.options.common import AugmentationName, DatasetName, Device, ModelName, Name, Positive
-from dfshield.options.evaluation import ProtocolName
+from dfshield.options.evaluation import PROTOCOLS, ProtocolName
 from dfshield.runtime import InputError, read_yaml
 from dfshield.threat import ThreatText
 from dfshield.validation import Options, build, check_keys
+
+ELSEWHERE = {
+    "seed": "seeds:",
+    "threat": "threat: of the data set or model, or threats: of a table",
+    "split": "split: of the config",
+    **dict.fromkeys({key for options in PROTOCOLS.values() for key in options}, "the name of an evaluation's protocol"),
+}
+"""Options that a config states in a place of their own, which would win in silence."""
+
+
+def _refuse_misplaced(options: dict[str, Any], stage: str, where: str) -> None:
+    fixed = {"attack": ELSEWHERE, "training": ("seed", "threat"), "cotraining": ("seed", "threat")}
+    seeded = () if stage in ("teacher", "diversity") else ("seed",)  # which are made once, whatever the seeds
+    for key in options.keys() & set(fixed.get(stage, seeded)):
+        raise ValueError(f"{where}.{key}: is said elsewhere, by {ELSEWHERE[key]}; take it out here")
+
 
 SOURCE_OPTIONS: dict[str, type[SynthesisOptions] | type[GenerationOptions]] = {
     "synthetic": SynthesisOptions,
@@ -78,6 +94,7 @@ class StageOverrides(Options):
     def _known_options(self) -> "StageOverrides":
         for stage, options in STAGES.items():
             check_keys(getattr(self, stage), options, stage)
+            _refuse_misplaced(getattr(self, stage), stage, stage)
         return self
 
 
@@ -212,9 +229,11 @@ class Config(StageOverrides):
     def _consistent(self) -> "Config":
         for name, recipe in self.recipes.items():
             check_keys(recipe, recipe_options(recipe), f"recipes.{name}")
+            _refuse_misplaced(recipe, "training", f"recipes.{name}")
         for name, source in self.sources.items():
-            check_keys(source.synthesis, SynthesisOptions, f"sources.{name}.synthesis")
-            check_keys(source.generation, GenerationOptions, f"sources.{name}.generation")
+            for stage in ("synthesis", "generation"):
+                check_keys(getattr(source, stage), STAGES[stage], f"sources.{name}.{stage}")
+                _refuse_misplaced(getattr(source, stage), stage, f"sources.{name}.{stage}")
             if source.base is not None:
                 synthetic = [other for other, own in self.sources.items() if own.kind == "synthetic"]
                 _among([source.base], synthetic, f"sources.{name}.base")
@@ -227,9 +246,11 @@ class Config(StageOverrides):
             _among(dataset.by_source, kinds, f"datasets.{name}.by_source")
             for key, options in dataset.by_source.items():
                 check_keys(options, SOURCE_OPTIONS[kinds[key]], f"datasets.{name}.by_source.{key}")
+                _refuse_misplaced(options, "synthesis", f"datasets.{name}.by_source.{key}")
             _among(dataset.by_recipe, self.recipes, f"datasets.{name}.by_recipe")
             for base, options in dataset.by_recipe.items():
                 check_keys(options, recipe_options(self.recipes[base]), f"datasets.{name}.by_recipe.{base}")
+                _refuse_misplaced(options, "training", f"datasets.{name}.by_recipe.{base}")
         for name, harden in self.harden.items():
             _among([harden.source], self.sources, f"harden.{name}.source")
             _among([harden.recipe], self.recipes, f"harden.{name}.recipe")
