@@ -361,13 +361,13 @@ class Plan:
         return self.config.harden[name]
 
     def harden_cells(self, name: str) -> list[Cell]:
-        """The figures of one hardened model: Undefended and Ours by every protocol of its evaluation."""
+        """The figures of one hardened model: Undefended and Hardened by every protocol of its evaluation."""
         entry = self.hardened(name)
         if entry.evaluation is None:
             return []
         rows = (
             RowSpec(method="Undefended", source=NONE, recipe=NONE),
-            RowSpec(method="Ours", source=entry.source, recipe=entry.recipe),
+            RowSpec(method="Hardened", source=entry.source, recipe=entry.recipe),
         )
         found = []
         protocols = entry.evaluation.protocols

@@ -418,7 +418,7 @@ def test_tables_that_a_config_cannot_have():
 def test_cells_of_a_hardened_model():
     cells = plan(MINE, seeds=[4]).harden_cells("net")
     assert [(cell.method, cell.metric) for cell in cells] == [
-        (method, metric) for method in ("Undefended", "Ours") for metric in ("clean", "pgd10", "autoattack")
+        (method, metric) for method in ("Undefended", "Hardened") for metric in ("clean", "pgd10", "autoattack")
     ]
     root = "results/mine/harden/net/dss/dfshield/linf-8-255/seed-4/eval/none"
     assert cells[3].ledger == cells[5].ledger == f"{root}/aa-standard@linf-8-255/ledger.h5"

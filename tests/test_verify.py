@@ -361,7 +361,7 @@ def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     values = {"name": "harden", "tables": str(SPECS), "harden": {"mine": entry}}
     plan = Plan.of(check_config(values))
     cells = plan.harden_cells("mine")
-    fake_run(plan, HARDEN, "mine", cells, {"Undefended": ("none", "none"), "Ours": ("dss", "dfshield")})
+    fake_run(plan, HARDEN, "mine", cells, {"Undefended": ("none", "none"), "Hardened": ("dss", "dfshield")})
     student = Path(plan.path(STUDENT, HARDEN, "mine", source="dss", recipe="dfshield", seed=0))
     out = Path("results/harden/mine")
     model_card.run(plan, "mine", student, out)
@@ -371,7 +371,7 @@ def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     Path("c.yaml").write_text(yaml.safe_dump(values))
     light(["harden", "mine", "--config", "c.yaml", "--student", str(student), "--out", "again"])
     assert Path("again/MODEL_CARD.md").read_text() == text
-    assert "| Ours | AA |" in text and "No real image was read" in text
+    assert "| Hardened | AA |" in text and "No real image was read" in text
     make_ledger(Path(cells[0].ledger), 150, 150, protocol="aa-standard", model_sha256="x" * 64)
     with pytest.raises(InputError, match="another model"):
         model_card.run(plan, "mine", student, out)

@@ -43,7 +43,7 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
 def _check_ledgers(plan: "Plan", name: str, card: Card) -> None:
     from dfshield.attacks.ledger import read_ledger
 
-    expected = {"Ours": card.tensors_sha256, "Undefended": card.provenance.get("teacher_sha256")}
+    expected = {"Hardened": card.tensors_sha256, "Undefended": card.provenance.get("teacher_sha256")}
     for cell in plan.harden_cells(name):
         if read_ledger(Path(cell.ledger)).model_sha256 != expected[cell.method]:
             raise InputError(f"{cell.ledger}: is the ledger of another model than this one; attack again")

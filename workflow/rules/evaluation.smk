@@ -16,7 +16,6 @@ rule attack:
         "Attack {wildcards.protocol} on {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe}"
         " seed {wildcards.seed}"
     threads: cores("attack")
-    retries: 1  # it goes on where it stopped
     resources:
         gpu=gpus("attack"),
         mem_mb=memory("attack"),
@@ -56,7 +55,6 @@ rule diversity:
     wildcard_constraints:
         dataset=one_of(plan.config.datasets),
     threads: cores("diversity")
-    retries: 1  # it may download the data set
     resources:
         gpu=gpus("diversity"),
         mem_mb=memory("diversity"),

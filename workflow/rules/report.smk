@@ -15,7 +15,6 @@ rule table:
     message:
         "Table {wildcards.table}"
     threads: 1
-    retries: 1  # files of other machines may come late on a network drive
     resources:
         mem_mb=2000,
         runtime=30,
@@ -42,7 +41,6 @@ rule cost:
     message:
         "Cost of every method"
     threads: 1
-    retries: 1  # files of other machines may come late on a network drive
     resources:
         mem_mb=2000,
         runtime=30,
@@ -70,7 +68,6 @@ rule model_card:
     message:
         "Hardened model {wildcards.name}"
     threads: 1
-    retries: 1  # files of other machines may come late on a network drive
     resources:
         mem_mb=2000,
         runtime=30,

@@ -22,7 +22,6 @@ rule synthesize:
         source=SYNTHETIC,
     priority: 3  # what others wait for goes first, so that no long chain is left to the end
     threads: cores("synthesis")
-    retries: 1  # it goes on where it stopped
     resources:
         gpu=gpus("synthesis"),
         mem_mb=memory("synthesis"),
@@ -57,7 +56,6 @@ rule merge:
     wildcard_constraints:
         source=SYNTHETIC,
     threads: 1
-    retries: 1  # files of other machines may come late on a network drive
     resources:
         mem_mb=2000,
         runtime=60,
@@ -85,7 +83,6 @@ rule generate:
         source=GENERATED,
     priority: 3
     threads: cores("generation")
-    retries: 1  # it goes on where it stopped
     resources:
         gpu=gpus("generation"),
         mem_mb=memory("generation"),
@@ -119,7 +116,6 @@ rule augment:
         source=AUGMENTED,
     priority: 3
     threads: cores("augmentation")
-    retries: 1  # files of other machines may come late on a network drive
     resources:
         mem_mb=memory("augmentation"),
         runtime=minutes("augmentation"),
@@ -150,7 +146,6 @@ rule public:
         source=PUBLIC,
         dataset=one_of(plan.config.datasets),
     threads: cores("public")
-    retries: 1  # it may download the data set
     resources:
         gpu=gpus("public"),
         mem_mb=memory("public"),
@@ -183,7 +178,6 @@ rule export:
         source=REAL,
         dataset=one_of(plan.config.datasets),
     threads: 1
-    retries: 1  # it may download the data set
     resources:
         mem_mb=4000,
         runtime=60,

@@ -14,7 +14,6 @@ rule teacher:
         "Teacher {wildcards.dataset}/{wildcards.model}"
     priority: 4
     threads: cores("teacher")
-    retries: 1  # it may download published weights
     resources:
         gpu=gpus("teacher"),
         mem_mb=memory("teacher"),

@@ -19,7 +19,6 @@ rule train:
         recipe=one_of(recipe for recipe in plan.recipes if not plan.cotrained(recipe)),
     priority: 2  # what others wait for goes first, so that no long chain is left to the end
     threads: cores("training")
-    retries: 1  # it goes on where it stopped
     resources:
         gpu=gpus("training"),
         mem_mb=memory("training"),
@@ -56,7 +55,6 @@ rule cotrain:
         recipe=one_of(filter(plan.cotrained, plan.recipes)),
     priority: 2  # what others wait for goes first, so that no long chain is left to the end
     threads: cores("cotraining")
-    retries: 1  # it goes on where it stopped
     resources:
         gpu=gpus("cotraining"),
         mem_mb=memory("cotraining"),
