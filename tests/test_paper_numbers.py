@@ -334,7 +334,8 @@ def test_specification_covers_the_published_table(key: str) -> None:
         combinations = [c | {option: value} for c in combinations for value in values.full]
         assert set(values.demo) <= set(values.full) | {5}
     assert {entry.variant for entry in entries} == {variant(c) for c in combinations}
-    assert {row.method for row in spec.rows} & {entry.method for entry in entries}
+    rows, printed = {row.method for row in spec.rows}, {entry.method for entry in entries}
+    assert rows - printed <= {"Plus", "Undefended", "Original"} and printed <= rows, printed ^ rows
 
 
 def test_unknown_table_has_no_numbers() -> None:

@@ -115,7 +115,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
     return make
 
 
-@pytest.mark.parametrize(("name", "count"), [("table4", 8 * 3), ("table24", 9), ("table6", 42), ("table19", 35)])
+@pytest.mark.parametrize(("name", "count"), [("table4", 8 * 3), ("table24", 9), ("table6", 56), ("table19", 35)])
 def test_whole_chain(table: Callable[[str], Path], capsys: pytest.CaptureFixture[str], name: str, count: int) -> None:
     assert verify(table(name)) == 0
     out = capsys.readouterr().out

@@ -21,7 +21,8 @@ from workflow import ROOT, cpu_seconds, jobs, python, snakemake, workspace
 # Table 8: 3 models, 2 sources, 4 recipes, 1 attack. Table 23: 2 models, 7 values of B, 2 attacks. Table 24: 2 data
 # sets, 11 values of tau, 2 attacks. Tables 25 and 26: 3 models, 6 x 6 weights, 1 attack. Values that the base recipe
 # has need no training of their own, so they change no count. Table 6: 1 model, 6 sources of which 3 are synthetic and 3
-# augmented, a student and a record each, 2 attacks. Tables 19 and 20: 3 models, the same but for IntraQ's source.
+# augmented, a student and a record each, 2 attacks; and 2 sources by a generator. Tables 19 and 20: 3 models, the same
+# but for the sources of IntraQ and by generators.
 # Tables 1 and 12: 4 medical data sets and 2 models, students Public and Ours and of four rivals, 2 attacks. Table 11: 8
 # sets and 2 models, clean images. Table 18: 7 sets and 2 models, 3 students. Table 5: the general grid, Ours and AIT.
 # Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
@@ -51,8 +52,8 @@ PAPER = {
     },
     "figure5": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 18, "table": 1},
     "table6": {
-        **{"teacher": 1, "synthesize": 18, "merge": 3, "augment": 3, "diversity": 6},
-        **{"train": 6, "attack": 12, "table": 1},
+        **{"teacher": 1, "synthesize": 18, "merge": 3, "generate": 2, "augment": 3, "diversity": 8},
+        **{"train": 8, "attack": 16, "table": 1},
     },
     "table19": {
         **{"teacher": 3, "synthesize": 36, "merge": 6, "augment": 9, "diversity": 15},
@@ -116,7 +117,7 @@ def test_tables_share_what_they_can(folder):
     # and of the medical sets 16 teachers, dss, public images and, but for OCT, real ones
     assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16) * 6)
     assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 21)
-    diversified = 15 + (15 - 6) + 1  # of CIFAR-10, table 8 has the base and the DSS row
+    diversified = 15 + (15 - 6) + 3  # of CIFAR-10, table 8 has the base and the DSS row
     losses = 2 * 3 * 5  # tables 7, 16 and 17 share all; their L_DFShield row is tables 19's and 20's DSS row
     sizes = 9 + 2 * 2 * 3 * 3  # table 5, and tables 14 and 15 but for the size of table 4
     medical = 16 + 16 + 14
@@ -124,7 +125,7 @@ def test_tables_share_what_they_can(folder):
     former = 18 + (12 - 3) + (14 - 2) + (22 - 2) + 2 * (108 - 3) + diversified + losses
     assert found["train"] == former + sizes + medical + shares
     assert found["cotrain"] == 36 + 9 + 2 * 4 * 3 * 3 + 64
-    assert (found["augment"], found["diversity"]) == (18, 15 + 15 + 1)
+    assert (found["augment"], found["generate"], found["diversity"]) == (18, 2, 15 + 15 + 3)
 
 
 def test_benchmark_files_are_no_tables(folder):
