@@ -47,7 +47,7 @@ COTRAINING_DEFAULTS: dict[str, dict[str, Any]] = {
         "schedule": "cosine",
     },
 }
-"""What each method has instead of the defaults of `CotrainingOptions`, which are DaST's: each its publication's."""
+"""What a method has instead of the defaults of `CotrainingOptions`, which are DaST's: each its publication's."""
 
 
 class CotrainingOptions(Compute):
@@ -149,4 +149,4 @@ class CotrainingOptions(Compute):
 
     def defaults(self) -> dict[str, Any]:
         """What every option is where it is not given with this method."""
-        return super().defaults() | COTRAINING_DEFAULTS[self.method]
+        return super().defaults() | COTRAINING_DEFAULTS.get(self.method, {})
