@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from dfshield import registry
 from dfshield.options import AttackOptions, CotrainingOptions, GenerationOptions, SynthesisOptions, TrainingOptions
 from dfshield.runtime import InputError
+from dfshield.schedules import inner_steps
 
 Shape = tuple[int, int, int]
 GRADIENT = 2
@@ -154,25 +155,42 @@ def generation_passes(options: GenerationOptions) -> tuple[float, float]:
 def training_passes(options: TrainingOptions, images: int) -> float:
     """Forward passes of a whole training run on `images` images, those held out and the teacher's answers included."""
     entry = registry.LOSSES[options.loss]
-    steps = {"single-step": 1, "power": options.vat_iterations}.get(entry.search, options.attack_steps)
-    inner = 0 if entry.input_gradient else 1 + GRADIENT * steps
-    perturbed = max(0, options.epochs - options.awp_warmup) / options.epochs if options.awp else 0
-    outer = 2 * UPDATE * (1 + perturbed)  # clean and adversarial; all of it twice with weight perturbation
-    asked = 1 if options.varies else 0  # the teacher's answer on what the images have become
     held = min(options.holdout, images)
-    each = (images - held) * (asked + inner + outer) + held * (2 + GRADIENT * options.attack_steps)
-    return images + options.epochs * each
+    trained = (images - held) // options.batch * options.batch  # an epoch has whole mini-batches
+    outer = 2 * UPDATE - (GRADIENT if entry.robust_only else 0)  # clean and adversarial
+    perturbed = max(0, options.epochs - options.awp_warmup) if options.awp else 0  # epochs that do all of it twice
+    asked = 1 if options.varies else 0  # the teacher's answer on what the images have become
+    inner = sum(inner_passes(options, epoch) for epoch in range(options.epochs))
+    measured = held * (1 + GRADIENT * options.attack_steps + 2)  # attacked, then both versions judged
+    return images + trained * (inner + options.epochs * (asked + outer) + perturbed * outer) + options.epochs * measured
+
+
+def inner_passes(options: TrainingOptions, epoch: int) -> float:
+    """Forward passes of an image's inner maximisation in epoch `epoch` (from 0), the clean logits included."""
+    entry = registry.LOSSES[options.loss]
+    if entry.input_gradient:
+        return 0
+    if entry.search == "power":  # the logits and their derivative; in each iteration its derivative, twice a pass, too
+        return GRADIENT + UPDATE * options.vat_iterations
+    climbs = options.inner != "none" and (options.inner != "auto" or entry.inner != "none")
+    climb = 1 + GRADIENT * inner_steps(entry.search, options.attack_steps, epoch, options.epochs) if climbs else 0
+    return climb + (options.mma_halvings if entry.search == "nearest" else 0)
 
 
 def cotraining_passes(options: CotrainingOptions) -> tuple[float, float]:
     """Forward passes of the classifiers, teacher and student, and of the generator in a whole co-training run."""
-    outer = UPDATE * (2 if options.method in ("ait", "dfard") else 1)  # clean images besides the adversarial ones
-    student = options.student_steps * (2 + GRADIENT * options.attack_steps + outer)  # and the teacher's answer
-    generator = 2 * GRADIENT  # through teacher and student
-    drawn = options.batch * options.iterations
-    again = options.student_steps if options.student_steps > 1 else 0  # new images for each of several student steps
-    classifiers = (options.epochs - options.generator_epochs) * student + options.epochs * generator
-    return drawn * classifiers, drawn * options.epochs * (UPDATE + again)
+    entry, steps = registry.COTRAINING[options.method], options.student_steps
+    judged = entry.generator_passes if isinstance(entry.generator_passes, int) else entry.generator_passes(options)
+    attacked = 1 + 1 + GRADIENT * options.attack_steps  # the teacher's answer, and the inner maximisation
+    student = steps * (attacked + UPDATE * entry.student_inputs)
+    again = steps if steps > 1 else 0  # new images for each of several student steps
+    drawn, trained = (
+        options.epochs * options.iterations,
+        (options.epochs - options.generator_epochs) * options.iterations,
+    )
+    measured = options.epochs * (attacked + 2)  # a mini-batch that is kept apart, both its versions judged
+    classifiers = drawn * judged + trained * student + measured
+    return options.batch * classifiers, options.batch * (drawn * UPDATE + trained * again + options.epochs)
 
 
 def attack_passes(options: AttackOptions, images: int, robust: float, classes: int = 10) -> float:

@@ -20,8 +20,9 @@ LEFT_OUT = {"dfshield", "dfshield.registry", "dfshield.config", "dfshield.proven
 OPTIONS = "dfshield.options"
 RUNTIME = {"generator", "digest", "canonical_json", "fraction"}
 """What of ``dfshield.runtime`` decides about results; the rest is progress, messages and files."""
-NO_FACTS = {"target", "title", "pretrained", "files", "generator_loss", "student_loss"}
-"""Fields of registry entries that decide about no result: names, and where code and files are found."""
+COSTS = {"robust_only", "generator_passes", "student_inputs"}
+NO_FACTS = {"target", "title", "pretrained", "files", "generator_loss", "student_loss"} | COSTS
+"""Fields of registry entries that decide about no result: names, where code and files are found, what it costs."""
 
 ENTRY_POINTS = {
     "teacher": ("dfshield.models.teacher:run",),

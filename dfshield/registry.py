@@ -51,6 +51,8 @@ class Loss(Entry):
     input_gradient: bool = False
     """The loss takes one more argument, the images that the logits came from, to differentiate by; it has no x̂', so
     nothing is crafted and `adversarial` is `clean`."""
+    robust_only: bool = False
+    """The loss leaves the clean logits out, so that no gradient goes back through them: for the cost alone."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,11 @@ class Cotraining(Entry):
     """What the generator minimises, in the notation of table 2 (ℓ: log-probabilities less their mean)."""
     student_loss: str = ""
     """What the student minimises, in the same notation."""
+    generator_passes: int | Callable[[Any], int] = 4
+    """For the cost alone: forward passes of an image through teacher and student, a gradient of its pixels as one more,
+    in a step of the generator; by the options where it depends on them."""
+    student_inputs: int = 1
+    """For the cost alone: versions of an image that the student's loss has the student answer (x', or x too)."""
 
 
 @dataclass(frozen=True)
@@ -141,23 +148,25 @@ SOURCES = {
 LOSSES = {
     "dfshield": Loss("dfshield.training.losses:dfshield"),
     "trades": Loss("dfshield.training.losses:trades"),
-    "std": Loss("dfshield.training.losses:std", inner="ce", start="uniform"),
-    "std-soft": Loss("dfshield.training.losses:std_soft", inner="teacher", start="uniform"),
+    "std": Loss("dfshield.training.losses:std", inner="ce", start="uniform", robust_only=True),
+    "std-soft": Loss("dfshield.training.losses:std_soft", inner="teacher", start="uniform", robust_only=True),
     "mart": Loss("dfshield.training.losses:mart", inner="ce"),
     "ard": Loss("dfshield.training.losses:ard", inner="ce", start="uniform"),
     "rslad": Loss("dfshield.training.losses:rslad", inner="teacher"),
     "alp": Loss("dfshield.training.losses:alp", inner="ce", start="uniform"),
     "clp": Loss("dfshield.training.losses:clp", inner="ce", start="uniform"),
     "mma": Loss("dfshield.training.losses:mma", inner="ce", start="uniform", search="nearest"),
-    "mmc": Loss("dfshield.training.losses:mmc", inner="loss", start="uniform"),
+    "mmc": Loss("dfshield.training.losses:mmc", inner="loss", start="uniform", robust_only=True),
     "vat": Loss("dfshield.training.losses:vat", search="power"),
     "fgsm": Loss("dfshield.training.losses:fgsm", inner="ce", start="image", search="single-step"),
-    "curriculum": Loss("dfshield.training.losses:std", inner="ce", start="uniform", search="curriculum"),
-    "dart": Loss("dfshield.training.losses:std", inner="ce", start="uniform", search="fosc"),
+    "curriculum": Loss(
+        "dfshield.training.losses:std", inner="ce", start="uniform", search="curriculum", robust_only=True
+    ),
+    "dart": Loss("dfshield.training.losses:std", inner="ce", start="uniform", search="fosc", robust_only=True),
     "gradient-penalty": Loss(
         "dfshield.training.losses:gradient_penalty", inner="ce", start="uniform", input_gradient=True
     ),
-    "uat": Loss("dfshield.training.losses:uat", inner="ce", start="uniform", labels="teacher"),
+    "uat": Loss("dfshield.training.losses:uat", inner="ce", start="uniform", labels="teacher", robust_only=True),
     "rst": Loss("dfshield.training.losses:trades", labels="teacher"),
 }
 
@@ -166,11 +175,13 @@ COTRAINING = {
         "dfshield.cotraining.methods:Dast",
         generator_loss="exp(−CE(S(x), argmax(T(x))) − β·MSE(softmax(S(x)), softmax(T(x)))) + α·CE(S(x), y)",
         student_loss="CE(S(x'), argmax(T(x))) + β·MSE(softmax(S(x')), softmax(T(x)))",
+        generator_passes=3,  # the teacher's answer is a constant
     ),
     "dfme": Cotraining(
         "dfshield.cotraining.methods:Dfme",
         generator_loss="−‖S(x) − ℓ(T(x))‖₁/C",
         student_loss="‖S(x') − ℓ(T(x))‖₁/C",
+        generator_passes=lambda options: 4 if options.gradient == "exact" else 2 * (1 + options.directions),
     ),
     "ait": Cotraining(
         "dfshield.cotraining.methods:Ait",
@@ -178,11 +189,14 @@ COTRAINING = {
         start="normal",
         generator_loss="CE(T(x), y) + w·BN(x)",
         student_loss="CE(S(x), y) + β·KL(S(x), S(x'))",
+        generator_passes=2,  # the student is not asked
+        student_inputs=2,
     ),
     "dfard": Cotraining(
         "dfshield.cotraining.methods:Dfard",
         generator_loss="w₁·CE(T(x), y) + w₂·BN(x) − w₃·KL(T(x), S(x))",
         student_loss="τ²·(KL(T(x)/τ, S(x')/τ) + KL(T(x)/τ, S(x)/τ))",
+        student_inputs=2,
     ),
 }
 

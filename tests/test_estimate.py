@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from test_workflow import PAPER
 
-from dfshield import cost, estimate
+from dfshield import cost, estimate, registry
 from dfshield.config import check_config, load_config
 from dfshield.options import (
     AttackOptions,
@@ -71,23 +71,66 @@ def counted(jobs: estimate.Jobs) -> dict[str, int]:
 def test_passes_by_hand():
     assert cost.synthesis_passes(SynthesisOptions(images=400, batch=100, iterations=50)) == 2 * 400 * 50
     # the teacher's answers once; every epoch on 300: a clean pass, 4 steps there and back, clean and adversarial with
-    # the weights' gradients; on 100 held out: clean and adversarial passes and the steps
-    training = TrainingOptions(epochs=3, attack_steps=4, holdout=100)
-    assert cost.training_passes(training, 400) == 400 + 3 * (300 * (1 + 8 + 6) + 100 * (2 + 8))
+    # the weights' gradients; on 100 held out: a clean pass and the steps, and the predictions on both versions
+    training = TrainingOptions(epochs=3, batch=50, attack_steps=4, holdout=100)
+    assert cost.training_passes(training, 400) == 400 + 3 * (300 * (1 + 8 + 6) + 100 * (3 + 8))
+    assert cost.training_passes(training, 449) == 449 + 3 * (300 * (1 + 8 + 6) + 100 * (3 + 8))  # whole mini-batches
     half = training.model_copy(update={"awp": 0.01, "epochs": 4, "awp_warmup": 2})
-    assert cost.training_passes(half, 400) == 400 + 4 * (300 * (1 + 8 + 6 * 1.5) + 100 * (2 + 8))
-    single = TrainingOptions(loss="fgsm", epochs=1, holdout=0)
-    assert cost.training_passes(single, 10) == 10 + 10 * (1 + 2 + 6)
-    smooth = TrainingOptions(loss="gradient-penalty", epochs=1, holdout=0)
-    assert cost.training_passes(smooth, 10) == 10 + 10 * 6
+    assert cost.training_passes(half, 400) == 400 + 4 * (300 * (1 + 8 + 6 * 1.5) + 100 * (3 + 8))
     attack = AttackOptions(attack="pgd", steps=10, restarts=2)
     assert cost.attack_passes(attack, 30, 0.4) == 30 * 2 * 10 * 2
-    dfme = CotrainingOptions(method="dfme", batch=8, iterations=2, epochs=3, student_steps=5, attack_steps=4)
-    assert cost.cotraining_passes(dfme) == (8 * 2 * 3 * (5 * (2 + 8 + 3) + 4), 8 * 2 * 3 * (3 + 5))
-    ait = CotrainingOptions(method="ait", batch=8, iterations=2, epochs=6, generator_epochs=2, attack_steps=4)
-    assert cost.cotraining_passes(ait) == (8 * 2 * (4 * (2 + 8 + 6) + 6 * 4), 8 * 2 * 6 * 3)
     generation = GenerationOptions(images=70, batch=10, epochs=2, iterations=3)
     assert cost.generation_passes(generation) == (2 * 60, 3 * 60 + 70)
+
+
+@pytest.mark.parametrize(
+    ("loss", "each"),
+    [
+        ("fgsm", 4 * (1 + 2 + 6)),
+        ("gradient-penalty", 4 * 6),
+        ("std", 4 * (1 + 2 * 6 + 4)),  # its clean pass has no gradient
+        ("mma", 4 * (1 + 2 * 6 + 10 + 6)),  # ten halvings
+        ("curriculum", 4 * (1 + 4) + 2 * (2 + 3 + 5 + 6)),  # a quarter, a half… of six steps, rounded up
+        ("vat", 4 * (2 + 3 + 6)),
+    ],
+)
+def test_losses_by_hand(loss, each):
+    threat = "l2:1" if loss == "vat" else "linf:0.1"
+    options = TrainingOptions(loss=loss, epochs=4, batch=10, holdout=0, attack_steps=6, threat=threat)
+    assert cost.training_passes(options, 10) == 10 + 10 * each
+
+
+@pytest.mark.parametrize(
+    ("method", "changes", "generator", "student"),
+    [
+        ("dast", {}, 3, 3),  # the teacher's answer, and a pass through the student and back
+        ("dfme", {"student_steps": 1}, 4, 3),  # values at the image and in one direction
+        ("dfme", {"student_steps": 1, "directions": 2}, 6, 3),
+        ("dfme", {"student_steps": 1, "gradient": "exact"}, 4, 3),
+        ("ait", {}, 2, 6),
+        ("dfard", {}, 4, 6),
+    ],
+)
+def test_cotraining_by_hand(method, changes, generator, student):
+    """Three epochs of two mini-batches of 40, the first without the student; its images are the generator's."""
+    given = {"batch": 40, "iterations": 2, "epochs": 3, "generator_epochs": 1, "attack_steps": 4} | changes
+    measured = 40 * 3 * (1 + 1 + 8 + 2)
+    expected = 40 * 2 * (3 * generator + 2 * (1 + 1 + 8 + student)) + measured
+    assert cost.cotraining_passes(CotrainingOptions(method=method, **given)) == (expected, 40 * (3 * 2 * 3 + 3))
+
+
+def test_several_student_steps_have_images_of_their_own():
+    given = {"batch": 8, "iterations": 2, "epochs": 3, "generator_epochs": 1, "student_steps": 5, "attack_steps": 4}
+    classifiers = 8 * 2 * (3 * 4 + 2 * 5 * (2 + 8 + 3)) + 8 * 3 * (2 + 8 + 2)
+    options = CotrainingOptions(method="dfme", **given)
+    assert cost.cotraining_passes(options) == (classifiers, 8 * (2 * (3 * 3 + 2 * 5) + 3))
+
+
+def test_a_method_that_is_only_registered_has_its_cost_and_defaults(monkeypatch):
+    monkeypatch.setitem(registry.COTRAINING, "mine", registry.Cotraining("mine:Mine", student_inputs=2))
+    options = CotrainingOptions.model_construct(method="mine", batch=8, iterations=2, epochs=3, attack_steps=4)
+    assert cost.cotraining_passes(options)[0] == 8 * (2 * 3 * (4 + 2 + 8 + 6) + 3 * (2 + 8 + 2))
+    assert options.defaults() == CotrainingOptions().defaults()
 
 
 @pytest.mark.parametrize(
@@ -142,7 +185,7 @@ def test_time_and_disk_by_hand(report):
     whole = 2 * 400 * 50 * FLOPS / 2e9
     assert sum(job.seconds for job in shards) == pytest.approx(4 * (3 * estimate.START_SECONDS + whole))
     # the longest chain: a teacher of 100 epochs, the largest shard, merging, training, AutoAttack, the table
-    training = (400 + 3 * (300 * 15 + 100 * 10)) * FLOPS / 8e9
+    training = (400 + 3 * (300 * 15 + 100 * 11)) * FLOPS / 8e9
     attack = 500 * (20 + 0.4 * (200 + 4500 + 5000)) * FLOPS / 2e9
     starts = 4 * estimate.START_SECONDS + 2 * estimate.LIGHT_SECONDS
     merging = 2 * 400 * 64 * 4 / estimate.DISK_RATE

@@ -11,7 +11,7 @@ from dfshield import registry
 from dfshield.attacks.threat import project, random_start, step
 from dfshield.options import CotrainingOptions, TrainingOptions
 from dfshield.runtime import fraction
-from dfshield.schedules import warmed
+from dfshield.schedules import inner_steps, warmed
 from dfshield.threat import Threat, parse_threat
 from dfshield.training.losses import kl
 
@@ -50,11 +50,7 @@ class Maximisation:
         """What the loss's paper asks for in epoch `epoch` (from 0)."""
         entry, threat = registry.LOSSES[options.loss], parse_threat(options.threat)
         factor = options.eps_factor * warmed(options.eps_warmup, epoch, options.epochs)
-        size, steps = step_size(options, threat), options.attack_steps
-        if entry.search == "single-step":
-            size, steps = threat.eps, 1
-        if entry.search == "curriculum":
-            steps = -(-(epoch + 1) * steps // options.epochs)
+        size = threat.eps if entry.search == "single-step" else step_size(options, threat)
         stop = None
         if entry.search == "fosc":
             stop = options.fosc_max * max(0.0, 1 - epoch / (fraction(options.fosc_share) * options.epochs))
@@ -63,7 +59,7 @@ class Maximisation:
             entry.start,
             entry.search,
             threat._replace(eps=factor * threat.eps),
-            steps,
+            inner_steps(entry.search, options.attack_steps, epoch, options.epochs),
             factor * size,
             stop,
             options.mma_halvings,
