@@ -235,6 +235,12 @@ def test_text_names_its_basis(report, unit):
     assert "assumed, the paper's synthesis times on one RTX 3090" in text and "cotrain" in text
 
 
+def test_the_documents_example_is_what_is_printed(paper):
+    document = (Path(__file__).parent.parent / "docs/cost.md").read_text(encoding="utf-8")
+    command = "$ dfshield estimate table8 --config config/paper.yaml --workers 8\n"
+    assert command + estimate.run(paper, ["table8"], None, 8, 0.4) + "\n" in document
+
+
 def test_the_papers_own_times():
     """10,000 images of 2,000 steps take as long as the paper says, for its own networks."""
     rates = cost.Throughput.published()
