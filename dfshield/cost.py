@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from dfshield import registry
+from dfshield.attacks.budget import QUICK_STEPS, Budget, target_classes
 from dfshield.options import AttackOptions, CotrainingOptions, GenerationOptions, SynthesisOptions, TrainingOptions
 from dfshield.runtime import InputError
 from dfshield.schedules import inner_steps
@@ -20,9 +21,6 @@ GRADIENT = 2
 """Forward pass and gradient of the pixels, in forward passes."""
 UPDATE = 3
 """The same with the gradient of the weights."""
-APGD, QUERIES, QUICK = 100, 5000, 10
-"""AutoAttack's iterations and Square's queries, and our pre-filter's steps."""
-STANDARD_TARGETS = 9
 PAPER_HOURS: dict[str, tuple[float, Shape]] = {
     "resnet20": (0.6, (3, 32, 32)),
     "resnet56": (2.6, (3, 32, 32)),
@@ -196,7 +194,7 @@ def cotraining_passes(options: CotrainingOptions) -> tuple[float, float]:
 def attack_passes(options: AttackOptions, images: int, robust: float, classes: int = 10) -> float:
     """Forward passes of an attack on `images` images of which the share `robust` survives everything.
 
-    Of AutoAttack the rest is taken to fall to the ten steps of the pre-filter.
+    Of AutoAttack the rest is taken to fall to the pre-filter.
     """
     if options.attack == "clean":
         return images
@@ -204,9 +202,9 @@ def attack_passes(options: AttackOptions, images: int, robust: float, classes: i
         return GRADIENT * images
     if options.attack == "pgd":
         return GRADIENT * images * options.steps * options.restarts
-    targets = classes - 1 if options.targets == "paper" else min(STANDARD_TARGETS, classes - 1)
-    per_survivor = GRADIENT * (APGD + targets * APGD) + (GRADIENT + 1) * targets * APGD + QUERIES
-    return images * (GRADIENT * QUICK + robust * per_survivor)
+    budget, targets = Budget(), target_classes(options, classes)
+    runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
+    return images * (GRADIENT * QUICK_STEPS + robust * (runs * budget.iterations + budget.queries))
 
 
 def diversity_flops(net: Network, real: int, synthetic: int) -> float:

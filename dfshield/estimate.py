@@ -37,8 +37,6 @@ LIGHT_SECONDS = 1.0
 """Start of a job that computes nothing (assumed)."""
 DISK_RATE = 1e8
 """Bytes per second of jobs that only copy, check and hash (assumed)."""
-TRAIN_IMAGES = {"cifar10": 50_000, "cifar100": 50_000, "svhn": 73_257, "digits": 997, "photographs": 5000}
-TEST_IMAGES = {"cifar10": 10_000, "cifar100": 10_000, "svhn": 26_032, "digits": 500}
 OWN_TEST_IMAGES = 10_000
 """Test images of a user's own model whose file is not there to count them (assumed)."""
 RULES = {
@@ -108,13 +106,12 @@ class Jobs:
             data = self.data(dataset, model, place["source"], seed)
             options = self.plan.diversity(dataset, model)
             synthetic = self.images(dataset, model, place["source"], seed)
-            real = _count(TRAIN_IMAGES, dataset, "train") if options.split == "train" else _tested(dataset)
-            work = diversity_flops(network, real, synthetic)
+            work = diversity_flops(network, _count(dataset, options.split), synthetic)
             return self._compute(path, "diversity", model, work, 0, {data, self.teacher(dataset, model)})
         place = place_of(LEDGER, path)
         threats = {NONE: ""} | self.plan.threats[dataset, model]
         attack = self.plan.attack(dataset, model, place["protocol"], seed, threats[place["threat"]])
-        tested = attack.limit or self.tested(dataset, model)
+        tested = attack.limit or self.tested(dataset, model, attack.split)
         source, recipe = place["source"], place["recipe"]
         trained = "" if recipe == NONE else self.plan.threats[dataset, model][place["train_threat"]]
         of = (
@@ -187,8 +184,8 @@ class Jobs:
             return self.images(dataset, model, str(own.base), seed)
         if own.kind == "public":
             options = self.plan.public(dataset, model, source, seed)
-            return int(options.images) or _count(TRAIN_IMAGES, options.dataset, "train")
-        return _count(TRAIN_IMAGES, dataset, "train")
+            return int(options.images) or _count(options.dataset, "train")
+        return _count(dataset, "train")
 
     def teacher(self, dataset: str, model: str) -> str:
         """A trained classifier; published weights and the user's own need no arithmetic."""
@@ -199,13 +196,13 @@ class Jobs:
         if dataset == HARDEN or dataset in registry.MODELS[model].pretrained:
             return self._add(path, "teacher", START_SECONDS, size, ())
         options = self.plan.options("teacher", dataset, model)
-        passes = UPDATE * options.epochs * _count(TRAIN_IMAGES, dataset, "train")
+        passes = UPDATE * options.epochs * _count(dataset, "train")
         return self._compute(path, "teacher", model, passes * network.flops, size, (), "training")
 
-    def tested(self, dataset: str, model: str) -> int:
-        """Test images of a data set, or of a user's own file."""
+    def tested(self, dataset: str, model: str, split: str) -> int:
+        """Images of a data set's split, or of a user's own file."""
         if dataset != HARDEN:
-            return _tested(dataset)
+            return _count(dataset, split)
         import numpy as np
 
         config, evaluation = self.plan.config, self.plan.hardened(model).evaluation
@@ -294,16 +291,15 @@ class Jobs:
         return max((end for _, end in self.schedule(workers).values()), default=0.0)
 
 
-def _tested(dataset: str) -> int:
-    return _count(TEST_IMAGES, dataset, "test")
-
-
-def _count(known: dict[str, int], dataset: str, split: str) -> int:
-    if dataset in known:
-        return known[dataset]
+def _count(dataset: str, split: str) -> int:
+    known = registry.DATASETS[dataset].images
+    if known and split not in known:
+        raise InputError(f"{dataset}: has no split {split!r}; it has {', '.join(known)}")
+    if known:
+        return known[split]
     import medmnist
 
-    return int(medmnist.INFO[dataset]["n_samples"][split])
+    return int(medmnist.INFO[dataset]["n_samples"]["val" if split == "dev" else split])
 
 
 def estimate(plan: Plan, targets: list[str], throughput: Throughput, robust: float) -> Jobs:

@@ -65,7 +65,7 @@ def stage_digest(stage: str, *chosen: registry.Entry) -> str:
 def _facts(entry: registry.Entry) -> dict[str, object]:
     """What an entry states besides its code, as far as it is not the default: so a new kind of fact changes nothing."""
     fields = [field for field in dataclasses.fields(entry) if field.name not in NO_FACTS]
-    return {f.name: getattr(entry, f.name) for f in fields if getattr(entry, f.name) != f.default}
+    return {f.name: getattr(entry, f.name) for f in fields if getattr(entry, f.name) not in (f.default, {})}
 
 
 def _resolve(target: str) -> str | None:

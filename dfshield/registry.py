@@ -106,6 +106,8 @@ class Dataset(Entry):
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     files: tuple[str, ...] = ()
     """Names below ``data_dir``; empty where the data come with a package."""
+    images: dict[str, int] = field(default_factory=dict)
+    """Number of images in each split; empty for MedMNIST, whose package says it."""
 
 
 @dataclass(frozen=True)
@@ -207,7 +209,11 @@ ATTACKS = {
     "autoattack": Attack("dfshield.attacks.autoattack:autoattack", ensemble=True),
 }
 
-_CIFAR: dict[str, Any] = {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)}
+_CIFAR: dict[str, Any] = {
+    "mean": (0.4914, 0.4822, 0.4465),
+    "std": (0.2023, 0.1994, 0.2010),
+    "images": {"train": 50_000, "test": 10_000},
+}
 _MEDMNIST_CLASSES = {
     "tissuemnist": ("Tissue", 8),
     "bloodmnist": ("Blood", 8),
@@ -223,11 +229,20 @@ _MEDMNIST_CLASSES = {
 }
 
 DATASETS = {
-    "digits": Dataset("dfshield.data.digits:load", "Digits", 10, (1, 8, 8), (0.3,), (0.38,)),
-    "photographs": Dataset("dfshield.data.photographs:load", "Photographs", 2),
+    "digits": Dataset(
+        "dfshield.data.digits:load",
+        *("Digits", 10, (1, 8, 8), (0.3,), (0.38,)),
+        images={"train": 997, "dev": 300, "test": 500},
+    ),
+    "photographs": Dataset("dfshield.data.photographs:load", "Photographs", 2, images={"train": 5000}),
     "cifar10": Dataset("dfshield.data.general:load", "CIFAR-10", 10, files=("cifar-10-batches-py",), **_CIFAR),
     "cifar100": Dataset("dfshield.data.general:load", "CIFAR-100", 100, files=("cifar-100-python",), **_CIFAR),
-    "svhn": Dataset("dfshield.data.general:load", "SVHN", 10, files=("train_32x32.mat", "test_32x32.mat"), **_CIFAR),
+    "svhn": Dataset(
+        "dfshield.data.general:load",
+        "SVHN",
+        files=("train_32x32.mat", "test_32x32.mat"),
+        **_CIFAR | {"images": {"train": 73_257, "test": 26_032}},
+    ),
 } | {
     flag: Dataset("dfshield.data.medical:load", title, classes, (3, 28, 28), files=(f"{flag}.npz",))
     for flag, (title, classes) in _MEDMNIST_CLASSES.items()

@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from test_workflow import PAPER
 
 from dfshield import cost, estimate, registry
@@ -18,6 +19,7 @@ from dfshield.options import (
 )
 from dfshield.plan import Plan
 from dfshield.runtime import InputError
+from dfshield.threat import parse_threat
 
 CONFIG = {
     "name": "count",
@@ -156,6 +158,33 @@ def test_generators_by_hand():
     assert cost.generator_flops(options, (1, 8, 8), 10) == linear + convolutions + last
     generation = GenerationOptions(width=0.125, latent=100)
     assert cost.generator_flops(generation, (1, 8, 8), 10) == linear + convolutions + last
+
+
+def test_the_split_that_is_asked_for_is_counted():
+    assert estimate._count("digits", "dev") == 300 and estimate._count("svhn", "test") == 26_032
+    assert estimate._count("breastmnist", "dev") == 78  # MedMNIST's validation split
+    with pytest.raises(InputError, match="cifar10: has no split 'dev'; it has train, test"):
+        estimate._count("cifar10", "dev")
+
+
+def test_the_data_sets_are_as_large_as_the_registry_says():
+    from dfshield.data import sets
+
+    for name in ("digits", "photographs"):
+        for split, count in registry.DATASETS[name].images.items():
+            assert len(sets.load(name, split, Path("nowhere"))) == count
+
+
+def test_the_pre_filters_steps_are_those_that_are_counted(monkeypatch):
+    from dfshield.attacks import gradient
+
+    for module in (cost, gradient):
+        monkeypatch.setattr(module, "QUICK_STEPS", 3)
+    taken = []
+    monkeypatch.setattr(gradient, "ascend", lambda *given: taken.append(given[6]))
+    x = torch.zeros(1, 1, 2, 2)
+    gradient.quick(torch.nn.Flatten(), x, torch.zeros(1), parse_threat("linf:0.1"), AttackOptions(), torch.Generator())
+    assert cost.attack_passes(AttackOptions(), 1, 0.0) == 2 * taken[0] == 6
 
 
 @pytest.mark.parametrize("table", PAPER)

@@ -26,24 +26,12 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
+from dfshield.attacks.budget import TARGETS, Budget, target_classes
 from dfshield.attacks.gradient import Component, Ensemble, differentiable, frozen, quick, seeded
 from dfshield.options import AttackOptions
 from dfshield.threat import Threat, parse_threat
 
-TARGETS = 9
 NORMS = {"linf": "Linf", "l2": "L2"}
-
-
-@dataclass(frozen=True)
-class Budget:
-    """Effort of the components; the defaults are AutoAttack's."""
-
-    iterations: int = 100
-    """of each APGD run and each FAB run"""
-    queries: int = 5000
-    """of Square"""
-
-
 BUDGET = Budget()
 
 _silent = logging.getLogger("dfshield.pyautoattack")  # what it warns of, the evaluation checks itself and records
@@ -60,7 +48,7 @@ class _MarginAPGD(APGDAttack_targeted):
 
 def autoattack(options: AttackOptions, input_shape: tuple[int, int, int], classes: int) -> Ensemble:
     """The ensemble for a model of `input_shape` (C,H,W) and `classes`, and how it departs from the definition."""
-    targets = classes - 1 if options.targets == "paper" else min(TARGETS, classes - 1)
+    targets = target_classes(options, classes)
     norm = parse_threat(options.threat).norm
     side = _canvas(*input_shape[1:]) if norm == "l2" else None
     return Ensemble(

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfshield.attacks.budget import QUICK_STEPS
 from dfshield.attacks.threat import project, random_start, step
 from dfshield.options import AttackOptions
 from dfshield.runtime import fraction
@@ -136,10 +137,11 @@ def pgd(
 def quick(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
 ) -> Tensor:
-    """Ten steps of ε/4 down the margin: breaks cheaply what a strong attack would break at length."""
+    """A few steps of ε/4 down the margin: breaks cheaply what a strong attack would break at length."""
+    size = threat.eps / 4
     with frozen(model):
         start = random_start(x, threat, generator)
-        return ascend(model, x, y, start, threat, options, 10, threat.eps / 4, lambda logits, y: -margin(logits, y))
+        return ascend(model, x, y, start, threat, options, QUICK_STEPS, size, lambda logits, y: -margin(logits, y))
 
 
 def ascend(

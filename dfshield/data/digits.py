@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dfshield import registry
+
 SPLITS = ("train", "dev", "test")
-"""997 images for teacher training, 300 for choices, 500 for tables."""
-BORDERS = {"train": (0, 997), "dev": (997, 1297), "test": (1297, 1797)}
-"""Borders after a fixed permutation."""
+"""For teacher training, for choices and for tables; each is as large as the registry says."""
 
 
 def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -19,6 +19,8 @@ def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]
 
     bunch = load_digits()
     # RandomState is the generator whose stream numpy promises never to change, so the split is fixed for good.
-    start, stop = BORDERS[split]
-    chosen = np.random.RandomState(1797).permutation(len(bunch.target))[start:stop]
+    shuffled = np.random.RandomState(1797).permutation(len(bunch.target))
+    sizes = registry.DATASETS[name].images
+    start = sum(sizes[before] for before in SPLITS[: SPLITS.index(split)])
+    chosen = shuffled[start : start + sizes[split]]
     return (bunch.images[chosen] / 16).astype(np.float32), bunch.target[chosen].astype(np.int64)
