@@ -156,9 +156,9 @@ class Bench:
         return Classifier(net, (0.49, 0.48, 0.45), (0.2, 0.2, 0.2)).to(self.device).eval(), shape, classes
 
     def synthesis(self) -> Iterator[Result]:
-        """One synthesis batch of 200, as many steps on both sides."""
+        """One synthesis batch, as many steps on both sides."""
         model, shape, classes = self.network()
-        steps, batch = self.arguments.steps, 200
+        steps, batch = self.arguments.steps, self.arguments.batch
         plain, flops = reference.copy.deepcopy(model.net), network(self.arguments.model, shape, classes).flops
         random = generator("benchmark")
         start = torch.randn((batch, *shape), generator=random).to(self.device)
@@ -175,9 +175,9 @@ class Bench:
         yield self.result("synthesis", None, batch, *sides)
 
     def training(self) -> Iterator[Result]:
-        """One update of two mini-batches of 200 with PGD-10."""
+        """One update of two mini-batches with PGD-10."""
         model, shape, classes = self.network()
-        batch, b = 200, 2
+        batch, b = self.arguments.batch, 2
         random = generator("benchmark")
         images = torch.rand((b * batch, *shape), generator=random)
         flops = network(self.arguments.model, shape, classes).flops
@@ -341,6 +341,7 @@ def parse() -> argparse.Namespace:
     add("--compile", action=argparse.BooleanOptionalAction, default=True, help="generate code for our side")
     add("--repeats", type=int, default=5)
     add("--steps", type=int, default=20, help="synthesis steps of one measurement")
+    add("--batch", type=int, default=200, help="images in a batch of synthesis and a mini-batch of training")
     add("--undefended", type=Path, help="checkpoint to attack")
     add("--hardened", type=Path, help="checkpoint to attack")
     add("--factory", help="factory of these checkpoints, if they are of one's own models")
