@@ -47,6 +47,10 @@ class Throughput:
     basis: str
     device: str = "cuda"
     rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    precision: str = ""
+    """Arithmetic that was measured; empty where nothing was."""
+    generated: bool = False
+    """Whether generated code was measured."""
 
     @classmethod
     def read(cls, path: Path) -> "Throughput":
@@ -58,6 +62,8 @@ class Throughput:
             found = cls(
                 f"measured, {path} ({made.get('hardware')}, {made.get('threads')} threads, {made.get('precision')})",
                 first["device"],
+                precision=made["precision"],
+                generated=made.get("compile", False),
             )
             for entry in entries:
                 if entry["flops"]:
@@ -90,11 +96,29 @@ class Throughput:
         """Of the network that uses the device best; generators, with their wide layers, are taken to do the same."""
         return max((self.rates.get(stage) or self.rates["synthesis"]).values())
 
+    def otherwise(self, options: Any) -> str:
+        """How a stage with these options runs, if that is not what was measured; empty if it is.
+
+        ``auto`` is taken to be what was measured: on one device it is the same. A stage without a choice is eager fp32.
+        """
+        if not self.precision:
+            return ""
+        names = [name for name in type(options).model_fields if name.endswith("precision")]
+        chosen = {getattr(options, name) for name in names} or {"fp32"}
+        settled = {self.precision if precision == "auto" else precision for precision in chosen}
+        generated = getattr(options, "compile", False)
+        return "" if (settled, generated) == ({self.precision}, self.generated) else manner(settled, generated)
+
     def stand_ins(self, models: Iterable[str]) -> str:
         """Which models' rates are those of another; empty if none."""
         rates = self.rates["synthesis"]
         others = sorted(set(models) - set(rates))
         return f"{', '.join(others)} at the rate of {next(iter(rates))}" if others else ""
+
+
+def manner(precisions: Iterable[str], generated: bool) -> str:
+    """Arithmetic and kind of code in words."""
+    return f"{' and '.join(sorted(precisions))}, {'generated code' if generated else 'eager'}"
 
 
 def network(model: str, input_shape: Shape, classes: int, **own: Any) -> Network:

@@ -19,6 +19,7 @@ from dfshield.cost import (
     diversity_flops,
     generation_passes,
     generator_flops,
+    manner,
     network,
     synthesis_passes,
     training_passes,
@@ -81,6 +82,7 @@ class Jobs:
         self.plan, self.throughput, self.robust = plan, throughput, robust
         self.found: dict[str, Job] = {}
         self.models: set[str] = set()
+        self.otherwise: dict[str, None] = {}  # a set in order
         self._networks: dict[tuple[str, str], Network] = {}
         self._generators: dict[tuple[Any, ...], float] = {}
 
@@ -107,7 +109,7 @@ class Jobs:
             options = self.plan.diversity(dataset, model)
             synthetic = self.images(dataset, model, place["source"], seed)
             work = diversity_flops(network, _count(dataset, options.split), synthetic)
-            return self._compute(path, "diversity", model, work, 0, {data, self.teacher(dataset, model)})
+            return self._compute(path, "diversity", options, model, work, 0, {data, self.teacher(dataset, model)})
         place = place_of(LEDGER, path)
         threats = {NONE: ""} | self.plan.threats[dataset, model]
         attack = self.plan.attack(dataset, model, place["protocol"], seed, threats[place["threat"]])
@@ -121,7 +123,7 @@ class Jobs:
         )
         passes = attack_passes(attack, tested, self.robust, taken.classes)
         size = tested * taken.bytes / 2  # a float16 perturbation for every image at most
-        return self._compute(path, "attack", model, passes * network.flops, size, {of})
+        return self._compute(path, "attack", attack, model, passes * network.flops, size, {of})
 
     def student(self, dataset: str, model: str, source: str, recipe: str, seed: int, threat: str = "") -> str:
         """A trained or co-trained student; `threat` is that of its training, the data set's own if empty."""
@@ -136,11 +138,11 @@ class Jobs:
             classifiers, generator = cotraining_passes(options)
             drawn = generator * self.generator(dataset, model, options)
             return self._compute(
-                path, "cotrain", model, classifiers * network.flops, size, {teacher}, "training", drawn
+                path, "cotrain", options, model, classifiers * network.flops, size, {teacher}, "training", drawn
             )
         data = self.data(dataset, model, source, seed)
         passes = training_passes(options, round(options.data_share * self.images(dataset, model, source, seed)))
-        return self._compute(path, "train", model, passes * network.flops, size, {teacher, data}, "training")
+        return self._compute(path, "train", options, model, passes * network.flops, size, {teacher, data}, "training")
 
     def data(self, dataset: str, model: str, source: str, seed: int) -> str:
         """Training data of any kind, with the shards or the source that they are made of."""
@@ -157,20 +159,21 @@ class Jobs:
                 groups = options.groups * (index + 1) // len(shards) - options.groups * index // len(shards)
                 share = groups / options.groups
                 work = share * synthesis_passes(options) * self.network(dataset, model).flops
-                self._compute(shard, "synthesize", model, work, share * size, {teacher})
+                self._compute(shard, "synthesize", options, model, work, share * size, {teacher})
             return self._add(path, "merge", copying, size, shards)
         if kind == "generator":
             generation = self.plan.generation(dataset, model, source, seed)
             passes, drawn = generation_passes(generation)
             work = passes * self.network(dataset, model).flops
             drawn *= self.generator(dataset, model, generation)
-            return self._compute(path, "generate", model, work, size, {teacher}, generator=drawn)
+            return self._compute(path, "generate", generation, model, work, size, {teacher}, generator=drawn)
         if kind == "augmented":
             base = self.data(dataset, model, str(self.plan.config.sources[source].base), seed)
             return self._add(path, "augment", copying + START_SECONDS, size, {base})
         if kind == "public":  # the teacher answers once
             work = self.images(dataset, model, source, seed) * self.network(dataset, model).flops
-            return self._compute(path, "public", model, work, size, {teacher})
+            public = self.plan.public(dataset, model, source, seed)
+            return self._compute(path, "public", public, model, work, size, {teacher})
         return self._add(path, "export", copying + START_SECONDS, size, {teacher})
 
     def images(self, dataset: str, model: str, source: str, seed: int) -> int:
@@ -197,7 +200,7 @@ class Jobs:
             return self._add(path, "teacher", START_SECONDS, size, ())
         options = self.plan.options("teacher", dataset, model)
         passes = UPDATE * options.epochs * _count(dataset, "train")
-        return self._compute(path, "teacher", model, passes * network.flops, size, (), "training")
+        return self._compute(path, "teacher", options, model, passes * network.flops, size, (), "training")
 
     def tested(self, dataset: str, model: str, split: str) -> int:
         """Images of a data set's split, or of a user's own file."""
@@ -241,6 +244,7 @@ class Jobs:
         self,
         path: str,
         rule: str,
+        options: Any,
         model: str,
         flops: float,
         size: float,
@@ -250,6 +254,7 @@ class Jobs:
     ) -> str:
         """A job on a device: operations of the classifiers and of a generator."""
         self.models.add(model)
+        self.otherwise |= {f"{rule} ({how})": None for how in [self.throughput.otherwise(options)] if how}
         seconds = flops / self.throughput.rate(stage, model) + generator / self.throughput.best(stage)
         return self._add(path, rule, START_SECONDS + seconds, size, inputs, flops + generator)
 
@@ -333,12 +338,15 @@ def run(plan: Plan, targets: list[str], report: Path | None, workers: int, robus
     lines.append(f"{'total':11} {len(jobs.found):6d} {_time(sum(spent.values())):>10} {_size(size):>10}")
     unit = "GPU hours" if throughput.device == "cuda" else "hours of this machine"
     others = throughput.stand_ins(jobs.models)
+    measured = manner([throughput.precision], throughput.generated)
+    otherwise = [f"Measured was {measured}; run otherwise: {', '.join(jobs.otherwise)}."] if jobs.otherwise else []
     return "\n".join(
         [
             *lines,
             f"{spent[True] / 3600:.2f} {unit}; {_time(jobs.seconds(workers))} with {workers} jobs at a time, "
             f"{_time(jobs.seconds(len(jobs.found)))} with any number (the longest chain of jobs).",
             f"Basis: {throughput.basis}{f'; {others}' if others else ''}.",
+            *otherwise,
             f"Assumed: {100 * robust:.0f} % of images survive every attack; {START_SECONDS:.0f} s to start a job; "
             f"{DISK_RATE / 1e6:.0f} MB/s to copy and check.",
             "Not counted: downloads, the generation of code (compile), k-means.",

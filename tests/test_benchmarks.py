@@ -77,6 +77,7 @@ def test_the_report_is_one_that_the_cost_model_reads(tmp_path, monkeypatch, caps
     bench.main()
     found = Throughput.read(out)
     assert found.device == "cpu" and "1 threads, fp32" in found.basis
+    assert (found.precision, found.generated) == ("fp32", False)
     entries = {entry["stage"]: entry for entry in json.loads(out.read_text())}
     for stage in ("synthesis", "training"):
         assert found.rate(stage, "cnn-s") == entries[stage]["flops"] / entries[stage]["seconds_ours"] > 0

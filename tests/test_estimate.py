@@ -264,6 +264,29 @@ def test_text_names_its_basis(report, unit):
     assert "assumed, the paper's synthesis times on one RTX 3090" in text and "cotrain" in text
 
 
+@pytest.mark.parametrize(
+    ("evidence", "training", "said"),
+    [
+        ({"compile": False}, {}, ""),
+        ({}, {}, ""),
+        ({}, {"precision": "auto", "outer_precision": "auto"}, ""),
+        ({}, {"compile": True}, "Measured was fp32, eager; run otherwise: train (fp32, generated code)."),
+        (
+            {"precision": "bf16", "compile": True},
+            {"precision": "bf16", "compile": True},
+            "Measured was bf16, generated code; run otherwise: teacher (fp32, eager), synthesize (fp32, eager), "
+            "train (bf16 and fp32, generated code), attack (fp32, eager).",
+        ),
+    ],
+)
+def test_text_says_what_runs_otherwise_than_it_was_measured(report, unit, evidence, training, said):
+    entries = json.loads(report.read_text())
+    report.write_text(json.dumps([entry | {"evidence": entry["evidence"] | evidence} for entry in entries]))
+    plan = Plan.of(check_config(CONFIG | {"training": CONFIG["training"] | training}))
+    lines = estimate.run(plan, ["table8"], report, 1, 0.4).splitlines()
+    assert [line for line in lines if line.startswith("Measured was")] == ([said] if said else [])
+
+
 def test_the_documents_example_is_what_is_printed(paper):
     document = (Path(__file__).parent.parent / "docs/cost.md").read_text(encoding="utf-8")
     command = "$ dfshield estimate table8 --config config/paper.yaml --workers 8\n"
