@@ -193,11 +193,7 @@ class Config(StageOverrides):
             synthesis={"objective": "intraq", "lr": 0.5, "iterations": 1000, "group": 20, "labels": "random"}
         ),
         "qimera": SourceConfig(kind="generator", generation={"method": "qimera"}),
-        "rdskd": SourceConfig(
-            kind="generator",
-            generation={"method": "rdskd", "batch": 512, "epochs": 20, "iterations": 120, "latent": 1000}
-            | {"adam_beta1": 0.9, "milestones": []},
-        ),
+        "rdskd": SourceConfig(kind="generator", generation={"method": "rdskd"}),
         "mixup": SourceConfig(kind="augmented", base="fixed", augmentation="mixup"),
         "cutout": SourceConfig(kind="augmented", base="fixed", augmentation="cutout"),
         "cutmix": SourceConfig(kind="augmented", base="fixed", augmentation="cutmix"),

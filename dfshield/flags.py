@@ -4,7 +4,7 @@ import argparse
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from dfshield.options import COTRAINING_DEFAULTS, PROFILES, STAGES, Compute, CotrainingOptions
+from dfshield.options import PROFILES, STAGES, Compute, OfMethod
 from dfshield.validation import build
 
 
@@ -53,10 +53,10 @@ def _text(value: Any) -> str:
 
 
 def _other_defaults(options: type[Compute], name: str) -> str:
-    """Defaults that depend on the method of co-training."""
-    if options is not CotrainingOptions:
+    """Defaults that depend on the method."""
+    if not issubclass(options, OfMethod):
         return ""
-    others = [f"{method} {_text(own[name])}" for method, own in COTRAINING_DEFAULTS.items() if name in own]
+    others = [f"{method} {_text(own[name])}" for method, own in options.by_method.items() if name in own]
     return f"; {', '.join(others)}" if others else ""
 
 

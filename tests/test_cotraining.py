@@ -17,7 +17,7 @@ from dfshield.cotraining.trainer import Cotrainer, run
 from dfshield.flags import as_flags
 from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, read_card
 from dfshield.models.factory import build_network
-from dfshield.options import COTRAINING_DEFAULTS, CotrainingOptions
+from dfshield.options import CotrainingOptions
 from dfshield.runtime import InputError, generator
 from dfshield.training.losses import kl
 
@@ -427,8 +427,8 @@ def test_bn_terms_leave_the_teacher_unwatched():
 
 
 def test_what_is_not_given_is_the_methods_own():
-    assert set(COTRAINING_DEFAULTS) <= set(METHODS)
-    for method, own in COTRAINING_DEFAULTS.items():
+    assert set(CotrainingOptions.by_method) <= set(METHODS)
+    for method, own in CotrainingOptions.by_method.items():
         made = CotrainingOptions(method=method)
         assert {name: getattr(made, name) for name in own} == own
     assert CotrainingOptions(method="dfme", epochs=7).epochs == 7

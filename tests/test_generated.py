@@ -9,6 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from dfshield import shards
+from dfshield.flags import as_flags
 from dfshield.models.checkpoints import Classifier
 from dfshield.options import GenerationOptions
 from dfshield.runtime import InputError, generator
@@ -46,6 +47,11 @@ def test_soft_cross_entropy_by_hand():
     targets = torch.tensor([[0.6, 0.4, 0.0], [0.0, 0.0, 1.0]])
     expected = -(0.6 * math.log(0.5) + 0.4 * math.log(0.25) + math.log(0.8)) / 2
     assert float(soft_cross_entropy(logits, targets)) == pytest.approx(expected)
+
+
+def test_what_is_not_given_is_the_methods_own():
+    assert (GenerationOptions(method="rdskd").batch, GenerationOptions(method="rdskd", batch=7).batch) == (512, 7)
+    assert as_flags(GenerationOptions(method="rdskd", latent=0)) == ["--method", "rdskd", "--latent", "0"]
 
 
 def test_losses_of_rdskd_by_hand():

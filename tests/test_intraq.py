@@ -138,6 +138,12 @@ def test_a_group_is_made_batch_by_batch(monkeypatch):
             assert not has or torch.allclose(means[row], own.mean(0), atol=1e-5)
 
 
+def test_groups_of_one_batch_are_spoken_of(capsys):
+    for group, images in ((1, 40), (2, 40), (1, 20)):
+        IntraQ(tiny.classifier(), tiny.SHAPE, 10, quick(group=group, images=images, batch=20))
+        assert ("no image has earlier ones" in capsys.readouterr().err) == ((group, images) == (1, 40))
+
+
 def test_recorded_terms_are_those_of_the_stored_images():
     options = quick(images=10, group=1, storage="uint8")
     model = tiny.classifier()

@@ -324,7 +324,7 @@ def test_options_of_other_sources():
     generated = plan(synthesis={"images": 600}, generation={"width": 0.5, "epochs": 9})
     qimera, rdskd = (generated.generation("digits", "cnn-s", name, 2) for name in ("qimera", "rdskd"))
     assert (qimera.method, qimera.images, qimera.width, qimera.epochs, qimera.seed) == ("qimera", 600, 0.5, 9, 2)
-    assert (rdskd.method, rdskd.epochs, rdskd.latent, rdskd.batch) == ("rdskd", 20, 1000, 512)  # its own come last
+    assert (rdskd.method, rdskd.epochs, rdskd.latent, rdskd.batch) == ("rdskd", 9, 1000, 512)
     own = made.synthesis("digits", "cnn-s", "intraq", 0)
     assert (own.objective, own.lr, own.iterations, own.group, own.labels) == ("intraq", 0.5, 1000, 20, "random")
 

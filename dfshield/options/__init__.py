@@ -7,8 +7,8 @@ released code does instead.
 
 from typing import Any
 
-from dfshield.options.common import Compute
-from dfshield.options.cotraining import COTRAINING_DEFAULTS, CotrainingOptions
+from dfshield.options.common import Compute, OfMethod
+from dfshield.options.cotraining import CotrainingOptions
 from dfshield.options.evaluation import PROTOCOLS, AttackOptions, DiversityOptions
 from dfshield.options.surrogate import (
     AugmentationOptions,
@@ -48,7 +48,6 @@ PROFILES: dict[str, dict[str, dict[str, Any]]] = {
 """The method as the paper's text has it (the defaults) and as the released code does it (general data sets)."""
 
 __all__ = [
-    "COTRAINING_DEFAULTS",
     "PROFILES",
     "PROTOCOLS",
     "STAGES",
@@ -58,6 +57,7 @@ __all__ = [
     "CotrainingOptions",
     "DiversityOptions",
     "GenerationOptions",
+    "OfMethod",
     "PublicOptions",
     "SynthesisOptions",
     "TeacherOptions",

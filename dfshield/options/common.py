@@ -1,8 +1,8 @@
 """What the options of all stages have in common: types, the registries' choices, where a stage runs."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dfshield import registry
 from dfshield.validation import Options
@@ -51,3 +51,22 @@ class Compute(Options):
     def defaults(self) -> dict[str, Any]:
         """What every option is where it is not given."""
         return {name: field.default for name, field in type(self).model_fields.items()}
+
+
+class OfMethod(Compute):
+    """Options whose defaults depend on their `method`."""
+
+    by_method: ClassVar[dict[str, dict[str, Any]]] = {}
+    """What a method has in place of the defaults of the class: its publication's numbers."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_method(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        method = values.get("method", cls.model_fields["method"].default)
+        return cls.by_method.get(str(method), {}) | values
+
+    def defaults(self) -> dict[str, Any]:
+        """What every option is where it is not given with this method."""
+        return super().defaults() | self.by_method.get(vars(self)["method"], {})

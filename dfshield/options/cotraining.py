@@ -1,60 +1,59 @@
 """Options of the methods that train a generator beside the student."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from dfshield.options.common import Compute, CotrainingName, Positive, Share, Weight
+from dfshield.options.common import CotrainingName, OfMethod, Positive, Share, Weight
 from dfshield.threat import FractionText, ThreatText
 
-COTRAINING_DEFAULTS: dict[str, dict[str, Any]] = {
-    "dast": {},
-    "dfme": {
-        # 20 million queries of 256 x (1 x 2 + 5) an iteration: 223 epochs of 50 iterations
-        "epochs": 223,
-        "iterations": 50,
-        "batch": 256,
-        "student_steps": 5,
-        "latent": 256,
-        "generator_lr": 1e-4,
-        "adam_beta1": 0.9,
-        "student_optimiser": "sgd",
-        "student_lr": 0.1,
-        "weight_decay": 5e-4,
-        "milestones": (0.1, 0.3, 0.5),
-        "decay": 0.3,
-    },
-    "ait": {
-        "epochs": 400,
-        "iterations": 200,
-        "batch": 200,
-        "generator_epochs": 4,
-        "latent": 100,
-        "generator_lr": 1e-3,
-        "student_optimiser": "sgd",
-        "nesterov": True,
-        "milestones": (0.25, 0.5, 0.75),
-        "batchnorm": "eval",
-        "beta": 6.0,  # convention, TRADES' own: not stated
-    },
-    "dfard": {  # conventions: its numbers are not published
-        "epochs": 200,
-        "iterations": 200,
-        "batch": 256,
-        "latent": 100,
-        "generator_lr": 1e-3,
-        "student_optimiser": "sgd",
-        "schedule": "cosine",
-    },
-}
-"""What a method has instead of the defaults of `CotrainingOptions`, which are DaST's: each its publication's."""
 
-
-class CotrainingOptions(Compute):
+class CotrainingOptions(OfMethod):
     """Train a generator and a student together, without data (section A.4: DaST, DFME, AIT, DFARD).
 
-    Options that are not given are the method's own (`COTRAINING_DEFAULTS`).
+    Options that are not given are the method's own (`by_method`); the defaults of the class are DaST's.
     """
+
+    by_method = {
+        "dast": {},
+        "dfme": {
+            # 20 million queries of 256 x (1 x 2 + 5) an iteration: 223 epochs of 50 iterations
+            "epochs": 223,
+            "iterations": 50,
+            "batch": 256,
+            "student_steps": 5,
+            "latent": 256,
+            "generator_lr": 1e-4,
+            "adam_beta1": 0.9,
+            "student_optimiser": "sgd",
+            "student_lr": 0.1,
+            "weight_decay": 5e-4,
+            "milestones": (0.1, 0.3, 0.5),
+            "decay": 0.3,
+        },
+        "ait": {
+            "epochs": 400,
+            "iterations": 200,
+            "batch": 200,
+            "generator_epochs": 4,
+            "latent": 100,
+            "generator_lr": 1e-3,
+            "student_optimiser": "sgd",
+            "nesterov": True,
+            "milestones": (0.25, 0.5, 0.75),
+            "batchnorm": "eval",
+            "beta": 6.0,  # convention, TRADES' own: not stated
+        },
+        "dfard": {  # conventions: its numbers are not published
+            "epochs": 200,
+            "iterations": 200,
+            "batch": 256,
+            "latent": 100,
+            "generator_lr": 1e-3,
+            "student_optimiser": "sgd",
+            "schedule": "cosine",
+        },
+    }
 
     method: CotrainingName = "dast"
     """method that trains generator and student"""
@@ -125,13 +124,6 @@ class CotrainingOptions(Compute):
     temperature_lr: Weight = 0.1
     """dfard: step of the temperature, which climbs the student's loss between 1 and 20 (convention)"""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _of_method(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        return COTRAINING_DEFAULTS.get(str(values.get("method", "dast")), {}) | values
-
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "CotrainingOptions":
         if self.nesterov and not self.momentum and self.student_optimiser == "sgd":
@@ -146,7 +138,3 @@ class CotrainingOptions(Compute):
                 "or the student is never trained"
             )
         return self
-
-    def defaults(self) -> dict[str, Any]:
-        """What every option is where it is not given with this method."""
-        return super().defaults() | COTRAINING_DEFAULTS.get(self.method, {})

@@ -11,6 +11,7 @@ from dfshield.options.common import (
     DatasetName,
     GeneratedName,
     ObjectiveName,
+    OfMethod,
     Positive,
     Precision,
     Schedule,
@@ -107,8 +108,22 @@ class SynthesisOptions(Compute):
         return -(-self.images // (self.batch * self.group))
 
 
-class GenerationOptions(Compute):
-    """Train a generator against a teacher and draw surrogate data from it; the defaults are Qimera's."""
+class GenerationOptions(OfMethod):
+    """Train a generator against a teacher and draw surrogate data from it.
+
+    Options that are not given are the method's own (`by_method`); the defaults of the class are Qimera's.
+    """
+
+    by_method = {
+        "rdskd": {
+            "batch": 512,
+            "epochs": 20,
+            "iterations": 120,
+            "adam_beta1": 0.9,
+            "milestones": (),
+            "latent": 1000,
+        }
+    }
 
     method: GeneratedName = "qimera"
     """what the generator learns from"""

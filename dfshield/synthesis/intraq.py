@@ -12,8 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from dfshield.models.checkpoints import Classifier
 from dfshield.models.features import Penultimate
-from dfshield.runtime import generator
+from dfshield.options import SynthesisOptions
+from dfshield.runtime import generator, say
 from dfshield.synthesis.inversion import Synthesizer, noise
 from dfshield.synthesis.objective import statistics_loss
 
@@ -26,6 +28,13 @@ class IntraQ(Synthesizer):
     """Makes groups of batches, one batch after another; the objective is the plain sum of its terms."""
 
     terms = ("mean", "variance", "label", "margin")
+
+    def __init__(
+        self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: SynthesisOptions
+    ) -> None:
+        super().__init__(model, input_shape, classes, options)
+        if options.group == 1 < options.groups:
+            say("intraq: in groups of one batch no image has earlier ones to keep its distance from; use --group 20")
 
     def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
         """The group's arrays, as `Synthesizer.group` has them."""
