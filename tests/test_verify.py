@@ -302,7 +302,7 @@ def other_base() -> None:
         (lambda: make_record(Path(f"{MIXUP}/diversity@train.json"), 0.75), 4, "no record with content"),
         (flip(f"{MIXUP}/data.h5"), 7, "mixup/seed-0/data.h5"),
         (other_base, 4 * 7, "fixed/seed-0/data.h5: its content is"),  # the base and all that is made of it
-        (other_teacher, 42, "teacher.safetensors: its tensors is"),
+        (other_teacher, 56, "teacher.safetensors: its tensors is"),
     ],
 )  # fmt: skip
 def test_broken_links_of_diversity_are_named(
