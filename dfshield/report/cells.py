@@ -13,7 +13,7 @@ from dfshield.runtime import InputError, read_yaml
 from dfshield.threat import ThreatText
 from dfshield.validation import Options, build
 
-SYMBOLS = {"aggregate": "B"}
+SYMBOLS = {"aggregate": "B", "data_share": "share"}
 """Training options that the paper's tables call by another name."""
 
 Metric = Literal[
