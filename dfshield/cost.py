@@ -206,10 +206,8 @@ def cotraining_passes(options: CotrainingOptions) -> tuple[float, float]:
     attacked = 1 + 1 + GRADIENT * options.attack_steps  # the teacher's answer, and the inner maximisation
     student = steps * (attacked + UPDATE * entry.student_inputs)
     again = steps if steps > 1 else 0  # new images for each of several student steps
-    drawn, trained = (
-        options.epochs * options.iterations,
-        (options.epochs - options.generator_epochs) * options.iterations,
-    )
+    drawn = options.epochs * options.iterations
+    trained = (options.epochs - options.generator_epochs) * options.iterations
     measured = options.epochs * (attacked + 2)  # a mini-batch that is kept apart, both its versions judged
     classifiers = drawn * judged + trained * student + measured
     return options.batch * classifiers, options.batch * (drawn * UPDATE + trained * again + options.epochs)

@@ -233,11 +233,13 @@ class Plan:
                 f"methods: no table has rows for all of {', '.join(self.config.methods)}; "
                 f"those of {table} are {', '.join(row.method.lower() for row in self.tables[table].rows)}"
             )
-        kept = [row for row in spec.rows if row.method.lower() in chosen]
-        if chosen and len(kept) == len(chosen):
-            return kept
         other = "paper" if self.stand_in(spec) else "stand-in"
-        return [row for row in spec.rows if row.only != other]
+        fitting = [row for row in spec.rows if row.only != other]
+        if not chosen or not chosen <= names[spec.key]:
+            return fitting
+        known = {row.method for row in fitting}  # a method of other data has its row if it is named, and no other
+        named = [row for row in spec.rows if row.method.lower() in chosen]
+        return [row for row in named if row.only != other or row.method not in known]
 
     def table_threats(self, spec: TableSpec, dataset: str) -> list[str]:
         """Threat models that a table has for a data set: its own, or those that the table states."""

@@ -380,6 +380,12 @@ def test_rows_that_only_stand_ins_have_or_only_the_papers_data():
             assert {f"/{ours}" in cell.ledger for cell in made.cells("table24")} == {True}
 
 
+def test_a_method_with_a_row_for_each_kind_of_data_is_there_once():
+    table = plan().tables["table24"]
+    for methods in ([], ["ours"], ["undefended", "ours"]):
+        assert [row.recipe for row in plan(methods=methods).rows(table)] == ["dfshield-8"]
+
+
 def test_recipes_of_rows_that_are_not_built_are_not_asked_for():
     few = plan(methods=["ours"], recipes={"dfshield": {"loss": "dfshield"}})
     assert {cell.method for cell in few.cells("table4")} == {"Ours"}

@@ -15,7 +15,6 @@ class CotrainingOptions(OfMethod):
     """
 
     by_method = {
-        "dast": {},
         "dfme": {
             # 20 million queries of 256 x (1 x 2 + 5) an iteration: 223 epochs of 50 iterations
             "epochs": 223,
