@@ -40,12 +40,13 @@ def test_synthesis_is_ours():
 
 
 def test_training_is_ours():
-    """One update. With ε = 0 nothing is left of the random start, so both sides see the same images."""
+    """One update of four mini-batches (of two, τ would not matter); ε = 0 leaves nothing of the random start."""
     teacher, rate = tiny.classifier(scale=3.0), 0.1
-    slow = reference.Training(copy.deepcopy(teacher), eps=0.0, b=2, lr=rate)
-    options = TrainingOptions(batch=20, aggregate=2, holdout=0, threat="linf:0", lr=rate, attack_steps=1, device="cpu")
+    slow = reference.Training(copy.deepcopy(teacher), eps=0.0, b=4, tau=0.75, lr=rate)
+    threat = {"threat": "linf:0", "attack_steps": 1}
+    options = TrainingOptions(batch=10, aggregate=4, tau=0.75, holdout=0, lr=rate, device="cpu", **threat)
     made = Trainer(teacher, Surrogate(tiny.images(40), np.arange(40) % tiny.CLASSES, {}), options)
-    for index, rows in enumerate(torch.arange(40).split(20)):
+    for index, rows in enumerate(torch.arange(40).split(10)):
         slow.step(made.images[rows])
         made.refiner.add(made.gradients(rows, generator("start", index))[1])
     made._update()
