@@ -304,7 +304,7 @@ def _count(dataset: str, split: str) -> int:
         return known[split]
     import medmnist
 
-    return int(medmnist.INFO[dataset]["n_samples"]["val" if split == "dev" else split])
+    return int(medmnist.INFO[dataset]["n_samples"][registry.MEDMNIST_SPLITS[split]])
 
 
 def estimate(plan: Plan, targets: list[str], throughput: Throughput, robust: float) -> Jobs:

@@ -228,6 +228,9 @@ _MEDMNIST_CLASSES = {
     "retinamnist": ("Retina", 5),
 }
 
+MEDMNIST_SPLITS = {"train": "train", "dev": "val", "test": "test"}
+"""Our splits under MedMNIST's names for them."""
+
 DATASETS = {
     "digits": Dataset(
         "dfshield.data.digits:load",

@@ -5,10 +5,10 @@ from pathlib import Path
 import numpy as np
 
 from dfshield.data.sets import read_npz
+from dfshield.registry import MEDMNIST_SPLITS
 from dfshield.runtime import InputError
 
-SPLITS = ("train", "dev", "test")
-"""``dev`` is MedMNIST's own validation split."""
+SPLITS = tuple(MEDMNIST_SPLITS)
 
 
 def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -19,6 +19,6 @@ def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]
             f"{name}: no {path.name} in {data_dir}; get it from https://zenodo.org/records/10519652 (28x28 version), "
             "or name its folder with --data-dir, data_dir in the config or DFSHIELD_DATA"
         )
-    stored = "val" if split == "dev" else split
+    stored = MEDMNIST_SPLITS[split]
     arrays = read_npz(path, (f"{stored}_images", f"{stored}_labels"))
     return arrays[f"{stored}_images"], arrays[f"{stored}_labels"]
