@@ -12,7 +12,7 @@ from dfshield.data import sets
 from dfshield.models import general, teacher
 from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.models.factory import build_network
-from dfshield.models.teacher import accuracy, run, shift
+from dfshield.models.teacher import accuracy, run
 from dfshield.options import TeacherOptions
 from dfshield.runtime import InputError, sha256_file
 
@@ -164,21 +164,3 @@ def test_what_users_get_wrong(mine, changes, says):
         run(mine / "teacher.safetensors", QUICK, model="mine", data_dir=Path("data"), **(GIVEN | changes))
     assert "\n" not in str(caught.value)
     assert not (mine / "teacher.safetensors").exists()
-
-
-def test_shift_moves_whole_images_and_fills_with_zeros():
-    images = torch.rand(64, 2, 16, 16) + 0.1
-    moved = shift(images, torch.Generator().manual_seed(0))
-    offsets = set()
-    for before, after in zip(images, moved, strict=True):
-        rows, columns = (after[0] > 0).any(1).nonzero().flatten(), (after[0] > 0).any(0).nonzero().flatten()
-        top, left, height, width = int(rows[0]), int(columns[0]), len(rows), len(columns)
-        dy = top or height - 16
-        dx = left or width - 16
-        expected = torch.zeros_like(before)
-        expected[:, max(dy, 0) : 16 + min(dy, 0), max(dx, 0) : 16 + min(dx, 0)] = before[
-            :, max(-dy, 0) : 16 - max(dy, 0), max(-dx, 0) : 16 - max(dx, 0)
-        ]
-        assert torch.equal(after, expected)
-        offsets.add((dy, dx))
-    assert {dy for dy, _ in offsets} == {dx for _, dx in offsets} == {-2, -1, 0, 1, 2}

@@ -325,6 +325,26 @@ def test_half_of_the_images_are_mirrored():
     assert 160 < int(kept.sum()) < 240
 
 
+def test_whole_images_are_moved_and_zeros_fill_in():
+    images = torch.rand(64, 2, 16, 16) + 0.1
+    options = quick(translate=True)
+    moved = vary(images, options, generator("a"))
+    assert options.varies
+    offsets = set()
+    for before, after in zip(images, moved, strict=True):
+        rows, columns = (after[0] > 0).any(1).nonzero().flatten(), (after[0] > 0).any(0).nonzero().flatten()
+        top, left, height, width = int(rows[0]), int(columns[0]), len(rows), len(columns)
+        dy = top or height - 16
+        dx = left or width - 16
+        expected = torch.zeros_like(before)
+        expected[:, max(dy, 0) : 16 + min(dy, 0), max(dx, 0) : 16 + min(dx, 0)] = before[
+            :, max(-dy, 0) : 16 - max(dy, 0), max(-dx, 0) : 16 - max(dx, 0)
+        ]
+        assert torch.equal(after, expected)
+        offsets.add((dy, dx))
+    assert {dy for dy, _ in offsets} == {dx for _, dx in offsets} == {-2, -1, 0, 1, 2}
+
+
 @pytest.mark.parametrize("loss", ["dfshield", "uat", "gradient-penalty"])
 def test_the_teacher_is_asked_about_the_varied_images(loss):
     made, seen = make(quick(loss=loss, contrast=0.3, noise=0.1)), []
@@ -516,6 +536,7 @@ def files(tmp_path):
 
 
 EVERYTHING = {
+    "translate": True,
     "contrast": 0.3,
     "noise": 0.1,
     "awp": 0.01,

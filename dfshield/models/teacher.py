@@ -19,6 +19,7 @@ from dfshield.models.general import find_pretrained
 from dfshield.models.weights import fit, load_state
 from dfshield.options import TeacherOptions
 from dfshield.runtime import InputError, data_file, generator, progress, say, select_device, sha256_file
+from dfshield.training.variation import translate
 
 NOT_IN_PROVENANCE = {"device", "threads", "seed"}
 LARGEST_MEAN = 10.0
@@ -185,7 +186,7 @@ class Training:
                 continue
             images = x[chosen.to(x.device)]
             if self.options.augment:
-                images = shift(images, random)
+                images = translate(images, random)
             adam.zero_grad()
             loss = F.cross_entropy(self.classifier(images), y[chosen.to(y.device)])
             loss.backward()
@@ -195,19 +196,6 @@ class Training:
         if not math.isfinite(mean):
             raise InputError(f"{self.label}: the loss is {mean} in epoch {epoch + 1}; lower lr ({self.options.lr})")
         return mean
-
-
-def shift(images: Tensor, random: torch.Generator) -> Tensor:
-    """Shift each image (N,C,H,W) by up to one eighth of its size in both directions, filling with zeros."""
-    n, _, height, width = images.shape
-    reach_y, reach_x = height // 8, width // 8
-    padded = F.pad(images, (reach_x, reach_x, reach_y, reach_y))
-    offset_y = torch.randint(0, 2 * reach_y + 1, (n, 1, 1), generator=random)
-    offset_x = torch.randint(0, 2 * reach_x + 1, (n, 1, 1), generator=random)
-    rows = (offset_y + torch.arange(height).view(1, -1, 1)).to(images.device)
-    columns = (offset_x + torch.arange(width).view(1, 1, -1)).to(images.device)
-    image = torch.arange(n, device=images.device).view(-1, 1, 1)
-    return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2).contiguous()
 
 
 @torch.no_grad()

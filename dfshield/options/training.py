@@ -38,6 +38,8 @@ class TrainingOptions(Compute):
     """share of the epochs in which ε of the inner maximisation grows linearly to its full value"""
     flip: bool = False
     """mirror surrogate images left to right at random; for photographs, not for digits"""
+    translate: bool = False
+    """shift surrogate images at random by up to one pixel in eight, filling with black; the teacher is asked again"""
     contrast: Share = 0.0
     """largest relative change of a surrogate image's brightness, drawn at each use; the teacher is asked again"""
     noise: Weight = 0.0
@@ -122,7 +124,7 @@ class TrainingOptions(Compute):
     @property
     def varies(self) -> bool:
         """Whether images change from one use to the next, so that the teacher is asked about each anew."""
-        return self.flip or self.contrast > 0 or self.noise > 0
+        return self.flip or self.translate or self.contrast > 0 or self.noise > 0
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "TrainingOptions":
