@@ -290,7 +290,8 @@ def test_a_row_beyond_the_paper_is_in_its_grid_only_by_name():
     named = Plan.of(paper().config.model_copy(update={"methods": ("ours", "plus")}))
     assert [row.method for row in named.rows(named.tables["table4"])] == ["Ours", "Plus"]
     ours, plus = (named.training("cifar10", "resnet56", recipe, 0).model_dump() for recipe in ("dfshield", "plus"))
-    assert {key for key in ours if ours[key] != plus[key]} == {"contrast", "noise", "weight_decay"}
+    changed = {"contrast", "noise", "translate", "weight_decay", "average"}
+    assert {key for key in ours if ours[key] != plus[key]} == changed
 
 
 def test_every_row_of_table_6():
