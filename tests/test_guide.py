@@ -9,8 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from dfshield import registry
+from dfshield.config import PLUS, load_config
 from dfshield.models.card import read_card
 from workflow import ROOT, environment, workspace
 
@@ -74,6 +76,18 @@ def test_files_that_are_named_are_there(document):
     assert len(named) > 3
     missing = [name for name in named if not (ROOT / name).exists()]
     assert not missing
+
+
+def test_the_page_on_plus_has_its_numbers():
+    demo = load_config(ROOT / "config/config.yaml").datasets["digits"].by_recipe["plus"]
+    ours = "that of Ours"
+    made = {key: (PLUS.get(key, ours), demo.get(key, PLUS.get(key))) for key in PLUS.keys() | demo.keys()}
+    text = (ROOT / "docs/plus.md").read_text(encoding="utf-8").partition("\n## ")[0]
+    said = {
+        key: tuple(v if v == ours else yaml.safe_load(v) for v in pair)
+        for key, *pair in re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", text, re.MULTILINE)
+    }
+    assert said == {key: pair for key, pair in made.items() if key != "loss"}
 
 
 def test_registries_that_are_named_are_there():
