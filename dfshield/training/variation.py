@@ -30,10 +30,11 @@ def translate(images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     n, _, height, width = images.shape
     reach_y, reach_x = height // 8, width // 8
     padded = F.pad(images, (reach_x, reach_x, reach_y, reach_y))
-    places = {"generator": generator, "device": generator.device}
-    offset_y = torch.randint(0, 2 * reach_y + 1, (n, 1, 1), **places).to(images.device)
-    offset_x = torch.randint(0, 2 * reach_x + 1, (n, 1, 1), **places).to(images.device)
-    rows = offset_y + torch.arange(height, device=images.device).view(1, -1, 1)
-    columns = offset_x + torch.arange(width, device=images.device).view(1, 1, -1)
+    offsets = [
+        torch.randint(0, 2 * reach + 1, (n, 1, 1), generator=generator, device=generator.device).to(images.device)
+        for reach in (reach_y, reach_x)
+    ]
+    rows = offsets[0] + torch.arange(height, device=images.device).view(1, -1, 1)
+    columns = offsets[1] + torch.arange(width, device=images.device).view(1, 1, -1)
     image = torch.arange(n, device=images.device).view(-1, 1, 1)
     return padded.permute(0, 2, 3, 1)[image, rows, columns].permute(0, 3, 1, 2).contiguous()
