@@ -32,16 +32,6 @@ def _refuse_misplaced(options: dict[str, Any], stage: str, where: str) -> None:
         raise ValueError(f"{where}.{key}: is said elsewhere, by {ELSEWHERE[key]}; take it out here")
 
 
-PLUS = {
-    "loss": "dfshield",
-    "translate": True,
-    "contrast": 0.3,
-    "noise": 0.01,
-    "weight_decay": 5e-4,
-    "average": 0.99,
-}
-"""Our own recipe; docs/plus.md says what each of these brought."""
-
 SOURCE_OPTIONS: dict[str, type[SynthesisOptions] | type[GenerationOptions]] = {
     "synthetic": SynthesisOptions,
     "generator": GenerationOptions,
@@ -212,7 +202,15 @@ class Config(StageOverrides):
     recipes: dict[Name, dict[str, Any]] = {
         "dfshield": {"loss": "dfshield"},
         "dfshield-8": {"loss": "dfshield", "aggregate": 8},
-        "plus": PLUS,
+        # docs/plus.md says what each of these brought
+        "plus": {
+            "loss": "dfshield",
+            "translate": True,
+            "contrast": 0.3,
+            "noise": 0.01,
+            "weight_decay": 5e-4,
+            "average": 0.99,
+        },
         "dfshield-plain": {"loss": "dfshield", "aggregate": 1},
         "trades": {"loss": "trades", "aggregate": 1},
         "std": {"loss": "std", "aggregate": 1},

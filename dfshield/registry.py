@@ -229,7 +229,7 @@ _MEDMNIST_CLASSES = {
 }
 
 MEDMNIST_SPLITS = {"train": "train", "dev": "val", "test": "test"}
-"""Our splits under MedMNIST's names for them."""
+"""MedMNIST's own name of each split."""
 
 DATASETS = {
     "digits": Dataset(
