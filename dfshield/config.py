@@ -9,7 +9,14 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from dfshield.options import STAGES, CotrainingOptions, GenerationOptions, SynthesisOptions, TrainingOptions
+from dfshield.options import (
+    STAGES,
+    AttackOptions,
+    CotrainingOptions,
+    GenerationOptions,
+    SynthesisOptions,
+    TrainingOptions,
+)
 from dfshield.options.common import AugmentationName, DatasetName, Device, ModelName, Name, Positive
 from dfshield.options.evaluation import PROTOCOLS, ProtocolName
 from dfshield.runtime import InputError, read_yaml
@@ -111,6 +118,8 @@ class DatasetConfig(StageOverrides):
     """synthesis options by source, or generation options where a generator makes it"""
     by_recipe: dict[str, dict[str, Any]] = {}
     """training options by recipe, or co-training options where the recipe names a method"""
+    by_protocol: dict[str, dict[str, Any]] = {}
+    """attack options by evaluation protocol"""
 
 
 class EvaluationConfig(Options):
@@ -255,6 +264,10 @@ class Config(StageOverrides):
             for base, options in dataset.by_recipe.items():
                 check_keys(options, recipe_options(self.recipes[base]), f"datasets.{name}.by_recipe.{base}")
                 _refuse_misplaced(options, "training", f"datasets.{name}.by_recipe.{base}")
+            _among(dataset.by_protocol, PROTOCOLS, f"datasets.{name}.by_protocol")
+            for protocol, options in dataset.by_protocol.items():
+                check_keys(options, AttackOptions, f"datasets.{name}.by_protocol.{protocol}")
+                _refuse_misplaced(options, "attack", f"datasets.{name}.by_protocol.{protocol}")
         for name, harden in self.harden.items():
             _among([harden.source], self.sources, f"harden.{name}.source")
             _among([harden.recipe], self.recipes, f"harden.{name}.recipe")

@@ -166,13 +166,10 @@ class Plan:
 
     def attack(self, dataset: str, model: str, protocol: str, seed: int, threat: str = "") -> AttackOptions:
         """AttackOptions of one protocol; `threat` is the threat model, the data set's own if empty."""
-        options: AttackOptions = self.options(
-            "attack",
-            dataset,
-            model,
-            seed,
-            **{"threat": threat or self.threat(dataset, model), "split": self.config.split} | PROTOCOLS[protocol],
-        )
+        given = {"threat": threat or self.threat(dataset, model), "split": self.config.split} | PROTOCOLS[protocol]
+        if dataset != HARDEN:
+            given |= self.config.datasets[dataset].by_protocol.get(protocol, {})
+        options: AttackOptions = self.options("attack", dataset, model, seed, **given)
         evaluation = self.config.harden[model].evaluation if dataset == HARDEN else None
         return options.model_copy(update={"limit": evaluation.limit}) if evaluation else options
 
@@ -336,9 +333,11 @@ class Plan:
             split = self.diversity(dataset, model).split
             file = self.path(DIVERSITY, dataset, model, source=row.source, seed=seed, split=split)
         else:
-            # every ledger holds the clean predictions, so clean accuracy needs no attack of its own
-            attacked = metric == "autoattack" or (metric == "clean" and "autoattack" in self.tables[table].metrics)
-            fields = {"recipe": recipe, "protocol": self.config.autoattack if attacked else metric}
+            # every ledger holds the clean predictions, so clean accuracy needs no attack of its own; the cheapest one
+            # may have more images
+            attacks = [name for name in ("pgd10", "autoattack") if name in self.tables[table].metrics]
+            attack = attacks[0] if metric == "clean" and attacks else metric
+            fields = {"recipe": recipe, "protocol": self.config.autoattack if attack == "autoattack" else attack}
             fields |= {"threat": threat_name(threat)}
             file = self.path(LEDGER, dataset, model, source=row.source, seed=seed, **fields)
         return Cell(

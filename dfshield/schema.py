@@ -26,6 +26,7 @@ def schema_text() -> str:
         _refer(parts["SourceConfig"]["properties"], stage, stage)
     _refer(parts["DatasetConfig"]["properties"]["by_source"], "additionalProperties", "synthesis", "generation")
     _refer(parts["DatasetConfig"]["properties"]["by_recipe"], "additionalProperties", "training", "cotraining")
+    _refer(parts["DatasetConfig"]["properties"]["by_protocol"], "additionalProperties", "attack")
     by_name = parts["Config"]["properties"]["recipes"]["patternProperties"]
     for pattern in by_name:
         _refer(by_name, pattern, "training", "cotraining")

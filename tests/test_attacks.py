@@ -323,6 +323,72 @@ def test_each_component_finds_the_references_images(threat, monkeypatch):
             assert torch.equal(x_adv, other.perturb(x, y)), part.name
 
 
+@pytest.mark.parametrize("threat", ["linf:0.02", "l2:0.15"])
+@pytest.mark.parametrize("chunk", [1, 20, 500])
+def test_many_targets_at_once_break_what_fab_breaks_one_by_one(threat, chunk, monkeypatch):
+    monkeypatch.setattr(autoattack, "BUDGET", Budget(iterations=10, queries=100))
+    net = network(10)
+    x, y = images(net, n=32)
+    options, limit = AttackOptions(threat=threat, chunk=chunk), parse_threat(threat)
+    part = autoattack.autoattack(options, (1, 8, 8), 10).components[-2]
+    with torch.no_grad():
+        ours = part.attack(net, x, y, limit, options, key())
+        theirs = reference(net, limit, 0, autoattack.BUDGET).fab.perturb(x, y)
+        broken = net(theirs).argmax(1) != y
+        assert 0 < broken.sum() < len(x) and torch.equal(net(ours).argmax(1) != y, broken)
+
+
+def test_targets_come_by_rank_until_an_image_is_broken():
+    """Ten images that fall to their targets of rank 1 to 10, of which the last is beyond the nine asked for."""
+    net, n = network(11), 10
+    x, y = images(net, n)
+    with torch.no_grad():
+        ranking = net(x).argsort(dim=1, descending=True)
+    rows, passes = [], []
+
+    def run(xs, ys, target):
+        which = (xs[:, None] == x).flatten(2).all(2).int().argmax(1)
+        assert torch.equal(ys, y[which])
+        rank = (ranking[which] == target[:, None]).int().argmax(1)
+        rows.extend(zip(which.tolist(), rank.tolist(), strict=True))
+        passes.append(len(xs))
+        return xs + rank[:, None, None, None], rank == which + 1
+
+    for reference, chunk, expected in (
+        (True, 500, [10, 9, 8, 7, 6, 5, 4, 3, 2]),
+        (False, 1, [10, 9, 8, 7, 6, 5, 4, 3, 2]),
+        (False, 27, [10, 27, 24, 2]),
+        (False, 500, [10, 72]),
+    ):
+        rows.clear(), passes.clear()
+        options = AttackOptions(reference=reference, chunk=chunk)
+        with torch.no_grad():
+            x_adv = autoattack._towards_each(9, run, net, x, y, options)
+        assert passes == expected
+        assert len(set(rows)) == len(rows) and {(i, r) for i in range(n) for r in range(1, min(i + 1, 9) + 1)} <= set(
+            rows
+        )
+        moved = (x_adv - x).amax((1, 2, 3)).round().tolist()
+        assert moved == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
+
+
+def test_square_on_remembered_logits_is_square(monkeypatch):
+    monkeypatch.setattr(autoattack, "BUDGET", Budget(iterations=10, queries=600))
+    monkeypatch.setattr(autoattack, "KEPT", 1000)  # so that they are forgotten on the way, too
+    net = network(10)
+    x, y = images(net, n=32)
+    passed = []
+    net.register_forward_pre_hook(lambda module, inputs: passed.append(len(inputs[0])))
+    found = {}
+    for reference in (True, False):
+        passed.clear()
+        options = AttackOptions(threat="linf:0.02", reference=reference)
+        part = autoattack.autoattack(options, (1, 8, 8), 10).components[-1]
+        found[reference] = part.attack(net, x, y, parse_threat("linf:0.02"), options, key()), sum(passed)
+    torch.testing.assert_close(found[True][0], found[False][0], rtol=0, atol=1e-6)
+    assert found[False][1] < found[True][1] / 2
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 14, 14), (1, 6, 9), (3, 9, 6), (2, 1, 1), (1, 1, 30), (1, 3, 3)])
 @pytest.mark.parametrize("threat", ["linf:0.01", "l2:0.05"])
 @pytest.mark.parametrize("n", [1, 3])

@@ -84,6 +84,15 @@ def test_options_of_sources_recipes_and_protocols():
     assert made.attack("digits", "cnn-s", "aa-paper", 0).targets == "paper"
 
 
+def test_a_protocol_with_fewer_images_leaves_clean_accuracy_to_the_other():
+    made = plan(datasets__digits__by_protocol={"aa-standard": {"limit": 200}})
+    limits = [made.attack("digits", "cnn-s", protocol, 0).limit for protocol in ("aa-standard", "pgd10")]
+    assert limits == [200, 0]
+    for table, protocol in (("table4", "pgd10"), ("table8", "aa-standard"), ("table25", "aa-standard")):
+        clean = {cell.ledger for cell in made.cells(table) if cell.metric == "clean"}
+        assert clean and all(f"/{protocol}@" in ledger for ledger in clean)
+
+
 def test_options_that_do_not_fit_name_the_job():
     with pytest.raises(InputError, match=r"synthesis options of digits/cnn-s: images \(60000\) must be a multiple"):
         plan(synthesis={"batch": 7}).synthesis("digits", "cnn-s", "dss", 0)

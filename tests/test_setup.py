@@ -64,9 +64,10 @@ def test_configs_fit_the_schema(name):
         {"recipes": {"mine": {"loss": "none-such"}}},
         {"datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:0.1", "by_source": {"dss": {"rol": 1}}}}},
         {"datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:0.1", "by_recipe": {"std": {"tua": 1}}}}},
+        {"datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:0.1", "by_protocol": {"pgd10": {"limt": 1}}}}},
         {"datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:0.1", "by_model": {"cnn-s": {"train": {}}}}}},
     ],
-    ids=["stage", "source", "recipe", "by_source", "by_recipe", "by_model"],
+    ids=["stage", "source", "recipe", "by_source", "by_recipe", "by_protocol", "by_model"],
 )
 def test_schema_knows_the_options_of_every_stage(wrong):
     with pytest.raises(jsonschema.ValidationError):

@@ -15,7 +15,9 @@ classes     what runs
 ==========  =================================================================================================
 """
 
+import contextlib
 import logging
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,7 +34,12 @@ from dfshield.options import AttackOptions
 from dfshield.threat import Threat, parse_threat
 
 NORMS = {"linf": "Linf", "l2": "L2"}
+ORDERS = {"linf": torch.inf, "l2": 2}
 BUDGET = Budget()
+SMALL = 256
+"""Values of the largest image whose logits are kept during Square; of larger ones few are seen twice."""
+KEPT = 200_000
+"""Images whose logits are kept at most: some 0.3 GB."""
 
 _silent = logging.getLogger("dfshield.pyautoattack")  # what it warns of, the evaluation checks itself and records
 _silent.disabled = True
@@ -83,11 +90,11 @@ def _common(threat: Threat, x: Tensor, generator: torch.Generator) -> dict[str, 
     return {"norm": NORMS[threat.norm], "eps": threat.eps, "seed": seed, "device": x.device, "verbose": False}
 
 
-def _perturb(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    # the components seed and use the global generators, and their backward passes would fill parameters' gradients
-    with frozen(model), torch.no_grad(), seeded(attack.seed, x.device):
-        x_adv: Tensor = attack.perturb(x.clone(), y.clone())
-    return x_adv.detach()
+@contextlib.contextmanager
+def _prepared(model: nn.Module, seed: int, device: torch.device) -> Iterator[None]:
+    # the components use the global generators, and their backward passes would fill parameters' gradients
+    with frozen(model), torch.no_grad(), seeded(seed, device):
+        yield
 
 
 def _apgd_ce(
@@ -96,7 +103,9 @@ def _apgd_ce(
     attack = APGDAttack(
         differentiable(model), n_iter=BUDGET.iterations, loss="ce", logger=_silent, **_common(threat, x, generator)
     )
-    return _perturb(attack, model, x, y)
+    with _prepared(model, attack.seed, x.device):
+        x_adv: Tensor = attack.perturb(x.clone(), y.clone())
+    return x_adv.detach()
 
 
 @dataclass(frozen=True)
@@ -108,14 +117,16 @@ class _Targeted:
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
     ) -> Tensor:
         kind = _MarginAPGD if self.margin else APGDAttack_targeted
-        attack = kind(
-            differentiable(model),
-            n_iter=BUDGET.iterations,
-            n_target_classes=self.targets,
-            logger=_silent,
-            **_common(threat, x, generator),
-        )
-        return _perturb(attack, model, x, y)
+        attack = kind(differentiable(model), n_iter=BUDGET.iterations, logger=_silent, **_common(threat, x, generator))
+        attack.init_hyperparam(x)
+
+        def run(x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            attack.y_target = target
+            _, robust, _, x_adv = attack.attack_single_run(x, y)
+            return x_adv, ~robust
+
+        with _prepared(model, attack.seed, x.device):
+            return _towards_each(self.targets, run, model, x, y, options)
 
 
 @dataclass(frozen=True)
@@ -125,14 +136,67 @@ class _Fab:
     def __call__(
         self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
     ) -> Tensor:
-        attack = FABAttack_PT(
-            differentiable(model),
-            n_iter=BUDGET.iterations,
-            targeted=True,
-            n_target_classes=self.targets,
-            **_common(threat, x, generator),
-        )
-        return _perturb(attack, model, x, y)
+        attack = _PairwiseFAB(differentiable(model), n_iter=BUDGET.iterations, **_common(threat, x, generator))
+
+        def run(x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+            attack.target = target
+            # without labels it takes the predictions, which they are, and leaves no row out; gives the nearest
+            # points that it found, however far
+            x_adv = attack.attack_single_run(x, is_targeted=True)
+            far = torch.linalg.vector_norm((x_adv - x).flatten(1), ORDERS[threat.norm], dim=1) > threat.eps
+            return x_adv, (model(x_adv).argmax(dim=1) != y) & ~far
+
+        with _prepared(model, attack.seed, x.device):
+            return _towards_each(self.targets, run, model, x, y, options)
+
+
+class _PairwiseFAB(FABAttack_PT):
+    """FAB with a target of its own for every image; theirs has one rank among the logits for all."""
+
+    target: Tensor
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.target_class = 1  # of the ranking that is not used
+
+    def get_diff_logits_grads_batch_targeted(
+        self, imgs: Tensor, la: Tensor, la_target: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        pair: tuple[Tensor, Tensor] = super().get_diff_logits_grads_batch_targeted(imgs, la, self.target)
+        return pair
+
+
+def _towards_each(
+    targets: int,
+    run: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    options: AttackOptions,
+) -> Tensor:
+    """Attack `x` (N,C,H,W) towards its `targets` likeliest wrong classes; what is broken is not attacked again.
+
+    `run` takes images, labels and targets and returns perturbed images and which of them are broken. The likeliest
+    class breaks most, so it comes first and alone, then as many at once as a chunk has room for: a hundred small passes
+    take as long as a hundred large ones. With `options.reference` all go one by one.
+    """
+    result = x.clone()
+    logits = model(x)
+    ranking = logits.sort(dim=1)[1].flip(1)
+    alive = (logits.argmax(dim=1) == y).nonzero()[:, 0]
+    rank = at_once = 1
+    while rank <= targets and len(alive):
+        ranks = ranking[alive, rank : min(rank + at_once, targets + 1)]
+        n, k = ranks.shape
+        x_adv, broken = run(x[alive].repeat(k, 1, 1, 1), y[alive].repeat(k), ranks.T.reshape(-1))
+        x_adv, broken = x_adv.unflatten(0, (k, n)), broken.unflatten(0, (k, n))
+        first = broken.int().argmax(dim=0)
+        won = broken.any(dim=0)
+        result[alive[won]] = x_adv[first, torch.arange(n, device=x.device)][won]
+        alive = alive[~won]
+        rank += k
+        at_once = 1 if options.reference else max(1, options.chunk // max(1, len(alive)))
+    return result
 
 
 @dataclass(frozen=True)
@@ -145,6 +209,8 @@ class _Square:
     ) -> Tensor:
         height, width = x.shape[2:]
         logits = differentiable(model)
+        if threat.norm == "linf" and x.device.type == "cpu" and x[0].numel() <= SMALL and not options.reference:
+            logits = _Remembering(logits)
         attack = SquareAttack(
             (lambda image: logits(image[..., :height, :width])) if self.side else logits,
             n_queries=BUDGET.queries,
@@ -153,7 +219,26 @@ class _Square:
             **_common(threat, x, generator),
         )
         canvas = F.pad(x, (0, self.side - width, 0, self.side - height)) if self.side else x
-        return _perturb(attack, model, canvas, y)[..., :height, :width]
+        with _prepared(model, attack.seed, x.device):
+            x_adv: Tensor = attack.perturb(canvas.clone(), y.clone())
+        return x_adv[..., :height, :width].detach()
+
+
+class _Remembering:
+    """Logits of images (N,C,H,W), each computed once: on small images Square's l∞ search soon repeats itself."""
+
+    def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:
+        self.logits = logits
+        self.known: dict[bytes, Tensor] = {}
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if len(self.known) > KEPT:
+            self.known.clear()
+        names = [image.tobytes() for image in x.numpy()]
+        new = {name: row for row, name in enumerate(names) if name not in self.known}
+        if new:
+            self.known.update(zip(new, self.logits(x[list(new.values())]), strict=True))
+        return torch.stack([self.known[name] for name in names])
 
 
 def _canvas(height: int, width: int) -> int | None:
