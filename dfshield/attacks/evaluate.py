@@ -280,8 +280,9 @@ def suspicions(model: nn.Module, x: Tensor, y: Tensor) -> list[str]:
     the losses. ``zero-gradients``: the cross entropy has no input gradient for some image (Croce and Hein 2020).
     """
     flags = []
+    few = x[:32]  # a random layer shows in any images
     with torch.no_grad(), seeded(0, x.device):
-        first, second = model(x).float(), model(x).float()
+        first, second = model(few).float(), model(few).float()
     if not torch.allclose(first, second, rtol=1e-4, atol=1e-4):
         flags.append("randomised")
     unit = first.min() >= -1e-5 and first.max() <= 1 + 1e-5

@@ -123,12 +123,13 @@ def pgd(
     result = x.clone()
     alive = torch.arange(len(x), device=x.device)
     with frozen(model):
-        for _ in range(options.restarts):
+        for left in reversed(range(options.restarts)):
             start = random_start(x[alive], threat, generator)
             found = ascend(model, x[alive], y[alive], start, threat, options, options.steps, size)
             result[alive] = found
-            with torch.no_grad():
-                alive = alive[model(found).argmax(dim=1) == y[alive]]
+            if left:
+                with torch.no_grad():
+                    alive = alive[model(found).argmax(dim=1) == y[alive]]
             if not len(alive):
                 break
     return result
