@@ -334,6 +334,7 @@ def test_generator_epochs_leave_the_student_alone():
     pairs = zip(made.student.state_dict().values(), made.teacher.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert math.isnan(row["student_loss"]) and row["updates"] == 0 and row["clean_agreement"] == 100
+    assert trainer.describe(row).startswith("epoch 2: the student waits, loss of generator ")
     assert made.epoch(2)["updates"] == 2
 
 

@@ -111,8 +111,10 @@ def run(
 
 def describe(row: dict[str, Any]) -> str:
     """One epoch's metrics as a line for the person who watches."""
+    waits = math.isnan(row["student_loss"])
+    student = "the student waits" if waits else f"loss of student {row['student_loss']:.4f}"
     return (
-        f"epoch {row['epoch']}: loss of student {row['student_loss']:.4f}, of generator {row['generator_loss']:.4f}, "
+        f"epoch {row['epoch']}: {student}, loss of generator {row['generator_loss']:.4f}, "
         f"agreement on images kept apart clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
     )
 
