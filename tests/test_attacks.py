@@ -547,6 +547,23 @@ def test_suspicious_models_are_flagged_and_do_not_crash_the_ensemble(wrap, flag,
     assert attack(wrap(net).eval(), x, y, attack="clean")[1] == ()
 
 
+@pytest.mark.parametrize("count, flagged", [(1, False), (2, True)])
+def test_one_image_that_square_breaks_is_no_sign(count, flagged):
+    net = network(4)
+    x, y = images(net, n=32)
+    x, y = x[y.argsort()], y.sort()[0]
+
+    def square(model, x, y, threat, options, generator):
+        return torch.cat(
+            [x[-1:].expand(count, -1, -1, -1), x[count:]]
+        )  # another class
+
+    parts = Ensemble((Component("apgd-ce", gradient.clean), Component("square", square)))
+    everywhere = parse_threat("linf:1")
+    rows, flags = evaluate.attack_all(net, x, y, everywhere, AttackOptions(), parts, torch.device("cpu"), None)
+    assert rows["broken"].sum() == count and (flags == ("square-broke-after-white-box",)) is flagged
+
+
 def test_square_that_beats_white_box_attacks_is_flagged(monkeypatch):
     monkeypatch.setattr(autoattack, "BUDGET", Budget(iterations=3, queries=200))
     net = network(4)
