@@ -554,9 +554,7 @@ def test_one_image_that_square_breaks_is_no_sign(count, flagged):
     x, y = x[y.argsort()], y.sort()[0]
 
     def square(model, x, y, threat, options, generator):
-        return torch.cat(
-            [x[-1:].expand(count, -1, -1, -1), x[count:]]
-        )  # another class
+        return torch.cat([x[-1:].expand(count, -1, -1, -1), x[count:]])  # another class
 
     parts = Ensemble((Component("apgd-ce", gradient.clean), Component("square", square)))
     everywhere = parse_threat("linf:1")

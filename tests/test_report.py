@@ -256,6 +256,20 @@ def test_record_of_another_cell_is_refused(tmp_path: Path) -> None:
         tables.build([cell(tmp_path / "l.h5", metric="recall")])
 
 
+def test_each_number_of_test_images_names_its_columns(tmp_path: Path) -> None:
+    make_ledger(tmp_path / "p.h5", clean=150, robust=60)
+    make_ledger(tmp_path / "a.h5", clean=40, robust=10, n=55, protocol="aa-standard")
+    made = [("clean", "p"), ("pgd10", "p"), ("autoattack", "a")]
+    rows = tables.build([cell(tmp_path / f"{name}.h5", metric=metric) for metric, name in made])
+    both = (
+        "n = 200 images (Clean, PGD-10), always answering the majority class scores 10.00 %; "
+        "n = 55 images (AA), always answering the majority class scores 10.91 %."
+    )
+    assert f"Digits: l∞ ε = 8/255, {both}\n" in render.markdown(rows, SPECS["table4"])
+    one = "Digits: l∞ ε = 8/255, n = 200 images, always answering the majority class scores 10.00 %.\n"
+    assert one in render.markdown(rows[:2], SPECS["table4"])
+
+
 def test_table_6_in_markdown(tmp_path: Path) -> None:
     spec = SPECS["table6"]
     text = render.markdown(tables.build(grid(tmp_path, spec, "digits", ["cnn-s"], 3), spec), spec)

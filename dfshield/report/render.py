@@ -91,14 +91,15 @@ def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
         if not own:  # diversity alone
             continue
         threats = ", ".join(dict.fromkeys(threat_title(row.threat) for row in own if row.metric != "clean"))
-        sizes = "–".join(dict.fromkeys(str(n) for n in (min(r.n for r in own), max(r.n for r in own))))
-        majority = "–".join(
-            dict.fromkeys(f"{m:.2f}" for m in (min(r.majority for r in own), max(r.majority for r in own)))
+        sets: dict[tuple[int, float], dict[str, None]] = {}  # columns by their test images
+        for row in own:
+            sets.setdefault((row.n, row.majority), {})[METRICS.get(row.metric, row.metric)] = None
+        sizes = "; ".join(
+            f"n = {n} images{' (' + ', '.join(columns) + ')' if len(sets) > 1 else ''}, "
+            f"always answering the majority class scores {majority:.2f} %"
+            for (n, majority), columns in sets.items()
         )
-        lines.append(
-            f"{dataset_title(dataset)}: {threats + ', ' if threats else ''}n = {sizes} images, "
-            f"always answering the majority class scores {majority} %."
-        )
+        lines.append(f"{dataset_title(dataset)}: {threats + ', ' if threats else ''}{sizes}.")
         if max(row.majority for row in own) >= UNBALANCED:
             lines += _balanced(own)
     lines += _diversity_facts(rows)

@@ -253,7 +253,7 @@ def read_csv(path: Path) -> list[Row]:
         with path.open(encoding="utf-8", newline="") as stream:
             reader = csv.DictReader(stream)
             if tuple(reader.fieldnames or ()) != COLUMNS:
-                raise InputError(f"{path}: not a table CSV of dfshield; its columns must be {','.join(COLUMNS)}")
+                raise InputError(f"{path}: no table of measured cells; the columns of one are {','.join(COLUMNS)}")
             return [_parse(row) for row in reader]
     except (UnicodeDecodeError, csv.Error, ValueError, TypeError, AttributeError) as error:
         raise InputError(f"{path}: cannot be read as a table CSV ({error}); make the table again") from None
