@@ -506,7 +506,7 @@ def test_crafting_takes_no_step_on_a_broken_image_and_verdicts_come_from_the_mod
         options = AttackOptions(threat="linf:0.1", reference=reference)
         gradient.pgd(crafting.rounded, x, y, parse_threat(options.threat), options, key())
         handle.remove()
-    assert steps[1] == 11 * len(x) and steps[0] < steps[1] / 3
+    assert steps[1] == 10 * len(x) and steps[0] < steps[1] / 3  # one restart: its last points are left to the judge
 
 
 class Noisy(nn.Module):
