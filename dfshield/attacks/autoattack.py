@@ -1,9 +1,9 @@
 """AutoAttack (Croce and Hein 2020): APGD-CE, targeted APGD, targeted FAB and Square, each on the survivors.
 
 The attacks are pyautoattack's; the ensemble is ours, because theirs fails below ten classes and cannot be resumed.
-With ten or more classes it draws the same random numbers as theirs and, with the option `reference`, gives the same
+With ten or more classes and the option `reference` it draws the same random numbers as theirs and gives the same
 verdicts. Without it, a few steps of PGD come first (``quick``): what they break need not be attacked at length, and
-what they do not break meets all that the definition asks for.
+what they do not break meets all that the definition asks for, towards many target classes at once.
 
 ==========  =================================================================================================
 classes     what runs
@@ -97,15 +97,19 @@ def _prepared(model: nn.Module, seed: int, device: torch.device) -> Iterator[Non
         yield
 
 
+def _perturb(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    with _prepared(model, attack.seed, x.device):
+        x_adv: Tensor = attack.perturb(x.clone(), y.clone())
+    return x_adv.detach()
+
+
 def _apgd_ce(
     model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
 ) -> Tensor:
     attack = APGDAttack(
         differentiable(model), n_iter=BUDGET.iterations, loss="ce", logger=_silent, **_common(threat, x, generator)
     )
-    with _prepared(model, attack.seed, x.device):
-        x_adv: Tensor = attack.perturb(x.clone(), y.clone())
-    return x_adv.detach()
+    return _perturb(attack, model, x, y)
 
 
 @dataclass(frozen=True)
@@ -219,9 +223,7 @@ class _Square:
             **_common(threat, x, generator),
         )
         canvas = F.pad(x, (0, self.side - width, 0, self.side - height)) if self.side else x
-        with _prepared(model, attack.seed, x.device):
-            x_adv: Tensor = attack.perturb(canvas.clone(), y.clone())
-        return x_adv[..., :height, :width].detach()
+        return _perturb(attack, model, canvas, y)[..., :height, :width]
 
 
 class _Remembering:
