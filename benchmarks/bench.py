@@ -85,6 +85,7 @@ def measure(reference_side: Side, ours: Side, repeats: int, device: torch.device
     with progress(repeats, label, "pair") as bar:
         for _ in range(repeats):
             for side, times in zip((reference_side, ours), seconds, strict=True):
+                torch.backends.cudnn.allow_tf32 = side is reference_side  # PyTorch's default, which ours turns off
                 _wait(device)
                 start = time.perf_counter()
                 side.run()

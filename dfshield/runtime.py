@@ -2,9 +2,11 @@
 
 import contextlib
 import csv
+import errno
 import fcntl
 import hashlib
 import io
+import itertools
 import json
 import os
 import sys
@@ -28,6 +30,10 @@ class InputError(Exception):
 
     The command line prints it and exits with status 2.
     """
+
+
+class Diverged(Exception):
+    """A training cannot go on; the message says why and where. What was whole before is its result, marked so."""
 
 
 def canonical_json(value: Any) -> str:
@@ -76,6 +82,10 @@ def atomic(path: Path) -> Iterator[Path]:
         os.umask(umask)
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        raise InputError(f"{path}: not written ({error.strerror}); free space on its disk and repeat") from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -151,15 +161,17 @@ def select_device(device: str, threads: int) -> "torch.device":
     """Set threads and determinism, lease one CUDA device if asked for, and return the torch device.
 
     `device` is ``cpu``, ``cuda`` or ``auto`` (CUDA where there is one). Leases are file locks, one per device, so that
-    jobs started side by side on one machine spread over its devices; SLURM does that itself.
+    jobs started side by side on one machine, or inside one SLURM job, spread over its devices. fp32 is whole fp32:
+    PyTorch's default lets CUDA convolve with ten bits (TF32), too few for verdicts and signs of small gradients.
     """
-    if device != "cpu" and "SLURM_JOB_ID" not in os.environ:
+    if device != "cpu":
         _lease_cuda_device()
     import torch
 
     torch.set_num_threads(threads)
     # use_deterministic_algorithms would load the compiler: a second and more
     torch.set_deterministic_debug_mode("warn")
+    torch.backends.cudnn.allow_tf32 = False
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' was asked for but PyTorch sees no CUDA device; use device cpu or auto")
     use_cuda = device != "cpu" and torch.cuda.is_available()
@@ -190,8 +202,9 @@ def settled(options: Settled, device: "torch.device") -> Settled:
 def cuda_devices() -> list[str]:
     """CUDA devices of this machine that this process may use, told without importing torch."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name]
+    if visible is not None:  # as CUDA reads it: what follows a name that is none does not count
+        names = (name.strip() for name in visible.split(","))
+        return list(itertools.takewhile(lambda name: name and name not in ("-1", "NoDevFiles"), names))
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
 
@@ -200,7 +213,9 @@ def _lease_cuda_device() -> None:
     devices = cuda_devices()
     if _lease is not None or not devices:
         return
-    folder = Path(tempfile.gettempdir()) / f"dfshield-devices-{os.getuid()}"
+    # SLURM numbers the devices of every job from 0
+    parts = ("dfshield-devices", str(os.getuid()), os.environ.get("SLURM_JOB_ID"))
+    folder = Path(tempfile.gettempdir()) / "-".join(filter(None, parts))
     folder.mkdir(exist_ok=True)
     while True:
         for name in devices:

@@ -10,6 +10,7 @@ number of shards.
 import contextlib
 import hashlib
 import json
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ MAX_RATIO = 1100
 """Deflate cannot shrink more than 1032-fold: a file that claims to hold more is refused before memory is asked for."""
 ROWS = ("images", "labels", "batch")
 CHUNK_BYTES = 2**20
+SPARE_BYTES = 2**24
+"""Space on the disk for what HDF5 has yet to write of earlier values."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Writer:
     """Appends batches to one surrogate file; `finish` hashes and completes it. Use within `runtime.atomic`."""
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], terms: Sequence[str]) -> None:
+        self.folder = path.parent
         self.file = h5py.File(path, "w", libver="latest")
         self.attributes = {"format": FORMAT, "version": VERSION, **attributes}
         self.terms = tuple(terms)
@@ -71,6 +75,11 @@ class Writer:
             self._extend(f"final_loss/{term}", np.asarray(final_loss[term], dtype=np.float64))
 
     def _extend(self, name: str, values: np.ndarray) -> None:
+        # asked before, because the HDF5 library ends the whole process, without a word, if it meets a full disk
+        if shutil.disk_usage(self.folder).free < values.nbytes + SPARE_BYTES:
+            raise InputError(
+                f"{self.folder}: its disk is full, no surrogate data can be written; free space and repeat"
+            )
         if name not in self.file:
             row = max(1, values[:1].nbytes)
             rows = max(1, min(CHUNK_BYTES // row, 4096))
@@ -244,6 +253,13 @@ def read(path: Path) -> Surrogate:
     return Surrogate(images, labels, attributes)
 
 
+def _difference(one: Any, other: Any) -> str:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+        return ", ".join(f"{key}: {one.get(key)} against {other.get(key)}" for key in keys)
+    return f"{str(one)[:60]} against {str(other)[:60]}"
+
+
 def merge(paths: Sequence[Path], out: Path) -> str:
     """Merge the shards of one surrogate set into `out`; returns the content SHA-256.
 
@@ -258,8 +274,8 @@ def merge(paths: Sequence[Path], out: Path) -> str:
         for key in ("teacher_sha256", "seed", "options", *(k for k in first if k not in PLACEMENT)):
             if attributes.get(key) != first.get(key):
                 raise InputError(
-                    f"{path}: {key} differs from {paths[0]} ({str(attributes.get(key))[:60]} against "
-                    f"{str(first.get(key))[:60]}); merge shards of one synthesis only"
+                    f"{path}: {key} differs from {paths[0]} ({_difference(attributes.get(key), first.get(key))}); "
+                    "merge shards of one synthesis only: make again those that are not as they should be"
                 )
     ordered = sorted(paths, key=lambda path: headers[path]["first_group"])
     expected = 0

@@ -30,11 +30,11 @@ COST = f"{RESULTS}/cost.csv"
 CARD = f"{RESULTS}/{HARDEN}/{{name}}/MODEL_CARD.md"
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
-MINUTES = {
-    **{"teacher": 240, "synthesis": 480, "generation": 480, "augmentation": 60, "public": 60, "diversity": 240},
-    **{"training": 1440, "cotraining": 1440, "attack": 1440},
-}
-"""Time to ask a cluster for: the paper's largest model on one GPU. A job that runs out resumes, with more."""
+RESUMING_MINUTES = {"synthesis": 480, "generation": 480, "training": 1440, "cotraining": 1440, "attack": 1440}
+"""Time to ask a cluster for, by the paper's largest model on one GPU. A job that runs out goes on in as much again:
+asking for more would have it refused where a day is the longest."""
+STARTING_OVER_MINUTES = {"teacher": 1440, "augmentation": 60, "public": 60, "diversity": 240}
+"""The same for jobs that start over when they run out, each time with more."""
 MEMORY_MB = {
     **{"teacher": 4000, "synthesis": 4000, "generation": 4000, "augmentation": 8000, "public": 8000},
     **{"diversity": 12000},
@@ -174,16 +174,19 @@ def cores(stage):
 
 def gpus(stage):
     """One GPU where the job will use CUDA: otherwise a limit on GPUs would run CPU jobs one by one."""
-    on_cuda = {"cuda": 1, "cpu": 0, "auto": min(1, len(cuda_devices()))}
+    elsewhere = not workflow.local_exec  # on machines of which this one knows nothing: a GPU where it may be used
+    on_cuda = {"cuda": 1, "cpu": 0, "auto": 1 if elsewhere or cuda_devices() else 0}
     return lambda wildcards: on_cuda[job_options(stage, wildcards).device]
 
 
 def minutes(stage):
-    return lambda wildcards, attempt: MINUTES[stage] * attempt
+    if stage in RESUMING_MINUTES:
+        return RESUMING_MINUTES[stage]
+    return lambda wildcards, attempt: STARTING_OVER_MINUTES[stage] * attempt
 
 
 def memory(stage):
-    return lambda wildcards, attempt: MEMORY_MB[stage] * attempt
+    return lambda wildcards, attempt: MEMORY_MB[stage] * min(attempt, 4)
 
 
 # --- params: words of the command and reasons to run again -----------------------------------------------------------
