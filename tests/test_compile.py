@@ -62,6 +62,13 @@ def test_training(plain_gradients, changes, tolerance):
         assert (found - expected).norm() <= tolerance * expected.norm()
 
 
+@pytest.mark.parametrize("loss", ["vat", "gradient-penalty"])
+def test_losses_of_second_derivatives_take_the_plain_loops_where_there_are_none(loss):
+    given = {"loss": loss, "threat": "l2:0.5"}
+    (loss, found, _), (plain, expected, _) = gradients(**given, compile=True), gradients(**given)
+    assert loss == pytest.approx(plain, rel=1e-3) and torch.allclose(found, expected, atol=1e-3)
+
+
 def test_no_compiler_is_one_line(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     monkeypatch.setattr(torch._inductor.config.cpp, "cxx", ("/no/such/compiler",))

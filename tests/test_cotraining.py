@@ -19,6 +19,7 @@ from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, read_
 from dfshield.models.factory import build_network
 from dfshield.options import CotrainingOptions
 from dfshield.runtime import InputError, generator
+from dfshield.training.inner import OBJECTIVES
 from dfshield.training.losses import kl
 
 METHODS = tuple(registry.COTRAINING)
@@ -433,6 +434,83 @@ def test_what_is_not_given_is_the_methods_own():
         made = CotrainingOptions(method=method)
         assert {name: getattr(made, name) for name in own} == own
     assert CotrainingOptions(method="dfme", epochs=7).epochs == 7
+
+
+@pytest.mark.parametrize(
+    ("method", "published"),
+    {
+        "dast": {
+            **{
+                "epochs": 2000,
+                "iterations": 500,
+                "batch": 500,
+                "student_steps": 1,
+                "generator_epochs": 0,
+                "latent": 128,
+            },
+            **{"generator_lr": 2e-4, "branch_lr": 1e-4, "adam_beta1": 0.5, "student_optimiser": "adam"},
+            **{"student_lr": 1e-4, "weight_decay": 0, "milestones": (), "alpha": 0.2, "beta": 0.1},
+            **{"label_control": "branch", "batchnorm": "train"},
+        },
+        "dfme": {
+            **{"iterations": 50, "batch": 256, "student_steps": 5, "generator_epochs": 0, "latent": 256},
+            **{"generator_lr": 1e-4, "adam_beta1": 0.9, "student_optimiser": "sgd", "student_lr": 0.1, "momentum": 0.9},
+            **{"nesterov": False, "weight_decay": 5e-4, "milestones": (0.1, 0.3, 0.5), "decay": 0.3},
+            **{"schedule": "steps", "gradient": "forward-differences", "directions": 1, "difference": 1e-3},
+        },
+        "ait": {
+            **{
+                "epochs": 400,
+                "iterations": 200,
+                "batch": 200,
+                "student_steps": 1,
+                "generator_epochs": 4,
+                "latent": 100,
+            },
+            **{
+                "generator_lr": 1e-3,
+                "adam_beta1": 0.5,
+                "student_optimiser": "sgd",
+                "student_lr": 1e-4,
+                "momentum": 0.9,
+            },
+            **{"nesterov": True, "weight_decay": 0, "milestones": (0.25, 0.5, 0.75), "decay": 0.1, "schedule": "steps"},
+            **{"feature_weight": 0.1, "beta": 6, "batchnorm": "eval"},
+        },
+        "dfard": {
+            **{"epochs": 200, "batch": 256, "latent": 100, "generator_lr": 1e-3, "adam_beta1": 0.5},
+            **{"student_optimiser": "sgd", "student_lr": 1e-4, "schedule": "cosine"},
+        },
+    }.items(),
+)
+def test_the_publications_numbers(method, published):
+    made = CotrainingOptions(method=method)
+    assert {name: getattr(made, name) for name in published} == published
+    assert (made.student_start, made.attack_steps, made.generator_width) == ("teacher", 10, 1)
+
+
+def test_dfme_has_its_query_budget():
+    made = CotrainingOptions(method="dfme")
+    asked = made.batch * (made.directions + 1 + made.student_steps)  # an iteration's
+    assert abs(made.epochs * made.iterations * asked - 20e6) < made.iterations * asked
+
+
+@pytest.mark.parametrize(("method", "inner"), [("dast", "ce"), ("dfme", "ce"), ("ait", "kl"), ("dfard", "ce")])
+def test_the_inner_maximisation_is_the_methods_against_the_teachers_answer(monkeypatch, method, inner):
+    made, seen = cotrainer(method), []
+
+    def spy(model, x, labels, objective, start, threat, steps, *rest):
+        seen.append((objective, labels, made.teacher(x).argmax(1), model is made.crafting, steps))
+        return x
+
+    monkeypatch.setattr(trainer, "maximise", spy)
+    images = torch.rand((20, *SHAPE), generator=generator("x"))
+    made._student_loss(images, torch.full((20,), 3), generator("r"))
+    ((objective, labels, answers, on_student, steps),) = seen
+    assert objective is OBJECTIVES[inner] and on_student and steps == made.options.attack_steps
+    assert torch.equal(labels, answers) and len(answers.unique()) > 1
+    other = cotrainer(method, inner={"ce": "kl", "kl": "ce"}[inner])
+    assert other.inner != made.inner == inner
 
 
 def test_flags_give_a_value_that_is_another_methods_default():

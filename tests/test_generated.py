@@ -94,6 +94,9 @@ def test_class_vectors_are_the_rows_of_the_teachers_last_layer():
     assert torch.equal(method("qimera").generator.embedding.table, teacher.net[-1].weight)
     random = method("qimera", embedding="random").generator.embedding.table
     assert random.shape == (10, 32) and not torch.equal(random, teacher.net[-1].weight)
+    free = method("qimera", embedding="random", latent=7)  # of as many numbers as the latent: there is no reducer
+    assert free.generator.embedding.table.shape == (10, 7) and isinstance(free.generator.embedding.reducer, nn.Identity)
+    assert free.draw(generator("t"))[0].shape[1:] == tiny.SHAPE
     reduced = method("qimera", latent=7).generator.embedding.reducer
     assert isinstance(reduced, nn.Linear) and reduced.out_features == 7
 

@@ -492,9 +492,40 @@ def test_b_of_a_whole_epoch_is_allowed():
     assert made.updates == 1
 
 
-def test_divergence_ends_in_one_line():
-    with pytest.raises(InputError, match=r"diverged: the loss is (nan|inf) in epoch \d.*lower lr \(1e\+20\)"):
-        make(quick(lr=1e20, aggregate=1, epochs=3)).fit(None)
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"lr": 1e20, "aggregate": 1}, "the loss is "),
+        ({"lr": 3e38, "aggregate": 5, "weight_decay": 1e3}, "a weight is not finite"),
+    ],
+)
+@pytest.mark.parametrize("average", [0.0, 0.9])
+def test_what_is_not_finite_ends_the_run_at_the_last_whole_epoch(files, tmp_path, capsys, changes, reason, average):
+    out, metrics = tmp_path / "s.safetensors", tmp_path / "m.csv"
+    run(*files, out, quick(epochs=3, average=average, **changes), metrics=metrics, state=tmp_path / "state")
+    card = read_card(out)
+    assert card.provenance["diverged"].startswith(reason)
+    assert card.provenance["diverged"].endswith("; these are the weights after epoch 0")
+    assert card.tensors_sha256 == read_card(files[0]).tensors_sha256 and card.provenance["updates"] == 0
+    assert "dfshield diverged: " in capsys.readouterr().err
+    assert len(metrics.read_text().splitlines()) == 1
+
+
+def test_divergence_after_some_epochs_keeps_those(files, tmp_path, monkeypatch):
+    run(*files, tmp_path / "two.safetensors", quick(epochs=2, average=0.9))
+    genuine = Trainer.gradients
+
+    def explodes(self, rows, random):
+        loss, gradients = genuine(self, rows, random)
+        return loss * (math.nan if len(self.history) == 2 and self.updates > before else 1), gradients
+
+    before = 4
+    monkeypatch.setattr(Trainer, "gradients", explodes)
+    run(*files, tmp_path / "three.safetensors", quick(epochs=3, average=0.9))
+    two, three = (read_card(tmp_path / f"{name}.safetensors") for name in ("two", "three"))
+    assert two.provenance["diverged"] == "" and three.provenance["diverged"].endswith("weights after epoch 2")
+    assert three.tensors_sha256 == two.tensors_sha256
+    assert three.provenance["updates"] == two.provenance["updates"]
 
 
 # --- every loss ------------------------------------------------------------------------------------------------------
@@ -704,6 +735,8 @@ def test_no_real_data_can_be_read(files, tmp_path):
         ("last_group", "full", "full"),
         ("reduction", "sum", "sum"),
         ("lr_factor", "1", "1"),
+        ("epochs", 100, 200),
+        ("batch", 200, 200),
     ],
 )
 def test_profiles(option, paper, repo):

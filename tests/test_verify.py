@@ -375,3 +375,8 @@ def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     make_ledger(Path(cells[0].ledger), 150, 150, protocol="aa-standard", model_sha256="x" * 64)
     with pytest.raises(InputError, match="another model"):
         model_card.run(plan, "mine", student, out)
+    model, card = load_checkpoint(student, "cpu")
+    card.provenance["diverged"] = "the loss is nan in epoch 3"
+    save_checkpoint(student, model, card)
+    with pytest.raises(InputError, match=r"diverged \(the loss is nan in epoch 3\); lower lr in the training options"):
+        model_card.run(plan, "mine", student, out)

@@ -16,6 +16,7 @@ from dfshield.models.checkpoints import Card, Classifier, build_network, load_ch
 from dfshield.models.folding import fold
 from dfshield.options import CotrainingOptions
 from dfshield.runtime import (
+    Diverged,
     atomic,
     digest,
     forbid_real_data,
@@ -46,10 +47,6 @@ METRICS = (
 )
 
 
-class Diverged(Exception):
-    """The run cannot go on; the message says why and where."""
-
-
 def run(
     teacher: Path,
     out: Path,
@@ -76,7 +73,7 @@ def run(
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     trainer = Cotrainer(model, card, options)
     described = {k: v for k, v in options.model_dump().items() if k not in NOT_IN_HASH} | {"device": device.type}
-    kept = state / f"cotraining-{digest(card.tensors_sha256, described, code)[:16]}" if state else None
+    kept = state / f"cotraining-{digest(card.tensors_sha256, recipe, described, code)[:16]}" if state else None
     trainer.fit(kept / "epoch.pt" if kept else None)
     student = Card(
         kind="student",

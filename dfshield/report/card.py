@@ -22,11 +22,16 @@ MODEL, REPORT, CARD = "model.safetensors", "report.csv", "MODEL_CARD.md"
 def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
     """Write ``model.safetensors``, ``report.csv`` and ``MODEL_CARD.md`` of the entry `name` under harden: to `out`.
 
-    Figures come from the ledgers of the entry's evaluation, if it has one. Raises InputError if the student, its data
-    and the ledgers do not belong together.
+    Figures come from the ledgers of the entry's evaluation, if it has one. Raises InputError if the training
+    diverged or if student, data and ledgers do not belong together.
     """
     entry = plan.hardened(name)
     card = read_card(student)
+    if card.provenance.get("diverged"):
+        raise InputError(
+            f"{student}: its training diverged ({card.provenance['diverged']}); "
+            f"lower lr in the training options of {name!r}"
+        )
     rows = build(plan.harden_cells(name))
     _check_ledgers(plan, name, card)
     data = Path(plan.path(DATA, HARDEN, name, source=entry.source, seed=plan.config.seeds[0]))

@@ -59,7 +59,7 @@ def run(
     described = options.model_dump(mode="json", exclude=NOT_IN_HASH) | {"device": device.type}
     kept = None
     if state is not None:
-        kept = state / f"generation-{digest(card.tensors_sha256, described, options.seed, code)[:16]}"
+        kept = state / f"generation-{digest(card.tensors_sha256, source, described, options.seed, code)[:16]}"
     method = registry.GENERATED[options.method].load()(model, card.input_shape, card.classes, options)
     method.fit(kept / "epoch.pt" if kept else None)
     images, labels = method.draw_set()
@@ -213,9 +213,10 @@ class Qimera(Method):
 
     def build(self) -> "Generator":
         table = self.last.weight.detach().clone()
-        if self.options.embedding == "random":
-            table = torch.randn(table.shape).to(table)
         latent = self.options.latent or table.shape[1]
+        if self.options.embedding == "random":
+            table = torch.randn(len(table), latent).to(table)
+        self.entries = table.shape[1]
         return self.gdfq(latent, Superposition(table, latent))
 
     def input(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -225,7 +226,7 @@ class Qimera(Method):
         size = (options.batch, options.mix_classes if mixed else 1)
         classes = torch.randint(self.classes, size, generator=random)
         weights = torch.randn(size, generator=random).softmax(1)
-        noise = torch.randn((*size, self.last.in_features), generator=random)
+        noise = torch.randn((*size, self.entries), generator=random)
         shares = weights[:, :, None] * F.one_hot(classes, self.classes)
         return noise.to(self.device), shares.to(self.device)
 

@@ -16,6 +16,7 @@ from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, save_
 from dfshield.models.folding import fold
 from dfshield.options import TrainingOptions
 from dfshield.runtime import (
+    Diverged,
     InputError,
     atomic,
     compiled,
@@ -58,6 +59,9 @@ def run(
     `metrics` receives one CSV row per epoch: mean loss; on held-out surrogate images the agreement with the teacher's
     class, clean and under the inner attack, in percent; optimiser updates so far; the share of parameters that passed
     GradRefine. With `state`, the same call after a crash goes on at the last finished epoch, to the identical file.
+
+    A run has *diverged* if a loss or a weight is not finite: it ends there, the student is that of the last whole epoch
+    and its provenance says so. It is written all the same, as a result (the paper's †).
     """
     forbid_real_data("train")
     device = select_device(options.device, options.threads)
@@ -68,7 +72,7 @@ def run(
     trainer = Trainer(model, surrogate, options)
     described = {k: v for k, v in options.model_dump().items() if k not in NOT_IN_HASH} | {"device": device.type}
     sources = {"teacher_sha256": card.tensors_sha256, "data_sha256": surrogate.attributes["content_sha256"]}
-    kept = state / f"training-{digest(sources, described, code)[:16]}" if state else None
+    kept = state / f"training-{digest(sources, recipe, described, code)[:16]}" if state else None
     trainer.fit(kept / "epoch.pt" if kept else None)
     student = Card(
         kind="student",
@@ -88,6 +92,7 @@ def run(
             "options": described,
             "seed": options.seed,
             "updates": trainer.updates,
+            "diverged": trainer.diverged,
             "code": code,
             "package_version": dfshield.__version__,
         },
@@ -141,7 +146,8 @@ class Trainer:
         self.teacher = fold(teacher) if options.varies else None
         self.forward: Callable[..., torch.Tensor] = self.student
         if options.compile:
-            self.crafting.compile_for(options.batch)
+            if self.entry.search != "power":  # generated code has no second derivatives
+                self.crafting.compile_for(options.batch)
             self.forward = compiled(self.student)
         used = max(1, round(options.data_share * len(surrogate.images)))
         images = torch.from_numpy(surrogate.images[:used]).permute(0, 3, 1, 2).to(device)
@@ -179,7 +185,8 @@ class Trainer:
         )
         self.refiner = GradRefine(self.parameters, options.aggregate, options.tau, options.reduction, options.tie)
         self.average = Average(self.student, options.average) if options.average else None
-        self.updates, self.history = 0, []  # type: tuple[int, list[dict[str, Any]]]
+        self.updates, self.diverged = 0, ""
+        self.history: list[dict[str, Any]] = []
         self._begin(0)
 
     def _begin(self, epoch: int) -> None:
@@ -190,15 +197,21 @@ class Trainer:
         self.awp = options.awp if epoch >= options.awp_warmup else 0.0
 
     def fit(self, checkpoint: Path | None) -> None:
-        """All epochs, from `checkpoint` on if it is there."""
+        """All epochs, from `checkpoint` on if it is there; says in `diverged` whether and how the run failed."""
         done = self._restore(checkpoint)
         steps = self.options.epochs * self.batches
         with progress(steps, f"train {self.options.loss}", "batch") as bar:
             bar.update(done * self.batches)
             for epoch in range(done, self.options.epochs):
-                row = self.epoch(epoch, bar)
-                self.history.append(row)
-                say(describe(row))
+                whole = copy.deepcopy(self._state(epoch))
+                try:
+                    self.history.append(self.epoch(epoch, bar))
+                except Diverged as reason:
+                    self._load(whole)
+                    self.diverged = f"{reason}; these are the weights after epoch {epoch}"
+                    say(f"{self.options.loss} diverged: {self.diverged}; a lower lr may help")
+                    break
+                say(describe(self.history[-1]))
                 if checkpoint:
                     self._save(checkpoint, epoch + 1)
         if self.average:
@@ -206,7 +219,7 @@ class Trainer:
         self.student.eval()
 
     def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
-        """One pass over the data; returns the epoch's metrics."""
+        """One pass over the data; returns the epoch's metrics. Raises Diverged."""
         options = self.options
         self._begin(epoch)
         order = torch.randperm(len(self.images), generator=generator("epoch", options.seed, epoch))
@@ -215,10 +228,7 @@ class Trainer:
             rows = order[index * options.batch : (index + 1) * options.batch].to(self.images.device)
             loss, gradients = self.gradients(rows, generator("inner", options.seed, epoch, index))
             if not math.isfinite(loss):
-                raise InputError(
-                    f"training diverged: the loss is {float(loss)} in epoch {epoch + 1}, mini-batch {index + 1}; "
-                    f"lower lr ({options.lr}) or reduction/lr_factor"
-                )
+                raise Diverged(f"the loss is {float(loss)} in epoch {epoch + 1}, mini-batch {index + 1}")
             total += float(loss)
             self.refiner.add(gradients)
             last = index == self.batches - 1
@@ -229,6 +239,8 @@ class Trainer:
             if bar is not None:
                 bar.update()
                 bar.set_postfix(loss=f"{total / (index + 1):.4f}", refresh=False)
+        if not all(bool(value.isfinite().all()) for value in self.student.state_dict().values()):
+            raise Diverged(f"a weight is not finite after epoch {epoch + 1}")
         with self.average.inside(self.student) if self.average else contextlib.nullcontext():
             clean, robust = self._agreement(epoch)
         return {
@@ -318,8 +330,8 @@ class Trainer:
         shares = [float((predict(self.student, part).argmax(1) == classes).float().mean()) for part in (x, adversarial)]
         return 100 * shares[0], 100 * shares[1]
 
-    def _save(self, path: Path, done: int) -> None:
-        saved = {
+    def _state(self, done: int) -> dict[str, Any]:
+        return {
             "done": done,
             "updates": self.updates,
             "history": self.history,
@@ -327,18 +339,23 @@ class Trainer:
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state if self.average else None,
         }
-        with atomic(path) as temporary:
-            torch.save(saved, temporary)
 
-    def _restore(self, path: Path | None) -> int:
-        saved = stopped_state(path, self.images.device)
-        if saved is None:
-            return 0
+    def _load(self, saved: dict[str, Any]) -> None:
         self.student.load_state_dict(saved["student"])
         self.optimiser.load_state_dict(saved["optimiser"])
         if self.average:
             self.average.state = saved["average"]
         self.updates, self.history = saved["updates"], saved["history"]
+
+    def _save(self, path: Path, done: int) -> None:
+        with atomic(path) as temporary:
+            torch.save(self._state(done), temporary)
+
+    def _restore(self, path: Path | None) -> int:
+        saved = stopped_state(path, self.images.device)
+        if saved is None:
+            return 0
+        self._load(saved)
         say(f"resuming after epoch {saved['done']} of {self.options.epochs}")
         return int(saved["done"])
 
