@@ -21,6 +21,7 @@ if not workflow.overwrite_configfiles:
 
 try:
     plan = Plan.of(check_config(config, " + ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles))))
+    plan.check()
 except InputError as error:
     sys.exit(f"snakemake: {error}")
 

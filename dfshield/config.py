@@ -130,7 +130,13 @@ class EvaluationConfig(Options):
     limit: Annotated[int, Field(ge=0)] = 0
     """use only the first so many images; 0 for all"""
     protocols: tuple[ProtocolName, ...] = Field(("pgd10", "aa-standard"), min_length=1)
-    """evaluation protocols; each gives clean accuracy, too"""
+    """evaluation protocols, one of AutoAttack's at most; each gives clean accuracy, too"""
+
+    @model_validator(mode="after")
+    def _one_autoattack(self) -> "EvaluationConfig":
+        if len([name for name in self.protocols if PROTOCOLS[name]["attack"] == "autoattack"]) > 1:
+            raise ValueError("protocols: aa-standard and aa-paper would share one line of the model card; choose one")
+        return self
 
 
 class HardenConfig(StageOverrides):
@@ -197,7 +203,7 @@ class Config(StageOverrides):
         "dss": SourceConfig(synthesis={"coefficients": "dss"}),
         "real": SourceConfig(kind="real"),
         "public": SourceConfig(kind="public"),
-        # IntraQ's own numbers; its whole set has 20 batches, in which images keep their distance from earlier ones
+        # IntraQ's own numbers, but for the batch; images keep their distance from earlier ones of a group's 20 batches
         "intraq": SourceConfig(
             synthesis={"objective": "intraq", "lr": 0.5, "iterations": 1000, "group": 20, "labels": "random"}
         ),

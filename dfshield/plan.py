@@ -48,6 +48,21 @@ class Plan:
         """The plan of a config, with the tables that it names."""
         return cls(config, load_tables(config.tables))
 
+    def check(self) -> None:
+        """InputError for what is wrong whichever target is asked for: methods' names, options that do not fit together.
+
+        Sources and recipes that only some tables take are checked with those.
+        """
+        for spec in self.tables.values():
+            self.rows(spec)
+        for dataset, stage in product(self.datasets, ("teacher", "synthesis", "public", "diversity")):
+            for model in self.models(dataset):
+                self.options(stage, dataset, model)
+        for name, entry in self.config.harden.items():
+            if self.config.sources[entry.source].kind == "synthetic":
+                self.synthesis(HARDEN, name, entry.source, 0)
+            self.training(HARDEN, name, entry.recipe, 0)
+
     # --- what there is -----------------------------------------------------------------------------------------------
 
     @cached_property
@@ -123,17 +138,21 @@ class Plan:
 
     def synthesis(self, dataset: str, model: str, source: str, seed: int) -> Any:
         """SynthesisOptions of one source."""
-        own = self.config.sources[source].synthesis | self._by_source(dataset, source)
+        own = self._of_source("synthesis", dataset, model, source)
         return self.options("synthesis", dataset, model, seed, **own)
 
     def generation(self, dataset: str, model: str, source: str, seed: int) -> Any:
         """GenerationOptions of one source by a generator; it has as many images as the synthesised ones."""
         images = self.options("synthesis", dataset, model, seed).images
-        own = self.config.sources[source].generation | self._by_source(dataset, source)
+        own = self._of_source("generation", dataset, model, source)
         return self.options("generation", dataset, model, seed, **{"images": images} | own)
 
-    def _by_source(self, dataset: str, source: str) -> dict[str, Any]:
-        return {} if dataset == HARDEN else self.config.datasets[dataset].by_source.get(source, {})
+    def _of_source(self, stage: str, dataset: str, model: str, source: str) -> dict[str, Any]:
+        """A source's own options; a data set's and, as they are more particular, a user's model's win over them."""
+        own: dict[str, Any] = getattr(self.config.sources[source], stage)
+        if dataset == HARDEN:
+            return own | getattr(self.config.harden[model], stage)
+        return own | self.config.datasets[dataset].by_source.get(source, {})
 
     def augmentation(self, dataset: str, model: str, source: str, seed: int) -> Any:
         """AugmentationOptions of one augmented source."""
@@ -171,7 +190,9 @@ class Plan:
             given |= self.config.datasets[dataset].by_protocol.get(protocol, {})
         options: AttackOptions = self.options("attack", dataset, model, seed, **given)
         evaluation = self.config.harden[model].evaluation if dataset == HARDEN else None
-        return options.model_copy(update={"limit": evaluation.limit}) if evaluation else options
+        if evaluation and "limit" in evaluation.model_fields_set:
+            return options.model_copy(update={"limit": evaluation.limit})
+        return options
 
     # --- paths -------------------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from dfshield.attacks.ledger import read_ledger
 from dfshield.attacks.threat import from_half, project, random_start, step, to_half
 from dfshield.models.checkpoints import Card, Classifier, build_network, load_checkpoint, save_checkpoint
 from dfshield.options import AttackOptions
-from dfshield.report.tables import flags_of
+from dfshield.report.tables import flags_of, metric_of
 from dfshield.runtime import InputError
 from dfshield.threat import Threat, parse_threat
 
@@ -614,6 +614,16 @@ def test_stage_writes_a_ledger_that_reads_back_and_replays(checkpoint, small_bud
     assert ledger.real_data == "none" and ledger.dataset == "digits" and len(ledger.model_sha256) == 64
     assert np.array_equal(ledger.broken, written.broken) and 1 < ledger.broken.sum() < 23
     assert np.array_equal(evaluate.replay(model, x, y, ledger), ledger.broken)
+
+
+def test_a_protocol_says_which_split_it_had(checkpoint):
+    folder, *_ = checkpoint
+    for split, expected in (("test", "pgd10"), ("dev", "pgd10[dev]")):
+        made = stage(folder, attack="pgd", steps=1, limit=5, protocol="pgd10", evaluation=None, split=split)
+        assert made.protocol == expected
+    assert metric_of("pgd10[dev]") == "pgd10"
+    made = stage(folder, attack="clean", protocol="clean", split="dev")
+    assert made.protocol == "clean"  # a user's own file has no splits
 
 
 def test_a_ledger_says_that_the_models_training_diverged(checkpoint):

@@ -254,6 +254,12 @@ def changed(base: dict, path: str, value: object) -> dict:
         (GRID, "datasets/digits/by_source", {"qimera": {"roll": 1}}, r"by_source\.qimera: unknown option 'roll'"),
         (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of ait, ard, dast"),
         (GRID, "datasets/digits/by_recipe", {"std": {"taus": 1}}, "did you mean 'tau'"),
+        (
+            MINE,
+            "harden/net/evaluation/protocols",
+            ["aa-standard", "aa-paper"],
+            "would share one line of the model",
+        ),
         (GRID, "datasets/digits/by_protocol", {"pgd": {}}, r"by_protocol: 'pgd' is not one of aa-paper, aa-standard"),
         (GRID, "datasets/digits/by_protocol", {"pgd10": {"limt": 1}}, "did you mean 'limit'"),
         (GRID, "datasets/digits/by_protocol", {"pgd10": {"steps": 1}}, r"by_protocol\.pgd10\.steps: is said elsewhere"),

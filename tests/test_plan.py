@@ -93,6 +93,46 @@ def test_a_protocol_with_fewer_images_leaves_clean_accuracy_to_the_other():
         assert clean and all(f"/{protocol}@" in ledger for ledger in clean)
 
 
+def test_options_of_a_users_model_win_over_its_sources():
+    own = {"iterations": 7, "coefficients": "dss"}
+    made = plan(MINE, harden__net__synthesis=own, harden__net__source="fixed")
+    assert made.synthesis("harden", "net", "fixed", 0).model_dump().items() >= own.items()
+    made = plan(MINE, harden__net__generation={"latent": 7}, sources={"dss": {}, "gan": {"kind": "generator"}})
+    assert made.generation("harden", "net", "gan", 0).latent == 7
+
+
+def test_a_limit_that_the_evaluation_does_not_state_is_the_attacks():
+    assert plan(MINE, harden__net__attack={"limit": 9}).attack("harden", "net", "pgd10", 0).limit == 9
+    both = plan(MINE, harden__net__attack={"limit": 9}, harden__net__evaluation={"file": "t.npz", "limit": 0})
+    assert both.attack("harden", "net", "pgd10", 0).limit == 0
+
+
+@pytest.mark.parametrize(
+    ("base", "changes", "message"),
+    [
+        (GRID, {"methods": ["ours", "dats"]}, "methods: no table has rows for all of ours, dats"),
+        (GRID, {"synthesis": {"images": 2700, "batch": 64}}, r"synthesis options of digits/cnn-s: images \(2700\)"),
+        (GRID, {"diversity": {"features": "vgg16"}}, "diversity options of digits/cnn-s: features vgg16 need"),
+        (MINE, {"harden__net__recipe": "std", "recipes": {"std": {"awp": 1, "awp_warmup": 100}}}, "leaves none of the"),
+        (
+            MINE,
+            {"harden__net__source": "q", "sources": {"q": {"synthesis": {"intraq_near": 0.9}}}},
+            "must not be above",
+        ),
+    ],
+)
+def test_what_is_wrong_whatever_the_target_is_found_before_any_job(base, changes, message):
+    plan(base).check()
+    with pytest.raises(InputError, match=message):
+        plan(base, **changes).check()
+
+
+def test_sources_and_recipes_that_nothing_asks_for_may_not_fit():
+    plan(
+        training={"inner": "kl"}, synthesis={"images": 600, "batch": 30}, datasets__digits__attack={"limit": 3}
+    ).check()
+
+
 def test_options_that_do_not_fit_name_the_job():
     with pytest.raises(InputError, match=r"synthesis options of digits/cnn-s: images \(60000\) must be a multiple"):
         plan(synthesis={"batch": 7}).synthesis("digits", "cnn-s", "dss", 0)
@@ -127,11 +167,7 @@ def test_path_grammar():
     assert compared == "results/r/digits/cnn-s/dss/seed-3/diversity@train.json"
     bare = made.path(LEDGER, "digits", "cnn-s", protocol="clean", source="none", recipe="none", seed=0)
     assert bare == "results/r/digits/cnn-s/none/none/none/seed-0/eval/none/clean@linf-8-255/ledger.h5"
-    assert (
-        made.path(TEACHER, "harden", "net") == "results/r/harden/net/teacher.safetensors"
-        if made.config.harden
-        else True
-    )
+    assert plan(MINE, name="r").path(TEACHER, "harden", "net") == "results/r/harden/net/teacher.safetensors"
 
 
 @pytest.mark.parametrize(("shards", "images", "expected"), [(1, 1000, 1), (3, 1000, 3), (9, 1000, 5), (9, 200, 1)])

@@ -257,6 +257,8 @@ def test_every_command_works_by_hand(folder, words):
         ("name=a/b", "name:"),
         ("tables=elsewhere.yaml", "elsewhere.yaml"),
         ("harden={mine: 3}", "harden.mine"),
+        ("methods=[ours, dats]", "methods: no table has rows for all of ours, dats"),
+        ("diversity={features: vgg16}", "features vgg16 need its weights"),
     ],
 )
 def test_a_wrong_config_is_one_line_that_names_the_key(folder, override, key):

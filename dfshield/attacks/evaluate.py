@@ -66,8 +66,9 @@ def run(
 
     The images are those of `evaluation_npz` if given, else of `dataset` (the checkpoint's own if None) in
     `options.split` below `data_dir`. `protocol` is the attack's name in tables; what departs from it is added in
-    brackets. `state` is a folder for finished pieces. `factory`, `subject` and `code` go to the checkpoint's loader
-    and into the ledger. Raises InputError for a checkpoint, data or state folder that cannot be used.
+    brackets: the split, too, unless it is the test split. `state` is a folder for finished pieces. `factory`, `subject`
+    and `code` go to the checkpoint's loader and into the ledger. Raises InputError for a checkpoint, data or state
+    folder that cannot be used.
     """
     from dfshield.models.checkpoints import load_checkpoint
 
@@ -78,6 +79,9 @@ def run(
     images = _images(card, options, dataset, data_dir, evaluation_npz)
     threat = parse_threat(options.threat)
     ensemble = plan(options, card.input_shape, card.classes)
+    notes = [ensemble.note] if ensemble.note else []
+    if options.split != "test" and evaluation_npz is None:
+        notes.append(options.split)
     header: dict[str, Any] = {
         "classes": card.classes,
         "dataset": dataset or card.dataset,
@@ -86,7 +90,7 @@ def run(
         "data_sha256": images.sha256(),
         "real_data": card.real_data,
         "subject": subject,
-        "protocol": f"{protocol}[{ensemble.note}]" if ensemble.note else protocol,
+        "protocol": f"{protocol}[{', '.join(notes)}]" if notes else protocol,
         "threat": options.threat,
         "options": options.model_dump(mode="json"),
         "seed": options.seed,

@@ -33,7 +33,7 @@ rule cost:
     input:
         measurements,
     output:
-        csv=report(COST, caption="../report/table.rst", category="Tables"),
+        csv=report(COST, caption="../report/cost.rst", category="Tables"),
         markdown=Path(COST).with_suffix(".md"),
         latex=Path(COST).with_suffix(".tex"),
     log:

@@ -55,6 +55,7 @@ rule merge:
         "Merge {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}"
     wildcard_constraints:
         source=SYNTHETIC,
+    priority: 3
     threads: 1
     resources:
         mem_mb=2000,
@@ -145,6 +146,7 @@ rule public:
     wildcard_constraints:
         source=PUBLIC,
         dataset=one_of(plan.config.datasets),
+    priority: 3
     threads: cores("public")
     resources:
         gpu=gpus("public"),
@@ -177,6 +179,7 @@ rule export:
     wildcard_constraints:
         source=REAL,
         dataset=one_of(plan.config.datasets),
+    priority: 3
     threads: 1
     resources:
         mem_mb=4000,
