@@ -55,6 +55,7 @@ def latex(rows: Sequence[Row], spec: TableSpec) -> str:
             r"\centering",
             rf"\caption{{{tex(spec.title)}. {tex(spec.caption)}}}",
             rf"\label{{tab:{spec.key}}}",
+            r"\par\smallskip",
             *latex_grid(lay_out(spec, values), marks),
             *_beneath(beneath),
             r"\end{table}",
@@ -84,7 +85,7 @@ def _facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
         first += f" Mean ± sample standard deviation over {seeds} seeds; a figure without ± is of one seed."
     if intervals and accuracies:
         shared = " of the mean (the seeds share the images)" if seeds > 1 else ""
-        first += f" Brackets: 95 % Wilson interval{shared} for the given number of test images."
+        first += f" Brackets: 95 % Wilson interval{shared} for the given number of images."
     lines = [*_stand_in(rows, spec), *([first.strip()] if first else [])]
     for dataset in dict.fromkeys(row.dataset for row in rows):
         own = [row for row in rows if row.dataset == dataset and row.unit == "%"]
