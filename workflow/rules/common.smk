@@ -174,9 +174,14 @@ def cores(stage):
 
 def gpus(stage):
     """One GPU where the job will use CUDA: otherwise a limit on GPUs would run CPU jobs one by one."""
-    elsewhere = not workflow.local_exec  # on machines of which this one knows nothing: a GPU where it may be used
-    on_cuda = {"cuda": 1, "cpu": 0, "auto": 1 if elsewhere or cuda_devices() else 0}
-    return lambda wildcards: on_cuda[job_options(stage, wildcards).device]
+
+    def of(wildcards):
+        device = job_options(stage, wildcards).device
+        if device == "auto" and workflow.local_exec:  # machines of a cluster are unknown to this one: a GPU is asked for
+            return 1 if cuda_devices() else 0
+        return 0 if device == "cpu" else 1
+
+    return of
 
 
 def minutes(stage):
