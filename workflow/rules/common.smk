@@ -177,7 +177,7 @@ def gpus(stage):
 
     def of(wildcards):
         device = job_options(stage, wildcards).device
-        if device == "auto" and workflow.local_exec:  # machines of a cluster are unknown to this one: a GPU is asked for
+        if device == "auto" and workflow.local_exec:  # a cluster's machines are unknown: ask for a GPU
             return 1 if cuda_devices() else 0
         return 0 if device == "cpu" else 1
 
