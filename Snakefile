@@ -9,9 +9,9 @@ from snakemake.utils import min_version
 
 min_version("9.25")
 
-from dfshield.config import check_config
-from dfshield.plan import Plan
-from dfshield.runtime import InputError
+from dfshield.planning.config import check_config
+from dfshield.planning.plan import Plan
+from dfshield.core.errors import InputError
 
 # Exactly one config is in force: Snakemake would merge --configfile onto this one, and its data sets would survive.
 if not workflow.overwrite_configfiles:

@@ -27,16 +27,20 @@ from torch import Tensor, nn
 from benchmarks import reference
 from dfshield import registry
 from dfshield.attacks import evaluate
-from dfshield.attacks.gradient import frozen
-from dfshield.cost import network
+from dfshield.attacks.base import frozen
+from dfshield.core.device import fast_in_bf16, select_device
+from dfshield.core.files import atomic
+from dfshield.core.progress import progress
+from dfshield.core.rng import generator
+from dfshield.core.threat import parse_threat
 from dfshield.data.sets import load_npz
-from dfshield.models.checkpoints import Classifier, load_checkpoint
+from dfshield.models.checkpoints import load_checkpoint
+from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
-from dfshield.options import AttackOptions, SynthesisOptions, TrainingOptions
-from dfshield.runtime import atomic, fast_in_bf16, generator, progress, select_device
-from dfshield.shards import Surrogate
-from dfshield.synthesis.inversion import Synthesizer
-from dfshield.threat import parse_threat
+from dfshield.models.size import network
+from dfshield.options import AttackOptions, SynthesizeOptions, TrainOptions
+from dfshield.sources.inversion import Synthesizer
+from dfshield.sources.trainset import TrainSet
 from dfshield.training.trainer import Trainer
 
 STAGES = ("synthesis", "training", "pgd10", "autoattack")
@@ -165,7 +169,7 @@ class Bench:
         start = torch.randn((batch, *shape), generator=random).to(self.device)
         labels = torch.randint(classes, (batch,), generator=random).to(self.device)
         alphas = torch.tensor([0.5, 0.5, 1e-5], device=self.device)
-        options = SynthesisOptions(
+        options = SynthesizeOptions(
             images=batch, batch=batch, iterations=steps, compile=self.arguments.compile, **self.quick
         )
         synthesizer = Synthesizer(model, shape, classes, options)
@@ -182,7 +186,7 @@ class Bench:
         random = generator("benchmark")
         images = torch.rand((b * batch, *shape), generator=random)
         flops = network(self.arguments.model, shape, classes).flops
-        options = TrainingOptions(
+        options = TrainOptions(
             batch=batch,
             aggregate=b,
             holdout=0,
@@ -193,7 +197,7 @@ class Bench:
         )
         slow = reference.Training(reference.copy.deepcopy(model), 4 / 255, b)
         labels = torch.randint(classes, (len(images),), generator=random).numpy()
-        trainer = Trainer(model, Surrogate(images.permute(0, 2, 3, 1).numpy(), labels, {}), options)
+        trainer = Trainer(model, TrainSet(images.permute(0, 2, 3, 1).numpy(), labels, {}), options)
         on_device = images.to(self.device)
         epochs = iter(range(10**6))
 

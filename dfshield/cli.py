@@ -13,14 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from dfshield import __version__
-from dfshield.config import load_config
-from dfshield.flags import Parser, add_options, given_options
+from dfshield.core.errors import InputError
 from dfshield.options import PROFILES, STAGES
-from dfshield.runtime import InputError
+from dfshield.options.flags import Parser, add_options, given_options
+from dfshield.planning.config import load_config
 
 
 def _teacher(a: argparse.Namespace) -> None:
-    from dfshield.models.teacher import run
+    from dfshield.training.teacher import run
 
     run(
         out=a.out,
@@ -51,68 +51,68 @@ def _json(text: str | None, flag: str) -> dict[str, Any] | None:
 
 def _synthesize(a: argparse.Namespace) -> None:
     options = given_options("synthesis", a)
-    from dfshield.synthesis.inversion import run
+    from dfshield.sources.inversion import run
 
     run(a.teacher, a.out, options, a.shard, a.shards, a.source, a.factory, a.state, a.code)
 
 
 def _export(a: argparse.Namespace) -> None:
-    from dfshield.data.export import export
+    from dfshield.sources.real import export
 
     export(dataset=a.dataset, data_dir=a.data_dir, out=a.out, teacher=a.teacher, source=a.source, code=a.code)
 
 
 def _public(a: argparse.Namespace) -> None:
     options = given_options("public", a)
-    from dfshield.data.public import run
+    from dfshield.sources.public import run
 
     run(a.teacher, a.out, options, a.data_dir, a.source, a.code)
 
 
 def _merge(a: argparse.Namespace) -> None:
-    from dfshield.shards import merge
+    from dfshield.sources.trainset import merge
 
     merge(a.shards, a.out)
 
 
 def _generate(a: argparse.Namespace) -> None:
     options = given_options("generation", a)
-    from dfshield.synthesis.generated import run
+    from dfshield.sources.generator import run
 
     run(a.teacher, a.out, options, a.source, a.factory, a.state, a.code)
 
 
 def _augment(a: argparse.Namespace) -> None:
     options = given_options("augmentation", a)
-    from dfshield.synthesis.augmentation import run
+    from dfshield.sources.augmentation import run
 
     run(a.data, a.out, options, a.source, a.code)
 
 
 def _diversity(a: argparse.Namespace) -> None:
     options = given_options("diversity", a)
-    from dfshield.metrics.evaluate import run
+    from dfshield.evaluation.diversity import run
 
     run(a.teacher, a.data, a.out, options, a.dataset, a.data_dir, a.factory, a.code)
 
 
 def _train(a: argparse.Namespace) -> None:
     options = given_options("training", a)
-    from dfshield.training.trainer import run
+    from dfshield.training.train import run
 
     run(a.teacher, a.data, a.out, options, a.recipe, a.factory, a.state, a.metrics, a.code)
 
 
 def _cotrain(a: argparse.Namespace) -> None:
     options = given_options("cotraining", a)
-    from dfshield.cotraining.trainer import run
+    from dfshield.baselines.cotrain import run
 
     run(a.teacher, a.out, options, a.recipe or options.method, a.factory, a.state, a.metrics, a.code)
 
 
 def _attack(a: argparse.Namespace) -> None:
     options = given_options("attack", a)
-    from dfshield.attacks.evaluate import run
+    from dfshield.evaluation.attack import run
 
     run(
         model_path=a.model,
@@ -130,41 +130,41 @@ def _attack(a: argparse.Namespace) -> None:
 
 
 def _table(a: argparse.Namespace) -> None:
-    from dfshield.plan import Plan
+    from dfshield.planning.plan import Plan
     from dfshield.report.tables import run
 
     run(Plan.of(load_config(a.config)), a.table, a.out)
 
 
 def _cost(a: argparse.Namespace) -> None:
-    from dfshield.plan import Plan
+    from dfshield.planning.plan import Plan
     from dfshield.report.cost import run
 
     run(Plan.of(load_config(a.config)), a.out)
 
 
 def _harden(a: argparse.Namespace) -> None:
-    from dfshield.plan import Plan
+    from dfshield.planning.plan import Plan
     from dfshield.report.card import run
 
     run(Plan.of(load_config(a.config)), a.name, a.student, a.out)
 
 
 def _inspect(a: argparse.Namespace) -> None:
-    from dfshield.report.inspect import run
+    from dfshield.tools.inspect import run
 
     run(a.file, a.sheet)
 
 
 def _verify(a: argparse.Namespace) -> None:
-    from dfshield.report.verify import verify
+    from dfshield.tools.verify import verify
 
     sys.exit(verify(a.table))
 
 
 def _estimate(a: argparse.Namespace) -> None:
-    from dfshield.estimate import run
-    from dfshield.plan import Plan
+    from dfshield.planning.plan import Plan
+    from dfshield.tools.estimate import run
 
     plan = Plan.of(load_config(a.config))
     if not (a.workers > 0 and 0 <= a.robust <= 1):
@@ -173,13 +173,13 @@ def _estimate(a: argparse.Namespace) -> None:
 
 
 def _schema(a: argparse.Namespace) -> None:
-    from dfshield.schema import schema_text
+    from dfshield.planning.schema import schema_text
 
     sys.stdout.write(schema_text())
 
 
 def _doctor(a: argparse.Namespace) -> None:
-    from dfshield.doctor import run
+    from dfshield.tools.doctor import run
 
     sys.exit(run(a.data_dir))
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 import torch
 
-from dfshield import runtime
+from dfshield.core import datafree
 
 torch.set_num_threads(1)
 
@@ -30,4 +30,4 @@ def torchvision():
 def fresh_process(monkeypatch):
     """Every test may run data-free stages, whatever other tests have imported, and they bind no other test."""
     monkeypatch.delitem(sys.modules, "dfshield.data", raising=False)
-    monkeypatch.setattr(runtime, "_data_free_stage", None)
+    monkeypatch.setattr(datafree, "_data_free_stage", None)

@@ -10,13 +10,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-import tiny
 import torch
 import yaml
-from ledgers import make_ledger, make_record
 from safetensors.torch import load_file, save_file
+from support import tiny
+from support.ledgers import make_ledger, make_record
 from test_config import GRID, MINE, changed
-from test_shards import parts, rehash
+from test_trainset import parts, rehash
 
 from dfshield import cli
 from dfshield.models.checkpoints import read_card

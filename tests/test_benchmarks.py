@@ -6,15 +6,15 @@ import sys
 
 import numpy as np
 import pytest
-import tiny
 import torch
+from support import tiny
 
 from benchmarks import bench, reference
-from dfshield.cost import Throughput
-from dfshield.options import SynthesisOptions, TrainingOptions
-from dfshield.runtime import generator
-from dfshield.shards import Surrogate
-from dfshield.synthesis.inversion import Synthesizer
+from dfshield.core.rng import generator
+from dfshield.options import SynthesizeOptions, TrainOptions
+from dfshield.planning.cost import Throughput
+from dfshield.sources.inversion import Synthesizer
+from dfshield.sources.trainset import TrainSet
 from dfshield.training.trainer import Trainer
 
 EPS = 0.1
@@ -31,7 +31,7 @@ def test_synthesis_is_ours():
     labels, alphas = torch.arange(20) % tiny.CLASSES, torch.tensor([0.7, 0.4, 1e-3])
     plain = reference.synthesis(copy.deepcopy(teacher.net), labels, alphas, start, steps, roll=0)
     expected = (teacher.mean + teacher.std * plain).clamp(0, 1)
-    options = SynthesisOptions(images=20, batch=20, iterations=steps, roll=0, device="cpu")
+    options = SynthesizeOptions(images=20, batch=20, iterations=steps, roll=0, device="cpu")
     made = Synthesizer(copy.deepcopy(teacher), tiny.SHAPE, tiny.CLASSES, options)
     images, _ = made._optimise(start.clone(), labels, alphas[None].double(), generator("rolls"), None)
     assert (images - (teacher.mean + teacher.std * start).clamp(0, 1)).abs().max() > 0.05
@@ -44,8 +44,8 @@ def test_training_is_ours():
     teacher, rate = tiny.classifier(scale=3.0), 0.1
     slow = reference.Training(copy.deepcopy(teacher), eps=0.0, b=4, tau=0.75, lr=rate)
     threat = {"threat": "linf:0", "attack_steps": 1}
-    options = TrainingOptions(batch=10, aggregate=4, tau=0.75, holdout=0, lr=rate, device="cpu", **threat)
-    made = Trainer(teacher, Surrogate(tiny.images(40), np.arange(40) % tiny.CLASSES, {}), options)
+    options = TrainOptions(batch=10, aggregate=4, tau=0.75, holdout=0, lr=rate, device="cpu", **threat)
+    made = Trainer(teacher, TrainSet(tiny.images(40), np.arange(40) % tiny.CLASSES, {}), options)
     for index, rows in enumerate(torch.arange(40).split(10)):
         slow.step(made.images[rows])
         made.refiner.add(made.gradients(rows, generator("start", index))[1])

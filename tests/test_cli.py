@@ -10,9 +10,9 @@ from typing import get_args, get_origin
 
 import pytest
 
-from dfshield import cli, flags
+from dfshield import cli
 from dfshield.cli import COMMANDS
-from dfshield.options import PROFILES, STAGES, Compute
+from dfshield.options import PROFILES, STAGES, StageOptions, flags
 
 STAGE_COMMANDS = {stage: name for name, (_, stage, _, _) in COMMANDS.items() if stage}
 REQUIRED = {
@@ -28,12 +28,12 @@ REQUIRED = {
 }
 
 
-def given(stage: str, words: list[str]) -> Compute:
+def given(stage: str, words: list[str]) -> StageOptions:
     command = STAGE_COMMANDS[stage]
     return flags.given_options(stage, cli.parser().parse_args([command, *REQUIRED[command], *words]))
 
 
-def other(options: type[Compute], name: str, chance: random.Random) -> object:
+def other(options: type[StageOptions], name: str, chance: random.Random) -> object:
     """A value of an option that is not its default."""
     field = options.model_fields[name]
     annotation, default = flags._base(field.annotation), field.default
@@ -90,7 +90,7 @@ def test_every_option_has_a_flag_of_its_own(stage, name):
 
 
 def test_flags_that_are_on_can_be_put_off():
-    class Switched(Compute):
+    class Switched(StageOptions):
         light: bool = True
         """whether there is light"""
 
@@ -167,7 +167,7 @@ def test_version(capsys):
 
 
 def test_interruption_and_a_reader_that_left(monkeypatch, tmp_path):
-    from dfshield.report import inspect
+    from dfshield.tools import inspect
 
     def raise_(error):
         def run(*arguments):

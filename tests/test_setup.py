@@ -10,9 +10,9 @@ import tomllib
 import jsonschema
 import pytest
 import yaml
+from support.snakemake import ROOT, environment
 
-from dfshield.schema import schema_text
-from workflow import ROOT, environment
+from dfshield.planning.schema import schema_text
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 SCHEMA = ROOT / "workflow/schemas/config.schema.json"

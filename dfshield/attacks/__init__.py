@@ -1,0 +1,1 @@
+"""Attacks: functions from images to perturbed images."""

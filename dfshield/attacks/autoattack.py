@@ -28,10 +28,11 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
+from dfshield.attacks.base import Component, Ensemble, differentiable, frozen, seeded
 from dfshield.attacks.budget import TARGETS, Budget, target_classes
-from dfshield.attacks.gradient import Component, Ensemble, differentiable, frozen, quick, seeded
+from dfshield.attacks.pgd import pgd_prefilter
+from dfshield.core.threat import Threat, parse_threat
 from dfshield.options import AttackOptions
-from dfshield.threat import Threat, parse_threat
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 ORDERS = {"linf": torch.inf, "l2": 2}
@@ -60,9 +61,9 @@ def autoattack(options: AttackOptions, input_shape: tuple[int, int, int], classe
     side = _canvas(*input_shape[1:]) if norm == "l2" else None
     return Ensemble(
         (
-            *(() if options.reference else (Component("quick", quick, rounds=True),)),
-            Component("apgd-ce", _apgd_ce, rounds=True),
-            Component("apgd-t", _Targeted(targets, margin=classes < 4), rounds=True),
+            *(() if options.reference else (Component("quick", pgd_prefilter, bf16_safe=True),)),
+            Component("apgd-ce", _apgd_ce, bf16_safe=True),
+            Component("apgd-t", _Targeted(targets, margin=classes < 4), bf16_safe=True),
             Component("fab-t", _Fab(targets)),
             Component("square", _Square(side)),
         ),
@@ -130,7 +131,7 @@ class _Targeted:
             return x_adv, ~robust
 
         with _prepared(model, attack.seed, x.device):
-            return _towards_each(self.targets, run, model, x, y, options)
+            return attack_targets(self.targets, run, model, x, y, options)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class _Fab:
             return x_adv, (model(x_adv).argmax(dim=1) != y) & ~far
 
         with _prepared(model, attack.seed, x.device):
-            return _towards_each(self.targets, run, model, x, y, options)
+            return attack_targets(self.targets, run, model, x, y, options)
 
 
 class _PairwiseFAB(FABAttack_PT):
@@ -170,7 +171,7 @@ class _PairwiseFAB(FABAttack_PT):
         return pair
 
 
-def _towards_each(
+def attack_targets(
     targets: int,
     run: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]],
     model: nn.Module,
@@ -214,7 +215,7 @@ class _Square:
         height, width = x.shape[2:]
         logits = differentiable(model)
         if threat.norm == "linf" and x.device.type == "cpu" and x[0].numel() <= SMALL and not options.reference:
-            logits = _Remembering(logits)
+            logits = CachedLogits(logits)
         attack = SquareAttack(
             (lambda image: logits(image[..., :height, :width])) if self.side else logits,
             n_queries=BUDGET.queries,
@@ -226,7 +227,7 @@ class _Square:
         return _perturb(attack, model, canvas, y)[..., :height, :width]
 
 
-class _Remembering:
+class CachedLogits:
     """Logits of images (N,C,H,W), each computed once: on small images Square's l∞ search soon repeats itself."""
 
     def __init__(self, logits: Callable[[Tensor], Tensor]) -> None:

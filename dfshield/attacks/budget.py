@@ -6,7 +6,7 @@ from dfshield.options import AttackOptions
 
 TARGETS = 9
 """Most target classes of AutoAttack's targeted attacks, by its definition."""
-QUICK_STEPS = 10
+PREFILTER_STEPS = 10
 """Steps of the pre-filter, which is ours."""
 
 

@@ -3,6 +3,6 @@
 Importing this package fails inside a data-free stage, so that no such stage can read real images by accident.
 """
 
-from dfshield.runtime import check_real_data_allowed
+from dfshield.core.datafree import check_real_data_allowed
 
 check_real_data_allowed()

@@ -15,7 +15,7 @@ def resized(x: Tensor, height: int, width: int) -> Tensor:
     return F.interpolate(x, (height, width), mode="bilinear", antialias=True, align_corners=False).clamp(0, 1)
 
 
-def fitted(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
+def resize_to(x: Tensor, shape: tuple[int, int, int]) -> Tensor:
     """Images (N,C,H,W) in [0,1], grey or RGB, as a model takes them: `shape` is its (C,H,W), with C of 1 or 3."""
     x = resized(x, *shape[1:])
     if x.shape[1] == 3 and shape[0] == 1:

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from dfshield import registry
-from dfshield.runtime import InputError, existing_file
-from dfshield.runtime import data_dir as data_dir
+from dfshield.core.errors import InputError
+from dfshield.core.files import data_dir as data_dir
+from dfshield.core.files import existing_file
 
 Shape = tuple[int, int, int]
 

@@ -1,0 +1,1 @@
+"""Networks, checkpoints and what is computed of them."""

@@ -15,8 +15,10 @@ import numpy as np
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from safetensors import SafetensorError, deserialize, safe_open
 
+from dfshield.core.errors import InputError
+from dfshield.core.files import existing_file
+from dfshield.core.hashing import canonical_json, digest
 from dfshield.registry import RealData
-from dfshield.runtime import InputError, canonical_json, digest, existing_file
 
 Values = bytes | bytearray | memoryview
 FORMAT = 1

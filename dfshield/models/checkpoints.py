@@ -3,40 +3,23 @@
 The card says what it is (`dfshield.models.card`). It names no time and no host, so equal runs give equal bytes.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
+from dfshield.core.errors import InputError
+from dfshield.core.files import atomic
+from dfshield.core.hashing import canonical_json, digest
 from dfshield.models.card import FORMAT, Card, hash_values, read_card
+from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.weights import check_finite, fit, load_state, read_safetensors
-from dfshield.runtime import InputError, atomic, canonical_json, digest
 
 __all__ = ["Card", "Classifier", "build_network", "load_checkpoint", "load_state", "read_card", "save_checkpoint"]
-
-
-class Classifier(nn.Module):
-    """A network behind its normalisation: images (N,C,H,W) in [0,1] to logits (N,classes).
-
-    `mean` and `std` are per channel, for pixels in [0,1].
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
-        super().__init__()
-        self.net = net
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net((x - self.mean) / self.std)
-        return logits
 
 
 def hash_tensors(state: Mapping[str, Tensor]) -> str:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from dfshield import registry
-from dfshield.runtime import InputError, digest
+from dfshield.core.errors import InputError
+from dfshield.core.hashing import digest
 
 Shape = tuple[int, int, int]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dfshield.runtime import compiled
+from dfshield.core.device import compiled
 
 TOLERANCE = 1e-3
 """Largest deviation of the folded logits, relative to the largest logit, before the plain copy is used instead."""

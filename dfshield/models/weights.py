@@ -10,8 +10,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from dfshield.core.errors import InputError
+from dfshield.core.files import existing_file
 from dfshield.models.card import NOT_FINITE, refuse_foreign
-from dfshield.runtime import InputError, existing_file
 
 _WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 

@@ -7,27 +7,23 @@ released code does instead.
 
 from typing import Any
 
-from dfshield.options.common import Compute, OfMethod
-from dfshield.options.cotraining import CotrainingOptions
-from dfshield.options.evaluation import PROTOCOLS, AttackOptions, DiversityOptions
-from dfshield.options.surrogate import (
-    AugmentationOptions,
-    GenerationOptions,
-    PublicOptions,
-    SynthesisOptions,
-    TeacherOptions,
-)
-from dfshield.options.training import TrainingOptions
+from dfshield.options.attacks import PROTOCOLS, AttackOptions
+from dfshield.options.baselines import CotrainOptions
+from dfshield.options.common import OfMethod, StageOptions
+from dfshield.options.diversity import DiversityOptions
+from dfshield.options.sources import AugmentOptions, GenerateOptions, PublicOptions, SynthesizeOptions
+from dfshield.options.teacher import TeacherOptions
+from dfshield.options.training import TrainOptions
 
-STAGES: dict[str, type[Compute]] = {
+STAGES: dict[str, type[StageOptions]] = {
     "teacher": TeacherOptions,
-    "synthesis": SynthesisOptions,
-    "generation": GenerationOptions,
-    "augmentation": AugmentationOptions,
+    "synthesis": SynthesizeOptions,
+    "generation": GenerateOptions,
+    "augmentation": AugmentOptions,
     "public": PublicOptions,
     "diversity": DiversityOptions,
-    "training": TrainingOptions,
-    "cotraining": CotrainingOptions,
+    "training": TrainOptions,
+    "cotraining": CotrainOptions,
     "attack": AttackOptions,
 }
 
@@ -54,14 +50,14 @@ __all__ = [
     "PROTOCOLS",
     "STAGES",
     "AttackOptions",
-    "AugmentationOptions",
-    "Compute",
-    "CotrainingOptions",
+    "AugmentOptions",
+    "CotrainOptions",
     "DiversityOptions",
-    "GenerationOptions",
+    "GenerateOptions",
     "OfMethod",
     "PublicOptions",
-    "SynthesisOptions",
+    "StageOptions",
+    "SynthesizeOptions",
     "TeacherOptions",
-    "TrainingOptions",
+    "TrainOptions",
 ]

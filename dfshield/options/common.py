@@ -1,11 +1,12 @@
 """What the options of all stages have in common: types, the registries' choices, where a stage runs."""
 
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeAlias
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
 from pydantic import Field, model_validator
 
 from dfshield import registry
-from dfshield.validation import Options
+from dfshield.core.validation import Options
 
 Device = Literal["auto", "cpu", "cuda"]
 Schedule = Literal["constant", "cosine"]
@@ -17,8 +18,10 @@ Weight = Annotated[float, Field(ge=0)]
 Features = Literal["teacher", "pixels", "vgg16"]
 
 if TYPE_CHECKING:
+    import torch
+
     LossName: TypeAlias = str
-    CotrainingName: TypeAlias = str
+    BaselineName: TypeAlias = str
     CoefficientsName: TypeAlias = str
     ObjectiveName: TypeAlias = str
     GeneratedName: TypeAlias = str
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     DatasetName: TypeAlias = str
 else:  # the choices are the registries' own
     LossName = Literal[tuple(registry.LOSSES)]
-    CotrainingName = Literal[tuple(registry.COTRAINING)]
+    BaselineName = Literal[tuple(registry.BASELINES)]
     CoefficientsName = Literal[tuple(registry.COEFFICIENTS)]
     ObjectiveName = Literal[tuple(registry.OBJECTIVES)]
     GeneratedName = Literal[tuple(registry.GENERATED)]
@@ -38,8 +41,17 @@ else:  # the choices are the registries' own
     DatasetName = Literal[tuple(registry.DATASETS)]
 
 
-class Compute(Options):
-    """Where a stage runs."""
+class StageOptions(Options):
+    """Base of the options of every stage: where it runs, and its seed.
+
+    A stage whose registry entries have options of their own names the field and the registry in `entries`; an entry's
+    class is a subclass of the stage's, so that the options of one entry are no concern of another.
+    """
+
+    entries: ClassVar[tuple[str, Mapping[str, registry.Entry]] | None] = None
+    """The field that names an entry, and the registry."""
+    neutral: ClassVar[dict[str, Any]] = {}
+    """Values at which an option that was added later changes nothing; `described` leaves them out."""
 
     device: Device = "auto"
     """cpu, cuda, or auto: CUDA where there is a device"""
@@ -48,12 +60,37 @@ class Compute(Options):
     seed: Annotated[int, Field(ge=0)] = 0
     """random seed; everything random follows from it"""
 
+    @classmethod
+    def class_for(cls, name: str | None) -> type[Self]:
+        """Class of the options of entry `name`; None stands for the default entry, an unknown one has the stage's own."""
+        if cls.entries is None:
+            return cls
+        field, known = cls.entries
+        entry = known.get(cls.model_fields[field].default if name is None else str(name))
+        return entry.options_class(cls) if entry else cls
+
+    @classmethod
+    def of(cls, **values: Any) -> Self:
+        """Options from values, of the class of the entry that they name; raises pydantic's ValidationError."""
+        name = values.get(cls.entries[0]) if cls.entries else None
+        return cls.class_for(name)(**values)
+
+    def described(self, device: "torch.device | None" = None) -> dict[str, Any]:
+        """What decides about the result, as plain values: hashed, stored and given to Snakemake.
+
+        All options but the seed, which artefacts state by itself, and where the stage runs; with the type of `device`,
+        if given, which decides about the last bits.
+        """
+        values = self.model_dump(mode="json", exclude={"device", "threads", "seed"})
+        kept = {name: value for name, value in values.items() if (name, value) not in self.neutral.items()}
+        return kept | ({"device": device.type} if device is not None else {})
+
     def defaults(self) -> dict[str, Any]:
         """What every option is where it is not given."""
         return {name: field.default for name, field in type(self).model_fields.items()}
 
 
-class OfMethod(Compute):
+class OfMethod(StageOptions):
     """Options whose defaults depend on their `method`."""
 
     by_method: ClassVar[dict[str, dict[str, Any]]] = {}

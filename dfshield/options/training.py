@@ -5,11 +5,11 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dfshield import registry
-from dfshield.options.common import Compute, LossName, Positive, Precision, Schedule, Share, Weight
-from dfshield.threat import FractionText, ThreatText
+from dfshield.core.threat import FractionText, ThreatText
+from dfshield.options.common import LossName, Positive, Precision, Schedule, Share, StageOptions, Weight
 
 
-class TrainingOptions(Compute):
+class TrainOptions(StageOptions):
     """Adversarially fine-tune a copy of the teacher on surrogate data (Eq 7 and 9-11)."""
 
     loss: LossName = "dfshield"
@@ -127,13 +127,13 @@ class TrainingOptions(Compute):
         return self.flip or self.translate or self.contrast > 0 or self.noise > 0
 
     @model_validator(mode="after")
-    def _nesterov_needs_momentum(self) -> "TrainingOptions":
+    def _nesterov_needs_momentum(self) -> "TrainOptions":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0; set momentum or nesterov to false")
         return self
 
     @model_validator(mode="after")
-    def _perturbs_some_epoch(self) -> "TrainingOptions":
+    def _perturbs_some_epoch(self) -> "TrainOptions":
         if self.awp and self.awp_warmup >= self.epochs:
             raise ValueError(
                 f"awp_warmup ({self.awp_warmup}) leaves none of the {self.epochs} epochs for awp; "
@@ -142,7 +142,7 @@ class TrainingOptions(Compute):
         return self
 
     @model_validator(mode="after")
-    def _inner_problem_fits_the_loss(self) -> "TrainingOptions":
+    def _inner_problem_fits_the_loss(self) -> "TrainOptions":
         entry = registry.LOSSES[self.loss]
         if entry.search == "power" and not self.threat.startswith("l2:"):
             raise ValueError(f"loss {self.loss} searches an l2 ball, threat is {self.threat}; give l2:EPS")

@@ -5,16 +5,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dfshield.core.errors import InputError
+from dfshield.core.files import atomic, write_text
 from dfshield.models.card import Card, read_card
-from dfshield.paths import DATA, HARDEN
+from dfshield.planning.paths import DATA, HARDEN
 from dfshield.report.flags import notes
 from dfshield.report.layout import METRICS
 from dfshield.report.tables import Row, build, write_csv
-from dfshield.runtime import InputError, atomic, write_text
-from dfshield.shards import header
+from dfshield.sources.trainset import header
 
 if TYPE_CHECKING:
-    from dfshield.plan import Plan
+    from dfshield.planning.plan import Plan
 
 MODEL, REPORT, CARD = "model.safetensors", "report.csv", "MODEL_CARD.md"
 
@@ -46,7 +47,7 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
 
 
 def _check_ledgers(plan: "Plan", name: str, card: Card) -> None:
-    from dfshield.attacks.ledger import read_ledger
+    from dfshield.evaluation.ledger import read_ledger
 
     expected = {"Hardened": card.tensors_sha256, "Undefended": card.provenance.get("teacher_sha256")}
     for cell in plan.harden_cells(name):

@@ -11,13 +11,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from dfshield.cost import Throughput
-from dfshield.estimate import Jobs
-from dfshield.paths import NONE, benchmark_of
-from dfshield.plan import Plan
+from dfshield.core.errors import InputError
+from dfshield.core.files import existing_file, write_text
+from dfshield.planning.cost import Throughput
+from dfshield.planning.paths import NONE, benchmark_of
+from dfshield.planning.plan import Plan
 from dfshield.report.layout import Block, Item, Layout, Value, dataset_title, model_title
 from dfshield.report.render import latex_grid, markdown_grid, tex
-from dfshield.runtime import InputError, existing_file, write_text
+from dfshield.tools.estimate import Jobs
 
 TITLE = "Cost of every method"
 NOTES = (

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from dfshield import registry
-from dfshield.attacks.ledger import confidence_interval
-from dfshield.report.cells import SYMBOLS, TableSpec, formulas, swept
+from dfshield.core.threat import parse_threat
+from dfshield.evaluation.ledger import confidence_interval
+from dfshield.planning.cells import swept
+from dfshield.planning.tables import SYMBOLS, TableSpec, formulas
 from dfshield.report.published import Key, Published
 from dfshield.report.tables import Row, decimals
-from dfshield.threat import parse_threat
 
 METRICS = {
     **{"clean": "Clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd50x5": "PGD-50×5", "autoattack": "AA"},

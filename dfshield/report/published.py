@@ -5,7 +5,7 @@ import functools
 from dataclasses import dataclass
 from importlib import resources
 
-from dfshield.threat import parse_threat
+from dfshield.core.threat import parse_threat
 
 Key = tuple[str, str, str, str, str, str]
 COLUMNS = ("dataset", "model", "method", "variant", "metric", "value", "flags")

@@ -4,8 +4,8 @@ import re
 from collections.abc import Callable, Iterable, Sequence
 from statistics import fmean
 
-from dfshield.metrics.record import METRICS as DIVERSITY
-from dfshield.report.cells import TableSpec
+from dfshield.evaluation.record import METRICS as DIVERSITY
+from dfshield.planning.tables import TableSpec
 from dfshield.report.flags import notes
 from dfshield.report.layout import (
     METRICS,

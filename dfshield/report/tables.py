@@ -11,16 +11,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dfshield.attacks.ledger import Ledger, confidence_interval, read_ledger
-from dfshield.metrics import record as diversity
-from dfshield.metrics.record import Record, read_record
-from dfshield.report.cells import Cell, TableSpec, formulas, swept
+from dfshield.core.errors import InputError
+from dfshield.core.files import existing_file, write_text
+from dfshield.core.threat import parse_threat
+from dfshield.evaluation import record as diversity
+from dfshield.evaluation.ledger import Ledger, confidence_interval, read_ledger
+from dfshield.evaluation.record import Record, read_record
+from dfshield.planning.cells import Cell, swept
+from dfshield.planning.tables import TableSpec, formulas
 from dfshield.report.published import Key, figure
-from dfshield.runtime import InputError, existing_file, write_text
-from dfshield.threat import parse_threat
 
 if TYPE_CHECKING:
-    from dfshield.plan import Plan
+    from dfshield.planning.plan import Plan
 
 MASKED = ("zero-gradients", "square-broke-after-white-box")
 """Flags of a ledger that are signs of masked gradients (Croce and Hein 2020)."""

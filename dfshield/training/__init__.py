@@ -1,0 +1,1 @@
+"""The teacher, and the adversarial fine-tuning of a student."""

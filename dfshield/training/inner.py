@@ -8,11 +8,11 @@ import torch
 import torch.nn.functional as F
 
 from dfshield import registry
-from dfshield.attacks.threat import project, random_start, step
-from dfshield.options import CotrainingOptions, TrainingOptions
-from dfshield.runtime import fraction
-from dfshield.schedules import inner_steps, warmed
-from dfshield.threat import Threat, parse_threat
+from dfshield.core.fractions import fraction
+from dfshield.core.lp import project, random_start, step
+from dfshield.core.schedules import inner_steps, warmed
+from dfshield.core.threat import Threat, parse_threat
+from dfshield.options import CotrainOptions, TrainOptions
 from dfshield.training.losses import kl
 
 Network = Callable[[torch.Tensor], torch.Tensor]
@@ -20,7 +20,7 @@ Objective = Callable[..., torch.Tensor]
 """``(clean, adversarial, teacher, labels) -> scalar``: logits (N,C) on x̂, on x̂', the teacher's on x̂; labels (N,)."""
 
 
-def step_size(options: TrainingOptions | CotrainingOptions, threat: Threat) -> float:
+def step_size(options: TrainOptions | CotrainOptions, threat: Threat) -> float:
     """ε/4 for l∞; for l2 the stated step (15/255 in the paper, ε/5 in the released code)."""
     if threat.norm == "linf":
         return threat.eps / 4
@@ -28,7 +28,7 @@ def step_size(options: TrainingOptions | CotrainingOptions, threat: Threat) -> f
 
 
 @dataclass(frozen=True)
-class Maximisation:
+class InnerAttack:
     """The inner maximisation of one epoch."""
 
     objective: Objective | None
@@ -46,7 +46,7 @@ class Maximisation:
     """Power iterations."""
 
     @classmethod
-    def of(cls, options: TrainingOptions, epoch: int) -> "Maximisation":
+    def of(cls, options: TrainOptions, epoch: int) -> "InnerAttack":
         """What the loss's paper asks for in epoch `epoch` (from 0)."""
         entry, threat = registry.LOSSES[options.loss], parse_threat(options.threat)
         factor = options.eps_factor * warmed(options.eps_warmup, epoch, options.epochs)
@@ -67,7 +67,7 @@ class Maximisation:
         )
 
     @classmethod
-    def full(cls, options: TrainingOptions) -> "Maximisation":
+    def full(cls, options: TrainOptions) -> "InnerAttack":
         """Plain projected gradient ascent at full strength, the same in every epoch and for every search."""
         threat = parse_threat(options.threat)
         start = registry.LOSSES[options.loss].start
@@ -90,8 +90,8 @@ class Maximisation:
     ) -> torch.Tensor:
         """x̂' (N,C,H,W) within ε of `x` and in [0,1]; `model` is in eval mode with frozen parameters."""
         if self.search == "power":
-            return virtual(model, x, self.threat, self.iterations, generator)
-        found = maximise(
+            return vat_direction(model, x, self.threat, self.iterations, generator)
+        found = pgd_ascent(
             model,
             x,
             labels,
@@ -104,7 +104,7 @@ class Maximisation:
             teacher,
             self.stop,
         )
-        return nearest(model, x, found, labels, self.halvings) if self.search == "nearest" else found
+        return mma_boundary(model, x, found, labels, self.halvings) if self.search == "nearest" else found
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -114,7 +114,7 @@ OBJECTIVES: dict[str, Objective] = {
 }
 
 
-def objective(options: TrainingOptions) -> Objective | None:
+def objective(options: TrainOptions) -> Objective | None:
     """What the inner maximisation raises; None for nothing."""
     entry = registry.LOSSES[options.loss]
     name = entry.inner if options.inner == "auto" else options.inner
@@ -123,11 +123,11 @@ def objective(options: TrainingOptions) -> Objective | None:
     return OBJECTIVES.get(name)
 
 
-def _summed(loss: Callable[..., torch.Tensor], options: TrainingOptions, *logits: torch.Tensor) -> torch.Tensor:
+def _summed(loss: Callable[..., torch.Tensor], options: TrainOptions, *logits: torch.Tensor) -> torch.Tensor:
     return len(logits[0]) * loss(*logits, options)
 
 
-def maximise(
+def pgd_ascent(
     model: Network,
     x: torch.Tensor,
     labels: torch.Tensor,
@@ -172,7 +172,7 @@ def fosc(x: torch.Tensor, adversarial: torch.Tensor, gradient: torch.Tensor, thr
     return (reach - ((adversarial - x).flatten(1) * g).sum(1)).view(-1, *[1] * (x.ndim - 1))
 
 
-def nearest(
+def mma_boundary(
     model: Network, x: torch.Tensor, adversarial: torch.Tensor, labels: torch.Tensor, halvings: int
 ) -> torch.Tensor:
     """The misclassified point nearest to `x` on the way to `adversarial`, by bisection; `adversarial` if none is met.
@@ -190,7 +190,7 @@ def nearest(
         return x + high.view(-1, 1, 1, 1) * direction
 
 
-def virtual(
+def vat_direction(
     model: Network, x: torch.Tensor, threat: Threat, iterations: int, generator: torch.Generator
 ) -> torch.Tensor:
     """The virtual adversarial point (Miyato et al. 2016): length ε along the most curved direction of KL(S(x) ‖ S(·)).

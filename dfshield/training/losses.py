@@ -11,8 +11,8 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 
-from dfshield.options import TrainingOptions
-from dfshield.runtime import fraction
+from dfshield.core.fractions import fraction
+from dfshield.options import TrainOptions
 
 
 def kl(
@@ -31,7 +31,7 @@ def dfshield(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """L_DFShield = KL(S(x̂),T(x̂)) + λ₁ KL(S(x̂'),T(x̂)) + λ₂ KL(S(x̂'),S(x̂)) (Eq 11; the second is the target).
 
@@ -49,7 +49,7 @@ def trades(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """TRADES (Zhang et al. 2019): CE(S(x̂),ŷ) + β KL(S(x̂) ‖ S(x̂'))."""
     return F.cross_entropy(clean, labels) + options.beta * kl(clean, adversarial)
@@ -60,7 +60,7 @@ def std(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """Standard adversarial training (Madry et al. 2018): CE(S(x̂'),ŷ)."""
     return F.cross_entropy(adversarial, labels)
@@ -71,7 +71,7 @@ def std_soft(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """STD towards the soft labels of the teacher: KL(T(x̂) ‖ S(x̂')).
 
@@ -86,7 +86,7 @@ def mart(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """MART (Wang et al. 2020): BCE(p',ŷ) + λ KL(p ‖ p') (1 - p_ŷ), with p and p' the student's on x̂ and x̂'.
 
@@ -104,7 +104,7 @@ def ard(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """ARD (Goldblum et al. 2020): α t² KL(T(x̂)/t ‖ S(x̂')/t) + (1-α) CE(S(x̂),ŷ).
 
@@ -120,7 +120,7 @@ def rslad(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """RSLAD (Zi et al. 2021): α KL(T(x̂) ‖ S(x̂')) + (1-α) KL(T(x̂) ‖ S(x̂)), α = 5/6.
 
@@ -135,7 +135,7 @@ def alp(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """Adversarial logit pairing (Kannan et al. 2018): CE(S(x̂'),ŷ) + λ ‖z(x̂') - z(x̂)‖², of logits or of softmax."""
     pair = (adversarial, clean) if options.alp_pairs == "logits" else (adversarial.softmax(1), clean.softmax(1))
@@ -147,7 +147,7 @@ def clp(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """Clean logit pairing in the form that Wang et al. (2020, MART) compare with: CE(S(x̂),ŷ) + λ ‖p(x̂') - p(x̂)‖²."""
     return F.cross_entropy(clean, labels) + options.pairing_weight * _squared_distance(
@@ -164,7 +164,7 @@ def mma(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """Max-margin adversarial training (Ding et al. 2020, as in MART's comparison).
 
@@ -179,7 +179,7 @@ def mmc(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """Max-Mahalanobis centre loss (Pang et al. 2020) on x̂': ½ ‖z - μ_ŷ‖².
 
@@ -197,7 +197,7 @@ def vat(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """Virtual adversarial training (Miyato et al. 2016): CE(S(x̂),ŷ) + λ KL(S(x̂) ‖ S(x̂')), the target held fixed."""
     return F.cross_entropy(clean, labels) + options.vat_weight * kl(clean.detach(), adversarial)
@@ -208,7 +208,7 @@ def fgsm(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """Training on single-step images (Goodfellow et al. 2015): α CE(S(x̂),ŷ) + (1-α) CE(S(x̂'),ŷ)."""
     alpha = options.fgsm_alpha
@@ -220,7 +220,7 @@ def uat(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
 ) -> torch.Tensor:
     """Unsupervised adversarial training (Alayrac et al. 2019): CE(S(x̂'),ŷ) + λ KL(T(x̂) ‖ S(x̂')).
 
@@ -234,7 +234,7 @@ def gradient_penalty(
     adversarial: torch.Tensor,
     teacher: torch.Tensor,
     labels: torch.Tensor,
-    options: TrainingOptions,
+    options: TrainOptions,
     images: torch.Tensor,
 ) -> torch.Tensor:
     """Input-gradient regularisation (Ross and Doshi-Velez 2018): CE(S(x̂),ŷ) + λ ‖∇_x̂ CE‖², both per image.

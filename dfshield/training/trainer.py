@@ -1,108 +1,30 @@
-"""Adversarial fine-tuning of a copy of the teacher on surrogate data (Algorithm 1; steps as in spec A.4, A.5)."""
+"""One adversarial training run (Algorithm 1, lines 11 to 20)."""
 
 import contextlib
 import copy
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import dfshield
 from dfshield import registry
-from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, save_checkpoint
+from dfshield.core.device import compiled
+from dfshield.core.errors import Diverged, InputError
+from dfshield.core.files import atomic, read_resume_state
+from dfshield.core.progress import log, progress
+from dfshield.core.rng import generator
+from dfshield.core.schedules import half_cosine, warmed
+from dfshield.models.classifier import Classifier, predict
 from dfshield.models.folding import fold
-from dfshield.options import TrainingOptions
-from dfshield.runtime import (
-    Diverged,
-    InputError,
-    atomic,
-    compiled,
-    digest,
-    forbid_real_data,
-    generator,
-    metrics_csv,
-    progress,
-    say,
-    select_device,
-    settled,
-    stopped_state,
-    write_text,
-)
-from dfshield.schedules import half_cosine, warmed
-from dfshield.shards import Surrogate, read
-from dfshield.training.average import Average
+from dfshield.options import TrainOptions
+from dfshield.sources.trainset import TrainSet
+from dfshield.training.augment import augment
+from dfshield.training.awp import frozen_buffers, perturbed
+from dfshield.training.ema import WeightEMA
 from dfshield.training.gradrefine import GradRefine
-from dfshield.training.inner import Maximisation
-from dfshield.training.perturbation import perturbed, same_buffers
-from dfshield.training.variation import vary
-
-NOT_IN_HASH = {"device", "threads"}
-METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
-
-
-def run(
-    teacher: Path,
-    data: Path,
-    out: Path,
-    options: TrainingOptions,
-    recipe: str = "dfshield",
-    factory: str | None = None,
-    state: Path | None = None,
-    metrics: Path | None = None,
-    code: str = "",
-) -> None:
-    """Train a student on the surrogate set `data` and write it to `out`; the last epoch (or `average`) is the result.
-
-    `metrics` receives one CSV row per epoch: mean loss; on held-out surrogate images the agreement with the teacher's
-    class, clean and under the inner attack, in percent; optimiser updates so far; the share of parameters that passed
-    GradRefine. With `state`, the same call after a crash goes on at the last finished epoch, to the identical file.
-
-    A run has *diverged* if a loss or a weight is not finite: it ends there, the student is that of the last whole epoch
-    and its provenance says so. It is written all the same, as a result (the paper's †).
-    """
-    forbid_real_data("train")
-    device = select_device(options.device, options.threads)
-    options = settled(options, device)
-    model, card = load_checkpoint(teacher, str(device), factory=factory)
-    surrogate = read(data)
-    check_fit(surrogate, card, teacher, data)
-    trainer = Trainer(model, surrogate, options)
-    described = {k: v for k, v in options.model_dump().items() if k not in NOT_IN_HASH} | {"device": device.type}
-    sources = {"teacher_sha256": card.tensors_sha256, "data_sha256": surrogate.attributes["content_sha256"]}
-    kept = state / f"training-{digest(sources, recipe, described, code)[:16]}" if state else None
-    trainer.fit(kept / "epoch.pt" if kept else None)
-    student = Card(
-        kind="student",
-        dataset=card.dataset,
-        model=card.model,
-        factory=card.factory,
-        arguments=card.arguments,
-        input_shape=card.input_shape,
-        classes=card.classes,
-        mean=card.mean,
-        std=card.std,
-        real_data=surrogate.attributes["real_data"],
-        provenance={
-            **sources,
-            "recipe": recipe,
-            "source": surrogate.attributes["source"],
-            "options": described,
-            "seed": options.seed,
-            "updates": trainer.updates,
-            "diverged": trainer.diverged,
-            "code": code,
-            "package_version": dfshield.__version__,
-        },
-    )
-    sha = save_checkpoint(out, trainer.student, student)
-    if metrics:
-        write_text(metrics, metrics_csv(METRICS, trainer.history))
-    if kept:
-        shutil.rmtree(kept, ignore_errors=True)
-    say(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")
+from dfshield.training.inner import InnerAttack
 
 
 def describe(row: dict[str, Any]) -> str:
@@ -116,28 +38,10 @@ def describe(row: dict[str, Any]) -> str:
     )
 
 
-def check_fit(surrogate: Surrogate, card: Card, teacher: Path, data: Path) -> None:
-    """Refuse surrogate data that were not made for this teacher."""
-    _, height, width, channels = surrogate.images.shape
-    if (channels, height, width) != tuple(card.input_shape):
-        raise InputError(
-            f"{data}: images are {(channels, height, width)} but {teacher} takes {tuple(card.input_shape)}; "
-            "synthesise from this teacher"
-        )
-    if int(surrogate.attributes["classes"]) != card.classes:
-        raise InputError(f"{data}: {surrogate.attributes['classes']} classes but {teacher} has {card.classes}")
-    made_from = surrogate.attributes["teacher_sha256"]
-    if made_from and made_from != card.tensors_sha256:
-        raise InputError(
-            f"{data}: made from teacher {made_from[:16]}, but {teacher} is {card.tensors_sha256[:16]}; "
-            "synthesise from this teacher"
-        )
-
-
 class Trainer:
     """One adversarial training run; all randomness is keyed by seed, epoch and mini-batch."""
 
-    def __init__(self, teacher: Classifier, surrogate: Surrogate, options: TrainingOptions) -> None:
+    def __init__(self, teacher: Classifier, surrogate: TrainSet, options: TrainOptions) -> None:
         self.options, self.entry = options, registry.LOSSES[options.loss]
         device = teacher.mean.device
         self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -184,7 +88,7 @@ class Trainer:
             weight_decay=options.weight_decay,
         )
         self.refiner = GradRefine(self.parameters, options.aggregate, options.tau, options.reduction, options.tie)
-        self.average = Average(self.student, options.average) if options.average else None
+        self.average = WeightEMA(self.student, options.average) if options.average else None
         self.updates, self.diverged = 0, ""
         self.history: list[dict[str, Any]] = []
         self._begin(0)
@@ -193,7 +97,7 @@ class Trainer:
         """What depends on the epoch: learning rate, inner maximisation, weight perturbation."""
         options = self.options
         self._set_rate(epoch)
-        self.inner = Maximisation.of(options, epoch)
+        self.inner = InnerAttack.of(options, epoch)
         self.awp = options.awp if epoch >= options.awp_warmup else 0.0
 
     def fit(self, checkpoint: Path | None) -> None:
@@ -209,9 +113,9 @@ class Trainer:
                 except Diverged as reason:
                     self._load(whole)
                     self.diverged = f"{reason}; these are the weights after epoch {epoch}"
-                    say(f"{self.options.loss} diverged: {self.diverged}; a lower lr may help")
+                    log(f"{self.options.loss} diverged: {self.diverged}; a lower lr may help")
                     break
-                say(describe(self.history[-1]))
+                log(describe(self.history[-1]))
                 if checkpoint:
                     self._save(checkpoint, epoch + 1)
         if self.average:
@@ -260,7 +164,7 @@ class Trainer:
         """
         x, labels, targets = self.images[rows], self.labels[rows], self.targets[rows]
         if self.teacher:
-            x = vary(x, self.options, random)
+            x = augment(x, self.options, random)
             targets = predict(self.teacher, x)
             labels = targets.argmax(1) if self.entry.labels == "teacher" else labels
         x = x.contiguous(memory_format=torch.channels_last)
@@ -268,7 +172,7 @@ class Trainer:
         self.student.train(self.options.batchnorm == "train")
         if not self.awp:
             return self._outer(x, adversarial, targets, labels)
-        with same_buffers(self.student):
+        with frozen_buffers(self.student):
             _, upwards = self._outer(x, adversarial, targets, labels)
         with perturbed(self.parameters, upwards, self.awp):
             return self._outer(x, adversarial, targets, labels)
@@ -292,7 +196,7 @@ class Trainer:
         labels: torch.Tensor,
         random: torch.Generator,
         targets: torch.Tensor | None = None,
-        inner: Maximisation | None = None,
+        inner: InnerAttack | None = None,
     ) -> torch.Tensor:
         self.crafting.refresh()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
@@ -326,7 +230,7 @@ class Trainer:
         x, classes = self.held
         self.student.eval()
         random = generator("held-out", self.options.seed, epoch)
-        adversarial = self._craft(x, classes, random, self.held_targets, Maximisation.full(self.options))
+        adversarial = self._craft(x, classes, random, self.held_targets, InnerAttack.full(self.options))
         shares = [float((predict(self.student, part).argmax(1) == classes).float().mean()) for part in (x, adversarial)]
         return 100 * shares[0], 100 * shares[1]
 
@@ -352,16 +256,9 @@ class Trainer:
             torch.save(self._state(done), temporary)
 
     def _restore(self, path: Path | None) -> int:
-        saved = stopped_state(path, self.images.device)
+        saved = read_resume_state(path, self.images.device)
         if saved is None:
             return 0
         self._load(saved)
-        say(f"resuming after epoch {saved['done']} of {self.options.epochs}")
+        log(f"resuming after epoch {saved['done']} of {self.options.epochs}")
         return int(saved["done"])
-
-
-def predict(model: torch.nn.Module, x: torch.Tensor, batch: int = 500) -> torch.Tensor:
-    """Logits (N,C) of a model in eval mode, without gradients."""
-    model.eval()
-    with torch.no_grad():
-        return torch.cat([model(part.contiguous(memory_format=torch.channels_last)) for part in x.split(batch)])

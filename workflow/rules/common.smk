@@ -13,15 +13,18 @@ from types import SimpleNamespace
 import yaml
 from snakemake.settings.types import DeploymentMethod
 
-from dfshield import provenance, registry
-from dfshield.options import Compute
-from dfshield.threat import threat_name
-from dfshield.flags import as_flags
-from dfshield.paths import DATA, DIVERSITY, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
-from dfshield.paths import benchmark_of, log_of
-from dfshield.report.cells import formulas
+from dfshield.planning import provenance
+from dfshield import registry
+from dfshield.options import StageOptions
+from dfshield.core.threat import threat_name
+from dfshield.options.flags import as_flags
+from dfshield.planning.paths import DATA, DIVERSITY, HARDEN, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER
+from dfshield.planning.paths import benchmark_of, log_of
+from dfshield.planning.tables import formulas
 from dfshield.report.published import published
-from dfshield.runtime import canonical_json, cuda_devices, data_dir, data_file, digest, write_text
+from dfshield.core.hashing import canonical_json, digest
+from dfshield.core.device import cuda_devices
+from dfshield.core.files import data_dir, data_file, write_text
 
 STATE = f"{RESULTS}/.state"
 CONFIG = f"{RESULTS}/{plan.config.name}/config.yaml"
@@ -214,7 +217,7 @@ def flags(stage):
 
 def options(stage):
     """Every option by value: a job is repeated when one changes, be it by its default. Where it runs is no reason."""
-    apart = set(Compute.model_fields) - {"seed"}
+    apart = set(StageOptions.model_fields) - {"seed"}
     return lambda wildcards: canonical_json(job_options(stage, wildcards).model_dump(mode="json", exclude=apart))
 
 
@@ -243,7 +246,7 @@ def code(stage):
         if stage == "training":
             chosen.append(("LOSSES", job_options(stage, wildcards).loss))
         if stage == "cotraining":
-            chosen.append(("COTRAINING", job_options(stage, wildcards).method))
+            chosen.append(("BASELINES", job_options(stage, wildcards).method))
         if stage == "attack":
             chosen.append(("ATTACKS", job_options(stage, wildcards).attack))
         return code_digest(stage, *chosen)

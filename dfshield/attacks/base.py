@@ -1,0 +1,137 @@
+"""What every attack needs of a model, and the ascent that gradient attacks share.
+
+An attack is a function ``(model, x, y, threat, options, generator) -> x_adv`` of one chunk of images (N,C,H,W) in
+[0,1] that the model still classifies as `y`. It may return anything: the evaluation projects and judges it. Its
+randomness comes from `generator` alone.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dfshield.core.lp import project, step
+from dfshield.core.threat import Threat
+from dfshield.options import AttackOptions
+
+Objective = Callable[[Tensor, Tensor], Tensor]
+Attack = Callable[[nn.Module, Tensor, Tensor, Threat, AttackOptions, torch.Generator], Tensor]
+
+
+class Component(NamedTuple):
+    """One attack of an ensemble, with the name that ledgers give it."""
+
+    name: str
+    attack: Attack
+    bf16_safe: bool = False
+    """Works as well in bf16, if that is asked for: it follows signs of gradients, not small differences of logits."""
+
+
+class Ensemble(NamedTuple):
+    """Attacks in order, each for the survivors of those before it."""
+
+    components: tuple[Component, ...]
+    note: str = ""
+    """How it departs from its protocol's definition, because of the number of classes or the image shape."""
+
+
+@contextlib.contextmanager
+def frozen(model: nn.Module) -> Iterator[None]:
+    """Eval mode and no gradients of parameters; both are put back afterwards."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    training = [m for m in model.modules() if m.training]
+    model.eval().requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        for module in training:
+            module.training = True
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Seed PyTorch's global generators inside the block; put them back afterwards."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def differentiable(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """`model` with fresh float32 logits that always have a gradient: zero where the model gives none.
+
+    A model that cuts the graph (``no_grad``, ``argmax``) would otherwise end the attack in an error; as it is, it
+    shows up as zero gradients.
+    """
+
+    def logits(x: Tensor) -> Tensor:
+        out: Tensor = model(x).float()
+        return out + 0 * x.flatten(1).sum(dim=1, keepdim=True) if x.requires_grad else out.clone()
+
+    return logits
+
+
+def input_gradient(model: nn.Module, x: Tensor, y: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
+    """Logits (N,classes), and the gradient (N,C,H,W) of each image's `objective` with respect to its pixels.
+
+    The objective maps logits and `y` (N,) to one value an image; without one it is the cross entropy.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        logits = differentiable(model)(x)
+        values = objective(logits, y) if objective else F.cross_entropy(logits, y, reduction="none")
+        (gradient,) = torch.autograd.grad(values.sum(), x)
+    return logits.detach(), gradient.nan_to_num(0, 0, 0)
+
+
+def margin(logits: Tensor, y: Tensor) -> Tensor:
+    """z_y - max of the other logits, shape (N,): negative where an image is misclassified."""
+    return logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
+
+
+def clean(
+    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
+) -> Tensor:
+    """No attack: the images as they are."""
+    return x
+
+
+def ascend(
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    x_adv: Tensor,
+    threat: Threat,
+    options: AttackOptions,
+    steps: int,
+    size: float,
+    objective: Objective | None = None,
+) -> Tensor:
+    """Projected gradient ascent from `x_adv` (N,C,H,W); the last points, each within ε of `x` and in [0,1].
+
+    An image takes no further step once it is misclassified by more than the arithmetic's rounding:
+    `MISCLASSIFICATION_MARGIN` of its
+    largest logit. With `options.reference` every image takes every step.
+    """
+    result = x_adv.clone()
+    running = torch.arange(len(x), device=x.device)
+    for _ in range(steps):
+        logits, gradient = input_gradient(model, x_adv, y, objective)
+        if not options.reference:
+            rest = margin(logits, y) > -MISCLASSIFICATION_MARGIN[options.precision] * logits.abs().amax(dim=1)
+            if not rest.all():
+                result[running] = x_adv
+                running, x, y, x_adv, gradient = (values[rest] for values in (running, x, y, x_adv, gradient))
+            if not len(running):
+                return result
+        x_adv = project(x, step(x_adv, gradient, size, threat.norm), threat)
+    result[running] = x_adv
+    return result
+
+
+MISCLASSIFICATION_MARGIN = {"fp32": 1e-3, "bf16": 0.05}
+"""Margin, relative to the largest logit, beyond which no rounding of crafting decides about a misclassification."""

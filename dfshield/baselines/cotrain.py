@@ -1,0 +1,300 @@
+"""Generator and student trained together against a frozen teacher: the loop that all methods share (section A.4)."""
+
+import copy
+import math
+import shutil
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+import dfshield
+from dfshield import registry
+from dfshield.baselines.method import Method
+from dfshield.core.datafree import forbid_real_data
+from dfshield.core.device import select_device
+from dfshield.core.errors import Diverged
+from dfshield.core.files import atomic, metrics_csv, read_resume_state, write_text
+from dfshield.core.hashing import digest
+from dfshield.core.progress import log, progress
+from dfshield.core.rng import generator
+from dfshield.core.schedules import half_cosine
+from dfshield.core.threat import parse_threat
+from dfshield.models.checkpoints import Card, build_network, load_checkpoint, save_checkpoint
+from dfshield.models.classifier import Classifier, predict
+from dfshield.models.folding import fold
+from dfshield.options import CotrainOptions
+from dfshield.training.inner import OBJECTIVES, pgd_ascent, step_size
+
+NOT_IN_HASH = {"device", "threads"}
+METRICS = (
+    "epoch",
+    "student_loss",
+    "generator_loss",
+    "clean_agreement",
+    "robust_agreement",
+    "teacher_classes",
+    "student_classes",
+    "updates",
+    "lr",
+)
+
+
+def run(
+    teacher: Path,
+    out: Path,
+    options: CotrainOptions,
+    recipe: str,
+    factory: str | None = None,
+    state: Path | None = None,
+    metrics: Path | None = None,
+    code: str = "",
+) -> None:
+    """Train a student with images of a generator that is trained beside it, and write it to `out`.
+
+    The last epoch is the result. `metrics` receives one CSV row per epoch: mean losses; on a mini-batch of generated
+    images kept apart, the agreement with the teacher's class, clean and under the inner attack, in percent, and how
+    many classes teacher and student see in it; the student's updates so far. With `state`, the same call after a crash
+    goes on at the last finished epoch, to the identical file.
+
+    A run has *diverged* if a loss, a weight or an output is not finite (it ends there, and the student is that of the
+    last whole epoch) or if, after the last epoch, the student sees one class in all the images kept apart where the
+    teacher sees several. The student's provenance says so; it is written all the same, as a result.
+    """
+    forbid_real_data("cotrain")
+    device = select_device(options.device, options.threads)
+    model, card = load_checkpoint(teacher, str(device), factory=factory)
+    trainer = Cotrainer(model, card, options)
+    described = {k: v for k, v in options.model_dump().items() if k not in NOT_IN_HASH} | {"device": device.type}
+    kept = state / f"cotraining-{digest(card.tensors_sha256, recipe, described, code)[:16]}" if state else None
+    trainer.fit(kept / "epoch.pt" if kept else None)
+    student = Card(
+        kind="student",
+        dataset=card.dataset,
+        model=card.model,
+        factory=card.factory,
+        arguments=card.arguments,
+        input_shape=card.input_shape,
+        classes=card.classes,
+        mean=card.mean,
+        std=card.std,
+        real_data="none",
+        provenance={
+            "teacher_sha256": card.tensors_sha256,
+            "recipe": recipe,
+            "source": "none",
+            "options": described,
+            "seed": options.seed,
+            "updates": trainer.updates,
+            "diverged": trainer.diverged,
+            "code": code,
+            "package_version": dfshield.__version__,
+        },
+    )
+    sha = save_checkpoint(out, trainer.student, student)
+    if metrics:
+        write_text(metrics, metrics_csv(METRICS, trainer.history))
+    if kept:
+        shutil.rmtree(kept, ignore_errors=True)
+    log(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")
+
+
+def describe(row: dict[str, Any]) -> str:
+    """One epoch's metrics as a line for the person who watches."""
+    waits = math.isnan(row["student_loss"])
+    student = "the student waits" if waits else f"loss of student {row['student_loss']:.4f}"
+    return (
+        f"epoch {row['epoch']}: {student}, loss of generator {row['generator_loss']:.4f}, "
+        f"agreement on images kept apart clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
+    )
+
+
+class Cotrainer:
+    """One run of one method; all randomness is keyed by seed, epoch and iteration."""
+
+    def __init__(self, teacher: Classifier, card: Card, options: CotrainOptions) -> None:
+        self.options, self.threat = options, parse_threat(options.threat)
+        self.device = teacher.mean.device
+        self.teacher = _channels_last(teacher).eval().requires_grad_(False)
+        self.student = _channels_last(self._start(card)).requires_grad_(True)
+        self.crafting = fold(self.student)
+        entry = registry.BASELINES[options.method]
+        self.start = entry.start
+        self.inner: Literal["kl", "ce"] = entry.inner if options.inner == "auto" else options.inner
+        self.method: Method = entry.load()(self.teacher, self.student, card.input_shape, card.classes, options)
+        groups = self.method.groups()
+        self.parameters = {
+            "generator": [parameter for group in groups for parameter in group["params"]],
+            "student": list(self.student.parameters()),
+        }
+        betas = (options.adam_beta1, 0.999)
+        self.optimisers: dict[str, torch.optim.Optimizer] = {"generator": torch.optim.Adam(groups, betas=betas)}
+        if options.student_optimiser == "adam":
+            self.optimisers["student"] = torch.optim.Adam(
+                self.parameters["student"], options.student_lr, betas, weight_decay=options.weight_decay
+            )
+        else:
+            self.optimisers["student"] = torch.optim.SGD(
+                self.parameters["student"],
+                options.student_lr,
+                momentum=options.momentum,
+                nesterov=options.nesterov,
+                weight_decay=options.weight_decay,
+            )
+        self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimisers.items()}
+        self.updates, self.diverged = 0, ""
+        self.history: list[dict[str, Any]] = []
+
+    def _start(self, card: Card) -> Classifier:
+        if self.options.student_start == "teacher":
+            return copy.deepcopy(self.teacher)
+        net = build_network(card.model, card.input_shape, card.classes, card.factory, card.arguments, self.options.seed)
+        return Classifier(net, card.mean, card.std).to(self.device)
+
+    def fit(self, checkpoint: Path | None) -> None:
+        """All epochs, from `checkpoint` on if it is there; says in `diverged` whether and how the run failed."""
+        done, options = self._restore(checkpoint), self.options
+        with progress(options.epochs * options.iterations, f"cotrain {options.method}", "step") as bar:
+            bar.update(done * options.iterations)
+            for epoch in range(done, options.epochs):
+                whole = {name: value.clone() for name, value in self.student.state_dict().items()}
+                try:
+                    self.history.append(self.epoch(epoch, bar))
+                except Diverged as reason:
+                    self.student.load_state_dict(whole)
+                    self.diverged = f"{reason}; these are the weights after epoch {epoch}"
+                    break
+                log(describe(self.history[-1]))
+                if checkpoint:
+                    self._save(checkpoint, epoch + 1)
+        self.student.eval()
+        if not self.diverged and self.history[-1]["student_classes"] == 1 < self.history[-1]["teacher_classes"]:
+            self.diverged = "one class for all generated images, of which the teacher sees several"
+        if self.diverged:
+            log(f"{options.method} diverged: {self.diverged}")
+
+    def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
+        """One epoch; returns its metrics. Raises Diverged."""
+        self._set_rates(epoch)
+        totals = {"student": 0.0, "generator": 0.0}
+        steps = 0 if epoch < self.options.generator_epochs else self.options.student_steps
+        for index in range(self.options.iterations):
+            key = (self.options.seed, epoch, index)
+            z, labels = self.method.draw(self.options.batch, generator("latent", *key))
+            raw = self.method.generator.raw(z, labels)
+            self.student.eval()
+            loss = self.method.generator_loss(raw, labels, generator("generator loss", *key))
+            totals["generator"] += self._step("generator", loss, epoch, index)
+            for step in range(steps):
+                if steps == 1:
+                    images = self.method.generator.to_image(raw.detach())
+                else:
+                    z, labels = self.method.draw(self.options.batch, generator("latent", *key, step))
+                    with torch.no_grad():
+                        images = self.method.generator(z, labels)
+                loss = self._student_loss(images, labels, generator("inner", *key, step))
+                totals["student"] += self._step("student", loss, epoch, index)
+                self.updates += 1
+            if bar is not None:
+                bar.update()
+                means = {name: f"{total / (index + 1):.4f}" for name, total in totals.items()}
+                bar.set_postfix(means, refresh=False)
+        if not all(bool(value.isfinite().all()) for value in self.student.state_dict().values()):
+            raise Diverged(f"a weight is not finite after epoch {epoch + 1}")
+        self.method.end_epoch()
+        return {
+            "epoch": epoch + 1,
+            "student_loss": totals["student"] / (self.options.iterations * steps) if steps else math.nan,
+            "generator_loss": totals["generator"] / self.options.iterations,
+            **self._measure(epoch),
+            "updates": self.updates,
+            "lr": self.optimisers["student"].param_groups[0]["lr"],
+        }
+
+    def _student_loss(self, images: Tensor, labels: Tensor, random: torch.Generator) -> Tensor:
+        images = images.contiguous(memory_format=torch.channels_last)
+        with torch.no_grad():
+            teacher = self.teacher(images)
+        adversarial = self._craft(images, teacher.argmax(1), random)
+        self.student.train(self.options.batchnorm == "train")
+        return self.method.student_loss(images, adversarial, teacher, labels)
+
+    def _craft(self, images: Tensor, classes: Tensor, random: torch.Generator) -> Tensor:
+        self.crafting.refresh()
+        size = step_size(self.options, self.threat)
+        steps = self.options.attack_steps
+        return pgd_ascent(
+            self.crafting, images, classes, OBJECTIVES[self.inner], self.start, self.threat, steps, size, random
+        )
+
+    def _step(self, who: str, loss: Tensor, epoch: int, index: int) -> float:
+        """One optimiser step of generator or student; returns the loss."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise Diverged(f"the loss of the {who} is {value} in epoch {epoch + 1}, iteration {index + 1}")
+        gradients = torch.autograd.grad(loss, self.parameters[who])
+        for parameter, gradient in zip(self.parameters[who], gradients, strict=True):
+            parameter.grad = gradient
+        self.optimisers[who].step()
+        return value
+
+    def _set_rates(self, epoch: int) -> None:
+        options = self.options
+        falls = sum(epoch >= share * options.epochs for share in options.milestones)
+        factors = dict.fromkeys(self.optimisers, options.decay**falls)
+        if options.schedule == "cosine":
+            factors = {"generator": 1.0, "student": half_cosine(epoch, options.epochs)}
+        for name, optimiser in self.optimisers.items():
+            for group, rate in zip(optimiser.param_groups, self.rates[name], strict=True):
+                group["lr"] = rate * factors[name]
+
+    def _measure(self, epoch: int) -> dict[str, Any]:
+        """Agreement and classes on the mini-batch of generated images that is kept apart."""
+        z, labels = self.method.draw(self.options.batch, generator("kept apart", self.options.seed))
+        with torch.no_grad():  # by a copy, because a pass in training mode moves the running statistics
+            images = copy.deepcopy(self.method.generator)(z, labels)
+        images = images.contiguous(memory_format=torch.channels_last)
+        classes = predict(self.teacher, images).argmax(1)
+        adversarial = self._craft(images, classes, generator("attack on those", self.options.seed, epoch))
+        logits = [predict(self.student, x) for x in (images, adversarial)]
+        if not all(bool(z.isfinite().all()) for z in logits):
+            raise Diverged(f"an output is not finite after epoch {epoch + 1}")
+        clean, robust = (z.argmax(1) for z in logits)
+        return {
+            "clean_agreement": 100 * float((clean == classes).float().mean()),
+            "robust_agreement": 100 * float((robust == classes).float().mean()),
+            "teacher_classes": len(classes.unique()),
+            "student_classes": len(clean.unique()),
+        }
+
+    def _save(self, path: Path, done: int) -> None:
+        saved = {
+            "done": done,
+            "updates": self.updates,
+            "history": self.history,
+            "student": self.student.state_dict(),
+            "generator": self.method.generator.state_dict(),
+            "method": self.method.state,
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+        }
+        with atomic(path) as temporary:
+            torch.save(saved, temporary)
+
+    def _restore(self, path: Path | None) -> int:
+        saved = read_resume_state(path, self.device)
+        if saved is None:
+            return 0
+        self.student.load_state_dict(saved["student"])
+        self.method.generator.load_state_dict(saved["generator"])
+        self.method.state = saved["method"]
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(saved["optimisers"][name])
+        self.updates, self.history = saved["updates"], saved["history"]
+        log(f"resuming after epoch {saved['done']} of {self.options.epochs}")
+        return int(saved["done"])
+
+
+def _channels_last(model: Classifier) -> Classifier:
+    moved: Classifier = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return moved

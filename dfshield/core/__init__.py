@@ -1,0 +1,1 @@
+"""The ground floor: files, hashes, random numbers, devices, threat models. Nothing here knows the method."""

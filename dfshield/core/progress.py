@@ -1,0 +1,45 @@
+"""Progress bars and log lines on standard error."""
+
+import sys
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+
+class _Lines:
+    """A stream that gives every state of a progress bar its own line, for logs."""
+
+    def write(self, text: str) -> int:
+        if text.strip():
+            sys.stderr.write(text.strip("\r\n") + "\n")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
+def progress(total: int, label: str, unit: str = "it") -> "tqdm[Any]":
+    """A progress bar with rate and time left on standard error; in a log file one line every half minute.
+
+    What is over (or refused) within a second shows none.
+    """
+    from tqdm import tqdm
+
+    terminal = sys.stderr.isatty()
+    return tqdm(
+        total=total,
+        desc=label,
+        unit=unit,
+        file=None if terminal else _Lines(),
+        dynamic_ncols=terminal,
+        ncols=None if terminal else 100,
+        mininterval=0.5 if terminal else 30,
+        delay=1,
+        ascii=not terminal,
+    )
+
+
+def log(message: str) -> None:
+    """One line for the person who watches (standard error, so that standard output stays for results)."""
+    print(message, file=sys.stderr, flush=True)

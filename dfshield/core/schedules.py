@@ -1,0 +1,20 @@
+"""How a run changes in its course: learning rates and ε as factors of their full size, and steps."""
+
+import math
+
+
+def warmed(share: float, epoch: int, epochs: int) -> float:
+    """Factor in (0,1] of what grows linearly over the first `share` of the `epochs`, in epoch `epoch` (from 0)."""
+    return min(1.0, (epoch + 1) / (share * epochs)) if share else 1.0
+
+
+def half_cosine(step: int, steps: int) -> float:
+    """Factor in (0,1] of what falls from its full size towards 0 in `steps` along half a cosine, in `step` (from 0)."""
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def inner_steps(search: str, steps: int, epoch: int, epochs: int) -> int:
+    """Gradient steps of the inner maximisation in epoch `epoch` (from 0), where all that it may take is `steps`."""
+    if search == "single-step":
+        return 1
+    return -(-(epoch + 1) * steps // epochs) if search == "curriculum" else steps

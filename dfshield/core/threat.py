@@ -1,0 +1,56 @@
+"""Threat models as configs and paths write them: ``linf:8/255``, ``l2:0.5``."""
+
+from typing import Annotated, Literal, NamedTuple
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from dfshield.core.fractions import fraction
+
+
+class Threat(NamedTuple):
+    """A threat model: perturbations of norm at most `eps`, in units where pixels lie in [0,1]."""
+
+    norm: Literal["linf", "l2"]
+    eps: float
+
+
+MAX_EPS = {"linf": 1.0, "l2": 16.0}
+
+
+def parse_threat(text: str) -> Threat:
+    """Parse ``linf:8/255`` or ``l2:0.5``; raises ValueError with the fix for anything else."""
+    norm, colon, size = str(text).partition(":")
+    if not colon or norm not in MAX_EPS:
+        raise ValueError(f"threat {text!r} is not NORM:EPS with NORM one of linf, l2; write for example linf:8/255")
+    try:
+        eps = fraction(size)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"ε {size!r} in threat {text!r} is not a number or fraction such as 8/255") from None
+    if not 0 <= eps <= MAX_EPS[norm]:
+        hint = f"; for {size} pixel units write {norm}:{size}/255" if eps > MAX_EPS[norm] else ""
+        raise ValueError(f"ε {size} in threat {text!r} must be between 0 and {MAX_EPS[norm]:g}{hint}")
+    return Threat("linf" if norm == "linf" else "l2", eps)
+
+
+def threat_name(text: str) -> str:
+    """A threat as a file name: ``linf:8/255`` gives ``linf-8-255``."""
+    return text.replace(":", "-").replace("/", "-")
+
+
+def _threat(text: str) -> str:
+    parse_threat(text)
+    return text.replace(" ", "")
+
+
+def _fraction(text: str) -> str:
+    try:
+        value = fraction(text)
+    except (ValueError, ZeroDivisionError):
+        raise ValueError(f"{text!r} is not a number or fraction such as 2/255") from None
+    if not 0 < value <= 1:
+        raise ValueError(f"{text!r} must lie in (0, 1]; pixel units are written n/255")
+    return text
+
+
+ThreatText = Annotated[str, AfterValidator(_threat), Field(pattern=r"^(linf|l2):.+$")]
+FractionText = Annotated[str, BeforeValidator(str), AfterValidator(_fraction)]

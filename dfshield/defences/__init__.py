@@ -1,0 +1,1 @@
+"""Defences that act at test time."""

@@ -1,0 +1,125 @@
+"""The attack stage: attack a checkpoint on a real evaluation set and write the ledger.
+
+Images are worked on in chunks of fixed indices. Attacks work on a quick copy of the model. What they return is reduced
+to float16 perturbations, projected, and judged by the model itself in eager fp32 on the whole chunk: only that verdict
+counts. Finished pieces of work, one attack on one chunk, are kept until the ledger is written, so a stopped run goes on
+where it was and ends in the same bytes.
+"""
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from dfshield import __version__, registry
+from dfshield.attacks.base import Component, Ensemble, frozen
+from dfshield.core.device import resolve_precision, select_device
+from dfshield.core.errors import InputError
+from dfshield.core.hashing import digest
+from dfshield.core.threat import parse_threat
+from dfshield.evaluation.ledger import Ledger, write_ledger
+from dfshield.options import AttackOptions
+
+if TYPE_CHECKING:
+    from dfshield.data.sets import Images
+    from dfshield.models.checkpoints import Card
+from dfshield.evaluation.session import attack_all
+
+
+def run(
+    model_path: Path,
+    out: Path,
+    options: AttackOptions,
+    dataset: str | None,
+    data_dir: Path | None,
+    evaluation_npz: Path | None,
+    factory: str | None,
+    protocol: str,
+    subject: dict[str, Any],
+    state: Path | None = None,
+    code: str = "",
+) -> Ledger:
+    """Attack the checkpoint `model_path` and write the ledger `out`.
+
+    The images are those of `evaluation_npz` if given, else of `dataset` (the checkpoint's own if None) in
+    `options.split` below `data_dir`. `protocol` is the attack's name in tables; what departs from it is added in
+    brackets: the split, too, unless it is the test split. `state` is a folder for finished pieces. `factory`, `subject`
+    and `code` go to the checkpoint's loader and into the ledger. Raises InputError for a checkpoint, data or state
+    folder that cannot be used.
+    """
+    from dfshield.models.checkpoints import load_checkpoint
+
+    device = select_device(options.device, options.threads)
+    options = resolve_precision(options, device)
+    model, card = load_checkpoint(model_path, device, factory)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster layout for convolutions
+    images = _images(card, options, dataset, data_dir, evaluation_npz)
+    threat = parse_threat(options.threat)
+    ensemble = plan(options, card.input_shape, card.classes)
+    notes = [ensemble.note] if ensemble.note else []
+    if options.split != "test" and evaluation_npz is None:
+        notes.append(options.split)
+    header: dict[str, Any] = {
+        "classes": card.classes,
+        "dataset": dataset or card.dataset,
+        "model": card.model,
+        "model_sha256": card.tensors_sha256,
+        "data_sha256": images.sha256(),
+        "real_data": card.real_data,
+        "subject": subject,
+        "protocol": f"{protocol}[{', '.join(notes)}]" if notes else protocol,
+        "threat": options.threat,
+        "options": options.model_dump(mode="json"),
+        "seed": options.seed,
+        "version": __version__,
+        "code": code,
+    }
+    folder = state / digest(header, device.type)[:32] if state else None
+    with frozen(model):
+        rows, flags = attack_all(model, images.x, images.y, threat, options, ensemble, device, folder)
+    if card.provenance.get("diverged"):
+        flags = (*flags, "diverged")
+    names = ("robust", "clean", *(component.name for component in ensemble.components))
+    values: dict[str, Any] = header | rows
+    ledger = Ledger(**values, components=names, flags=flags)
+    write_ledger(out, ledger)
+    if folder:
+        shutil.rmtree(folder, ignore_errors=True)
+    return ledger
+
+
+def plan(options: AttackOptions, input_shape: tuple[int, int, int], classes: int) -> Ensemble:
+    """The attacks that `options` stand for, in order."""
+    entry = registry.ATTACKS[options.attack]
+    if entry.ensemble:
+        ensemble: Ensemble = entry.load()(options, input_shape, classes)
+        return ensemble
+    return Ensemble((Component(options.attack, entry.load(), bf16_safe=True),))
+
+
+def _images(
+    card: "Card", options: AttackOptions, dataset: str | None, data_dir: Path | None, evaluation_npz: Path | None
+) -> "Images":
+    from dfshield.data import sets
+
+    if evaluation_npz:
+        return sets.load_npz(evaluation_npz, card.input_shape, card.classes, options.limit)
+    name = dataset or card.dataset
+    if name not in registry.DATASETS:
+        raise InputError(
+            f"data set {name!r} is not one of {', '.join(registry.DATASETS)}; for your own images give an .npz file"
+        )
+    entry = registry.DATASETS[name]
+    for what, own, other in (
+        ("images of shape (C,H,W)", card.input_shape, entry.input_shape),
+        ("classes:", card.classes, entry.classes),
+    ):
+        if tuple(np.atleast_1d(own)) != tuple(np.atleast_1d(other)):
+            raise InputError(
+                f"the model takes {what} {own}, data set {name} has {other}; "
+                f"give the data set it was made for ({card.dataset}) or an .npz file"
+            )
+    images = sets.load(name, options.split, sets.data_dir(data_dir))
+    return images.first(options.limit)

@@ -1,0 +1,115 @@
+"""The record of a surrogate set's diversity: a small JSON file that table cells are read from and traced by hash."""
+
+import json
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+
+from dfshield.core.errors import InputError
+from dfshield.core.files import existing_file, write_text
+from dfshield.core.hashing import digest
+from dfshield.registry import RealData
+
+FORMAT = "dfshield-diversity"
+VERSION = 1
+REMEDY = "make it again with `dfshield diversity`"
+
+METRICS = {
+    "precision": ("1", 3),
+    "recall": ("1", 3),
+    "density": ("1", 3),
+    "coverage": ("1", 3),
+    "ndb": ("bins", 0),
+    "jsd": ("nat", 3),
+}
+"""Diversity metrics: the unit and the decimals that tables print."""
+BINNED = ("ndb", "jsd")
+"""Metrics of the bins; the others are of neighbourhoods."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """Diversity of one surrogate set with respect to one set of real images."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    dataset: str
+    model: str
+    source: str
+    seed: int
+    """Of the surrogate set."""
+    split: str
+    """Part of the real data set."""
+    n_real: Annotated[int, Field(ge=1)]
+    """Real images that were compared."""
+    n_synthetic: Annotated[int, Field(ge=1)]
+    """Surrogate images that were compared."""
+    values: dict[str, FiniteFloat]
+    """Value by name in `METRICS`."""
+    options: dict[str, Any]
+    """Options of the stage."""
+    real_data: RealData
+    """Real data that the surrogate set was made from."""
+    teacher_sha256: str
+    """Of the tensors of the teacher that the set was made from."""
+    data_sha256: str
+    """Content of the surrogate set."""
+    real_sha256: str
+    """Of the whole real split."""
+    weights_sha256: str
+    """Of the file of VGG16 weights; empty without one."""
+    package_version: str
+    code: str
+    content_sha256: str = field(default="")
+    """Of all of the above; set when written and read."""
+
+
+_RECORD = TypeAdapter(Record)
+
+
+def write_record(path: Path, record: Record) -> str:
+    """Write `record` atomically; returns its content SHA-256."""
+    record = replace(record, content_sha256=_content(asdict(record)))
+    write_text(path, json.dumps({"format": FORMAT, "version": VERSION} | asdict(record), indent=1) + "\n")
+    return record.content_sha256
+
+
+def read_record(path: Path) -> Record:
+    """Read and check a record; raises InputError for a file that is missing, foreign, newer, damaged or edited."""
+    existing_file(path, "record of diversity metrics", REMEDY)
+    try:
+        body = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:120]}); {REMEDY}") from None
+    if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
+        raise InputError(f"{path}: not a record of diversity metrics (no format {FORMAT!r}); {REMEDY}")
+    if (version := body.pop("version", None)) != VERSION:
+        raise InputError(
+            f"{path}: format version {version}, this program reads {VERSION}; use the release of dfshield that wrote it"
+        )
+    try:
+        record = _RECORD.validate_python(body)
+        same = record.content_sha256 == _content(body)
+    except (ValidationError, ValueError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: is not whole ({reason}); {REMEDY}") from None
+    if not same:
+        raise InputError(f"{path}: content does not match its SHA-256 (edited or damaged); {REMEDY}")
+    if record.values.keys() != METRICS.keys():
+        raise InputError(f"{path}: has {', '.join(record.values)}, expected {', '.join(METRICS)}; {REMEDY}")
+    return record
+
+
+def _content(body: dict[str, Any]) -> str:
+    return digest({name: value for name, value in body.items() if name != "content_sha256"})
+
+
+def protocol(record: Record, metric: str) -> str:
+    """What exactly ran for `metric`, as tables have it: ``ndb[pixels K=100 alpha=0.05 train]``."""
+    options = record.options
+    if metric in BINNED:
+        level = f" alpha={options['alpha']:g}" if metric == "ndb" else ""
+        return f"{metric}[{options['bin_features']} K={options['bins']}{level} {record.split}]"
+    return f"{metric}[{options['features']} k={options['neighbours']} {record.split}]"

@@ -1,0 +1,182 @@
+"""The cost model: the arithmetic of every stage, counted from its options, and how fast a device does it.
+
+`docs/cost.md` derives the formulas. Work is counted in forward passes of one image through the classifier.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from dfshield import registry
+from dfshield.attacks.budget import PREFILTER_STEPS, Budget, target_classes
+from dfshield.core.errors import InputError
+from dfshield.core.schedules import inner_steps
+from dfshield.models.size import Network, Shape, network
+from dfshield.options import AttackOptions, CotrainOptions, GenerateOptions, SynthesizeOptions, TrainOptions
+
+GRADIENT = 2
+"""Forward pass and gradient of the pixels, in forward passes."""
+UPDATE = 3
+"""The same with the gradient of the weights."""
+PAPER_HOURS: dict[str, tuple[float, Shape]] = {
+    "resnet20": (0.6, (3, 32, 32)),
+    "resnet56": (2.6, (3, 32, 32)),
+    "wrn28_10": (3.6, (3, 32, 32)),
+    "resnet18": (0.7, (3, 28, 28)),
+}
+"""The paper's own times (section A.2): hours of one RTX 3090 for 10,000 images of 2,000 steps, and (C,H,W) of these."""
+
+
+@dataclass
+class Throughput:
+    """Operations per second of one device, by stage (``synthesis``, ``training``) and model, and their `basis`."""
+
+    basis: str
+    device: str = "cuda"
+    rates: dict[str, dict[str, float]] = field(default_factory=dict)
+    precision: str = ""
+    """Arithmetic that was measured; empty where nothing was."""
+    generated: bool = False
+    """Whether generated code was measured."""
+
+    @classmethod
+    def read(cls, path: Path) -> "Throughput":
+        """The report of `make bench`; InputError if there is none with the figures that are needed."""
+        try:
+            entries = json.loads(path.read_text(encoding="utf-8"))
+            first = entries[0]
+            made = first["evidence"]
+            found = cls(
+                f"measured, {path} ({made.get('hardware')}, {made.get('threads')} threads, {made.get('precision')})",
+                first["device"],
+                precision=made["precision"],
+                generated=made.get("compile", False),
+            )
+            for entry in entries:
+                if entry["flops"]:
+                    found.rates.setdefault(entry["stage"], {})[entry["model"]] = entry["flops"] / entry["seconds_ours"]
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ZeroDivisionError) as error:
+            raise InputError(
+                f"{path}: no benchmark report ({error}); run `make bench` on the device in question"
+            ) from None
+        for stage in ("synthesis", "training"):
+            if stage not in found.rates:
+                raise InputError(f"{path}: has no figure of {stage}; run `make bench` with this stage")
+        return found
+
+    @classmethod
+    def published(cls) -> "Throughput":
+        """By the paper's synthesis times, for want of a measurement."""
+        work = synthesis_passes(SynthesizeOptions(images=10_000, iterations=2000))
+        rates = {
+            model: work * network(model, shape, 10).flops / (3600 * hours)
+            for model, (hours, shape) in PAPER_HOURS.items()
+        }
+        return cls("assumed, the paper's synthesis times on one RTX 3090", rates={"synthesis": rates})
+
+    def rate(self, stage: str, model: str) -> float:
+        """Of the model itself where it is known, else of the first one that is."""
+        rates = self.rates.get(stage) or self.rates["synthesis"]
+        return rates.get(model, next(iter(rates.values())))
+
+    def best(self, stage: str) -> float:
+        """Of the network that uses the device best; generators, with their wide layers, are taken to do the same."""
+        return max((self.rates.get(stage) or self.rates["synthesis"]).values())
+
+    def otherwise(self, options: Any) -> str:
+        """How a stage with these options runs, if that is not what was measured; empty if it is.
+
+        ``auto`` is taken to be what was measured: on one device it is the same. A stage without a choice is eager fp32.
+        """
+        if not self.precision:
+            return ""
+        names = [name for name in type(options).model_fields if name.endswith("precision")]
+        chosen = {getattr(options, name) for name in names} or {"fp32"}
+        settled = {self.precision if precision == "auto" else precision for precision in chosen}
+        generated = getattr(options, "compile", False)
+        return "" if (settled, generated) == ({self.precision}, self.generated) else manner(settled, generated)
+
+    def stand_ins(self, models: Iterable[str]) -> str:
+        """Which models' rates are those of another; empty if none."""
+        rates = self.rates["synthesis"]
+        others = sorted(set(models) - set(rates))
+        return f"{', '.join(others)} at the rate of {next(iter(rates))}" if others else ""
+
+
+def manner(precisions: Iterable[str], generated: bool) -> str:
+    """Arithmetic and kind of code in words."""
+    return f"{' and '.join(sorted(precisions))}, {'generated code' if generated else 'eager'}"
+
+
+def synthesis_passes(options: SynthesizeOptions) -> float:
+    """Forward passes of a whole surrogate set."""
+    return GRADIENT * options.images * options.iterations
+
+
+def generation_passes(options: GenerateOptions) -> tuple[float, float]:
+    """Forward passes of the teacher, and of the generator, in its training and the drawing of the set."""
+    trained = options.batch * options.iterations * options.epochs
+    return GRADIENT * trained, UPDATE * trained + options.images
+
+
+def training_passes(options: TrainOptions, images: int) -> float:
+    """Forward passes of a whole training run on `images` images, those held out and the teacher's answers included."""
+    entry = registry.LOSSES[options.loss]
+    held = min(options.holdout, images)
+    trained = (images - held) // options.batch * options.batch  # an epoch has whole mini-batches
+    outer = 2 * UPDATE - (GRADIENT if entry.robust_only else 0)  # clean and adversarial
+    perturbed = max(0, options.epochs - options.awp_warmup) if options.awp else 0  # epochs that do all of it twice
+    asked = 1 if options.varies else 0  # the teacher's answer on what the images have become
+    inner = sum(inner_passes(options, epoch) for epoch in range(options.epochs))
+    measured = held * (1 + GRADIENT * options.attack_steps + 2)  # attacked, then both versions judged
+    return images + trained * (inner + options.epochs * (asked + outer) + perturbed * outer) + options.epochs * measured
+
+
+def inner_passes(options: TrainOptions, epoch: int) -> float:
+    """Forward passes of an image's inner maximisation in epoch `epoch` (from 0), the clean logits included."""
+    entry = registry.LOSSES[options.loss]
+    if entry.input_gradient:
+        return 0
+    if entry.search == "power":  # the logits and their derivative; in each iteration its derivative, twice a pass, too
+        return GRADIENT + UPDATE * options.vat_iterations
+    climbs = options.inner != "none" and (options.inner != "auto" or entry.inner != "none")
+    climb = 1 + GRADIENT * inner_steps(entry.search, options.attack_steps, epoch, options.epochs) if climbs else 0
+    return climb + (options.mma_halvings if entry.search == "nearest" else 0)
+
+
+def cotraining_passes(options: CotrainOptions) -> tuple[float, float]:
+    """Forward passes of the classifiers, teacher and student, and of the generator in a whole co-training run."""
+    entry, steps = registry.BASELINES[options.method], options.student_steps
+    judged = entry.generator_passes if isinstance(entry.generator_passes, int) else entry.generator_passes(options)
+    attacked = 1 + 1 + GRADIENT * options.attack_steps  # the teacher's answer, and the inner maximisation
+    student = steps * (attacked + UPDATE * entry.student_inputs)
+    again = steps if steps > 1 else 0  # new images for each of several student steps
+    drawn = options.epochs * options.iterations
+    trained = (options.epochs - options.generator_epochs) * options.iterations
+    measured = options.epochs * (attacked + 2)  # a mini-batch that is kept apart, both its versions judged
+    classifiers = drawn * judged + trained * student + measured
+    return options.batch * classifiers, options.batch * (drawn * UPDATE + trained * again + options.epochs)
+
+
+def attack_passes(options: AttackOptions, images: int, robust: float, classes: int = 10) -> float:
+    """Forward passes of an attack on `images` images of which the share `robust` survives everything.
+
+    Of AutoAttack the rest is taken to fall to the pre-filter.
+    """
+    if options.attack == "clean":
+        return images
+    if options.attack == "fgsm":
+        return GRADIENT * images
+    if options.attack == "pgd":
+        return GRADIENT * images * options.steps * options.restarts
+    budget, targets = Budget(), target_classes(options, classes)
+    runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
+    return images * (GRADIENT * PREFILTER_STEPS + robust * (runs * budget.iterations + budget.queries))
+
+
+def diversity_flops(net: Network, real: int, synthetic: int) -> float:
+    """Operations of the features of both sets and of the distances between their points; k-means is left out."""
+    distances = real * real + synthetic * synthetic + real * synthetic
+    return (real + synthetic) * net.flops + 2 * net.features * distances

@@ -1,0 +1,157 @@
+"""What each table is: config/tables.yaml as typed specifications."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from dfshield import registry
+from dfshield.core.errors import InputError
+from dfshield.core.files import read_yaml
+from dfshield.core.threat import ThreatText
+from dfshield.core.validation import Options, build
+from dfshield.options import TrainOptions
+from dfshield.options.common import Name
+
+SYMBOLS = {"aggregate": "B", "data_share": "share"}
+"""Training options that the paper's tables call by another name."""
+Metric = Literal[
+    "clean", "fgsm", "pgd10", "pgd50x5", "autoattack", "precision", "recall", "density", "coverage", "ndb", "jsd"
+]
+
+
+class PaperGrid(Options):
+    """What the paper's own table covers."""
+
+    datasets: tuple[str, ...] = Field(min_length=1)
+    models: tuple[str, ...] = Field(min_length=1)
+    threat: ThreatText | None = None
+    """its one threat model; none where the table itself states its `threats`"""
+
+
+class ThreatSpec(Options):
+    """Threat models that a table trains and evaluates at, whatever the data sets' own are."""
+
+    demo: tuple[ThreatText, ...] = Field(min_length=1)
+    """of stand-ins at demo scale"""
+    full: tuple[ThreatText, ...] = Field(min_length=1)
+    """the paper's"""
+
+
+class RowSpec(Options):
+    """A method of a table: the training data it uses and the recipe it is trained by."""
+
+    method: str
+    source: Name
+    recipe: Name
+    marks: dict[str, bool] = Field(default_factory=dict)
+    """ablation columns, ticked or crossed"""
+    seeds: Literal["all", "first"] = "all"
+    """the config's seeds, or its first alone: enough for a row of reference"""
+    models: Literal["all", "first"] = "all"
+    """models that a stand-in at demo scale has this row for: the table's, or the first of them alone"""
+    only: Literal["stand-in", "paper"] | None = None
+    """data that have the row: stand-ins, or the paper's own; others have it where the config's `methods` name it"""
+
+
+class SweepSpec(Options):
+    """Values of a swept training option, at demo scale and as the paper has them."""
+
+    demo: tuple[int | float, ...] = Field(min_length=1)
+    full: tuple[int | float, ...] = Field(min_length=1)
+
+
+class GridSpec(Options):
+    """Part of the config's grid that a table takes where the config holds none of the paper's data sets."""
+
+    models: Literal["first", "all"] = "all"
+    seeds: Literal["first", "all"] = "all"
+
+
+class Grids(Options):
+    """The grid by scale (the config's `grid`)."""
+
+    demo: GridSpec = GridSpec()
+    full: GridSpec = GridSpec()
+
+
+class TableSpec(Options):
+    """One table: what it measures and how the paper lays it out."""
+
+    number: int
+    figure: bool = False
+    """the paper has it as a figure of this number"""
+    title: str
+    caption: str
+    paper: PaperGrid
+    rows: tuple[RowSpec, ...] = Field(min_length=1)
+    """methods; with a sweep, each is trained at every combination of the swept values"""
+    sweep: dict[str, SweepSpec] = Field(default_factory=dict)
+    """swept training options; a matrix has its first option along the rows, its second along the columns"""
+    threats: ThreatSpec | None = None
+    """threat models, for a table that compares them or has another than the data sets' own"""
+    metrics: tuple[Metric, ...] = ()
+    """what is measured; nothing where the table has formulas"""
+    layout: Literal["rows", "datasets", "models", "ablation", "sweep", "matrix", "formulas"]
+    grid: Grids = Grids()
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> "TableSpec":
+        unknown = [name for name in self.sweep if name not in TrainOptions.model_fields]
+        if unknown:
+            raise ValueError(f"sweep: {unknown[0]!r} is not a training option")
+        if (self.layout == "formulas") == bool(self.metrics):
+            raise ValueError("metrics: a table needs some, and one of formulas has none")
+        swept = {"sweep": 1, "matrix": 2}.get(self.layout, 0)
+        if len(self.sweep) != swept:
+            raise ValueError(f"layout {self.layout} takes {swept} swept options, sweep has {len(self.sweep)}")
+        if (self.paper.threat is None) == (self.threats is None):
+            raise ValueError(
+                "the paper's threat model belongs in paper.threat or, if not the data sets' own, in threats"
+            )
+        unknown = [row.recipe for row in self.rows if not self.metrics and row.recipe not in registry.BASELINES]
+        if unknown:
+            raise ValueError(f"rows: {unknown[0]!r} is none of {', '.join(registry.BASELINES)}, which have formulas")
+        if self.layout == "ablation" and any(row.marks.keys() != self.rows[0].marks.keys() for row in self.rows):
+            raise ValueError("rows: every row of an ablation needs the same marks")
+        return self
+
+    @property
+    def key(self) -> str:
+        """The table's name, such as ``table4``."""
+        return self.heading.replace(" ", "").lower()
+
+    @property
+    def heading(self) -> str:
+        """What the paper calls it: ``Table 4``, ``Figure 5``."""
+        return f"{'Figure' if self.figure else 'Table'} {self.number}"
+
+    @property
+    def papers_number(self) -> int:
+        """The number of the paper's table whose figures are on file; 0 for a figure, which has none in print."""
+        return 0 if self.figure else self.number
+
+    @property
+    def papers_threats(self) -> tuple[str, ...]:
+        """The threat models of the paper's own table."""
+        return self.threats.full if self.threats else tuple(filter(None, [self.paper.threat]))
+
+
+def formulas(spec: TableSpec) -> list[tuple[str, str, str]]:
+    """Method, generator's loss and student's loss by row of a table of formulas, from the registry."""
+    entries = [(row.method, registry.BASELINES[row.recipe]) for row in spec.rows]
+    return [(method, entry.generator_loss, entry.student_loss) for method, entry in entries]
+
+
+def load_tables(path: Path) -> dict[str, TableSpec]:
+    """Read tables.yaml: specifications by key (``table4``). Raises InputError naming file, table and key."""
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a mapping of table names to their specifications")
+    specs: dict[str, TableSpec] = {
+        str(key): build(TableSpec, value or {}, f"{path}: {key}") for key, value in values.items()
+    }
+    for key, spec in specs.items():
+        if key != spec.key:
+            raise InputError(f"{path}: {key}: its number is {spec.number}, so its name must be {spec.key}")
+    return specs

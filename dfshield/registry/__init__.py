@@ -1,0 +1,38 @@
+"""Every named choice of the program, one module a kind.
+
+An entry says where its code is (``module:function``, imported only when used) and the facts that other parts need
+without importing it. The command line's choices, the config schema and the code digests all read these tables.
+"""
+
+from dfshield.registry.attacks import ATTACKS, Attack
+from dfshield.registry.base import Entry, RealData
+from dfshield.registry.baselines import BASELINES, Baseline
+from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
+from dfshield.registry.losses import LOSSES, Inner, Loss, Search, Start
+from dfshield.registry.models import MODELS, Model
+from dfshield.registry.sources import AUGMENTATIONS, COEFFICIENTS, GENERATED, OBJECTIVES, SOURCES, Source
+
+__all__ = [
+    "ATTACKS",
+    "AUGMENTATIONS",
+    "BASELINES",
+    "COEFFICIENTS",
+    "DATASETS",
+    "GENERATED",
+    "LOSSES",
+    "MEDMNIST_SPLITS",
+    "MODELS",
+    "OBJECTIVES",
+    "SOURCES",
+    "Attack",
+    "Baseline",
+    "Dataset",
+    "Entry",
+    "Inner",
+    "Loss",
+    "Model",
+    "RealData",
+    "Search",
+    "Source",
+    "Start",
+]

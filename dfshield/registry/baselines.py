@@ -1,0 +1,60 @@
+"""Methods that train a generator and a student together."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from dfshield.registry.base import Entry
+
+
+@dataclass(frozen=True)
+class Baseline(Entry):
+    """A method that trains a generator and a student together, and its inner maximisation.
+
+    ``target`` is a subclass of ``dfshield.baselines.method:Method``. Such a method has no training data: it is a
+    recipe with source ``none``.
+    """
+
+    inner: Literal["kl", "ce"] = "ce"
+    """``ce`` is the cross entropy with the teacher's class."""
+    start: Literal["normal", "uniform"] = "uniform"
+    generator_loss: str = ""
+    """What the generator minimises, in the notation of table 2 (ℓ: log-probabilities less their mean)."""
+    student_loss: str = ""
+    """What the student minimises, in the same notation."""
+    generator_passes: int | Callable[[Any], int] = 4
+    """For the cost alone: forward passes of an image through teacher and student, a gradient of its pixels as one more,
+    in a step of the generator; by the options where it depends on them."""
+    student_inputs: int = 1
+    """For the cost alone: versions of an image that the student's loss has the student answer (x', or x too)."""
+
+
+BASELINES = {
+    "dast": Baseline(
+        "dfshield.baselines.dast:Dast",
+        generator_loss="exp(−CE(S(x), argmax(T(x))) − β·MSE(softmax(S(x)), softmax(T(x)))) + α·CE(S(x), y)",
+        student_loss="CE(S(x'), argmax(T(x))) + β·MSE(softmax(S(x')), softmax(T(x)))",
+        generator_passes=3,  # the teacher's answer is a constant
+    ),
+    "dfme": Baseline(
+        "dfshield.baselines.dfme:Dfme",
+        generator_loss="−‖S(x) − ℓ(T(x))‖₁/C",
+        student_loss="‖S(x') − ℓ(T(x))‖₁/C",
+        generator_passes=lambda options: 4 if options.gradient == "exact" else 2 * (1 + options.directions),
+    ),
+    "ait": Baseline(
+        "dfshield.baselines.ait:Ait",
+        inner="kl",
+        start="normal",
+        generator_loss="CE(T(x), y) + w·BN(x)",
+        student_loss="CE(S(x), y) + β·KL(S(x), S(x'))",
+        generator_passes=2,  # the student is not asked
+        student_inputs=2,
+    ),
+    "dfard": Baseline(
+        "dfshield.baselines.dfard:Dfard",
+        generator_loss="w₁·CE(T(x), y) + w₂·BN(x) − w₃·KL(T(x), S(x))",
+        student_loss="τ²·(KL(T(x)/τ, S(x')/τ) + KL(T(x)/τ, S(x)/τ))",
+        student_inputs=2,
+    ),
+}

@@ -1,0 +1,1 @@
+"""Every way to a training set, and the file that holds one."""

@@ -1,0 +1,171 @@
+"""Synthetic data drawn from a generator that is trained against the teacher alone.
+
+Qimera and RDSKD are published with a student that learns beside or after the generator. Here they are sources of
+training data: the generator is trained as published, without its student, and the set is drawn from it at the end.
+"""
+
+import math
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dfshield import registry
+from dfshield.core.datafree import forbid_real_data
+from dfshield.core.device import select_device
+from dfshield.core.errors import InputError
+from dfshield.core.files import atomic, read_resume_state
+from dfshield.core.hashing import canonical_json, digest
+from dfshield.core.progress import log, progress
+from dfshield.core.rng import generator
+from dfshield.models.checkpoints import load_checkpoint
+from dfshield.models.classifier import Classifier
+from dfshield.models.penultimate import Penultimate
+from dfshield.options import GenerateOptions
+from dfshield.sources.trainset import write_whole
+
+if TYPE_CHECKING:
+    from dfshield.models.generators import Generator, Shape
+
+
+NOT_IN_HASH = {"device", "threads", "seed"}
+
+
+def run(
+    teacher: Path,
+    out: Path,
+    options: GenerateOptions,
+    source: str = "qimera",
+    factory: str | None = None,
+    state: Path | None = None,
+    code: str = "",
+) -> None:
+    """Train the generator of `options.method` against a teacher checkpoint and write the set drawn from it to `out`.
+
+    With `state`, the same call after a crash goes on at the last finished pass, to the identical file. Raises
+    InputError if the loss is not finite.
+    """
+    forbid_real_data("generate")
+    device = select_device(options.device, options.threads)
+    model, card = load_checkpoint(teacher, str(device), factory=factory)
+    described = options.model_dump(mode="json", exclude=NOT_IN_HASH) | {"device": device.type}
+    kept = None
+    if state is not None:
+        kept = state / f"generation-{digest(card.tensors_sha256, source, described, options.seed, code)[:16]}"
+    method = registry.GENERATED[options.method].load()(model, card.input_shape, card.classes, options)
+    method.fit(kept / "epoch.pt" if kept else None)
+    images, labels = method.draw_set()
+    attributes = {
+        "teacher_sha256": card.tensors_sha256,
+        "dataset": card.dataset,
+        "model": card.model,
+        "source": source,
+        "real_data": registry.SOURCES["synthetic"].real_data,
+        "options": canonical_json(described),
+        "seed": options.seed,
+        "classes": card.classes,
+    }
+    content = write_whole(out, attributes, images, labels, code)
+    if kept:
+        shutil.rmtree(kept, ignore_errors=True)
+    log(f"{out}: {len(labels)} images by {options.method}, content {content[:16]}")
+
+
+class Method:
+    """Base: trains a generator against a frozen teacher; all randomness is keyed by seed, pass and mini-batch.
+
+    `memory` is what a method keeps between mini-batches, in plain numbers.
+    """
+
+    def __init__(self, teacher: Classifier, shape: "Shape", classes: int, options: GenerateOptions) -> None:
+        self.teacher = teacher.eval().requires_grad_(False)
+        self.shape, self.classes, self.options = shape, classes, options
+        self.device = teacher.mean.device
+        self.last = last_layer(teacher, shape)
+        self.memory: dict[str, float] = {}
+        with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
+            torch.manual_seed(generator("generator", options.seed).initial_seed())
+            self.generator = self.build().to(self.device)
+
+    def build(self) -> "Generator":
+        """The generator before training."""
+        raise NotImplementedError
+
+    def loss(self, random: torch.Generator, index: int) -> Tensor:
+        """What the generator minimises on mini-batch `index` of a pass, a scalar."""
+        raise NotImplementedError
+
+    def draw(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A mini-batch of the trained generator: images (batch,C,H,W) in [0,1] and labels (batch,)."""
+        raise NotImplementedError
+
+    def gdfq(self, latent: int, embedding: nn.Module) -> "Generator":
+        """The generator that both methods share, but for what becomes of its input."""
+        from dfshield.models.generators import GdfqGenerator
+
+        mean, std = (values.flatten().tolist() for values in (self.teacher.mean, self.teacher.std))
+        return GdfqGenerator(latent, self.shape, mean, std, embedding, self.options.width)
+
+    def fit(self, checkpoint: Path | None) -> None:
+        """All passes, from `checkpoint` on if it is there."""
+        options = self.options
+        adam = torch.optim.Adam(self.generator.parameters(), options.lr, (options.adam_beta1, 0.999))
+        done = self._restore(checkpoint, adam)
+        self.generator.train()
+        with progress(options.epochs * options.iterations, f"generate {options.method}", "step") as bar:
+            bar.update(done * options.iterations)
+            for epoch in range(done, options.epochs):
+                falls = sum(epoch >= share * options.epochs for share in options.milestones)
+                for group in adam.param_groups:
+                    group["lr"] = options.lr * 0.1**falls
+                for index in range(options.iterations):
+                    loss = self.loss(generator("generation", options.seed, epoch, index), index)
+                    value = float(loss.detach())
+                    if not math.isfinite(value):
+                        raise InputError(
+                            f"{options.method} diverged: the loss is {value} in pass {epoch + 1}; use a smaller lr"
+                        )
+                    adam.zero_grad()
+                    loss.backward()
+                    adam.step()
+                    bar.set_postfix({"loss": f"{value:.4g}"}, refresh=False)
+                    bar.update()
+                if checkpoint:
+                    saved = {"done": epoch + 1, "generator": self.generator.state_dict(), "adam": adam.state_dict()}
+                    with atomic(checkpoint) as temporary:
+                        torch.save(saved | {"memory": self.memory}, temporary)
+
+    def _restore(self, path: Path | None, adam: torch.optim.Optimizer) -> int:
+        """Passes that a stopped run has left in `path`."""
+        saved = read_resume_state(path, self.device)
+        if saved is None:
+            return 0
+        self.generator.load_state_dict(saved["generator"])
+        adam.load_state_dict(saved["adam"])
+        self.memory = saved["memory"]
+        log(f"resuming after pass {saved['done']} of {self.options.epochs}")
+        return int(saved["done"])
+
+    def draw_set(self) -> tuple[np.ndarray, np.ndarray]:
+        """The whole set: images (N,H,W,C) float32 in [0,1] and labels (N,)."""
+        options = self.options
+        images, labels = [], []
+        with torch.no_grad():
+            for index in range(-(-options.images // options.batch)):
+                made, own = self.draw(generator("generated", options.seed, index))
+                images.append(made.permute(0, 2, 3, 1).cpu())
+                labels.append(own.cpu())
+        n = options.images
+        return torch.cat(images)[:n].contiguous().numpy(), torch.cat(labels)[:n].numpy()
+
+
+def last_layer(teacher: Classifier, shape: "Shape") -> nn.Linear:
+    """The last linear layer of a teacher."""
+    watched = Penultimate(teacher.net)
+    with torch.no_grad():
+        teacher(torch.zeros((1, *shape), device=teacher.mean.device))
+    watched.remove()
+    return watched.layer

@@ -1,0 +1,224 @@
+"""Synthesis of surrogate data by optimising pixels against the teacher (Eq 3-6 and 8, Algorithm 1 lines 4-10)."""
+
+import shutil
+import zipfile
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+import dfshield
+from dfshield import registry
+from dfshield.core.datafree import forbid_real_data
+from dfshield.core.device import compiled, resolve_precision, select_device
+from dfshield.core.errors import InputError
+from dfshield.core.files import atomic
+from dfshield.core.hashing import canonical_json, digest
+from dfshield.core.progress import log, progress
+from dfshield.core.rng import generator
+from dfshield.core.schedules import half_cosine
+from dfshield.models.checkpoints import load_checkpoint
+from dfshield.models.classifier import Classifier
+from dfshield.options import SynthesizeOptions
+from dfshield.sources.objective import TERMS, BatchStatistics, class_loss, total_variation
+from dfshield.sources.trainset import Writer
+
+NOT_IN_HASH = {"device", "threads", "seed"}
+
+
+def run(
+    teacher: Path,
+    out: Path,
+    options: SynthesizeOptions,
+    shard: int = 0,
+    shards: int = 1,
+    source: str = "dss",
+    factory: str | None = None,
+    state: Path | None = None,
+    code: str = "",
+) -> None:
+    """Write shard `shard` of `shards` of the surrogate set of a teacher checkpoint to `out`.
+
+    A group of batches depends on the seed and its own index alone, so any number of shards gives the same set.
+    Finished groups are kept in `state` until the shard is written: the same call after a crash goes on there.
+    """
+    forbid_real_data("synthesize")
+    device = select_device(options.device, options.threads)
+    options = resolve_precision(options, device)
+    model, card = load_checkpoint(teacher, str(device), factory=factory)
+    if not 0 <= shard < shards <= options.groups:
+        raise InputError(
+            f"shard {shard} of {shards}: there are {options.groups} groups of batches; "
+            f"use 0 <= shard < shards <= {options.groups}"
+        )
+    first, last = options.groups * shard // shards, options.groups * (shard + 1) // shards - 1
+    described = {k: v for k, v in options.model_dump().items() if k not in NOT_IN_HASH} | {"device": device.type}
+    attributes = {
+        "teacher_sha256": card.tensors_sha256,
+        "dataset": card.dataset,
+        "model": card.model,
+        "source": source,
+        "real_data": registry.SOURCES["synthetic"].real_data,
+        "options": canonical_json(described),
+        "seed": options.seed,
+        "classes": card.classes,
+        "groups": options.groups,
+        "first_group": first,
+        "last_group": last,
+        "package_version": dfshield.__version__,
+        "code": code,
+    }
+    kept = None
+    if state is not None:
+        kept = state / f"synthesis-{digest(attributes, shard, shards)[:16]}"
+    synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
+    with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
+        groups: list[dict[str, Any]] = []
+        for index in range(first, last + 1):
+            path = kept / f"group-{index:06d}.npz" if kept else None
+            saved = _saved(path)
+            if saved is not None:
+                bar.update(options.iterations)
+                groups.append(saved)
+                continue
+            groups.append(synthesizer.group(index, bar))
+            if path:
+                with atomic(path) as temporary:
+                    np.savez(temporary, **groups[-1])
+    with atomic(out) as temporary:
+        terms = synthesizer.terms
+        writer = Writer(temporary, attributes, terms)
+        for group in groups:
+            writer.append(
+                group["images"],
+                group["labels"],
+                group["batch"],
+                *({term: group[f"{kind}_{term}"] for term in terms} for kind in ("coefficients", "final_loss")),
+            )
+        content = writer.finish()
+    if kept:
+        shutil.rmtree(kept, ignore_errors=True)
+    log(f"{out}: {sum(len(g['labels']) for g in groups)} images, content {content[:16]}")
+
+
+def _saved(path: Path | None) -> dict[str, Any] | None:
+    """The group that a stopped run left in `path`; None if there is none that is whole."""
+    if path is None or not path.is_file():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as saved:
+            return dict(saved)
+    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
+        return None
+
+
+def noise(shape: tuple[int, int, int, int], start: str, random: torch.Generator) -> torch.Tensor:
+    """What images (N,C,H,W) start from, in normalised space: N(0,1), for ``smooth`` mostly of a quarter of the size.
+
+    The low resolution is enlarged bicubically; its share (0.8, beside 0.3 of white noise) is a convention.
+    """
+    white = torch.randn(shape, generator=random)
+    if start == "white":
+        return white
+    height, width = shape[2:]
+    low = torch.randn((*shape[:2], -(-height // 4), -(-width // 4)), generator=random)
+    return 0.8 * F.interpolate(low, size=(height, width), mode="bicubic") + 0.3 * white
+
+
+class Synthesizer:
+    """Makes groups of synthesis batches out of one teacher, which it freezes and watches from then on."""
+
+    terms: tuple[str, ...] = TERMS
+
+    def __init__(
+        self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: SynthesizeOptions
+    ) -> None:
+        self.options, self.shape, self.classes = options, input_shape, classes
+        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.device = model.mean.device
+        self.statistics = BatchStatistics(self.model.net)
+        self.objective = compiled(self._terms) if options.compile else self._terms
+        self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
+
+    def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
+        """The group's arrays: images, labels, batch, coefficients_{term} and final_loss_{term} (one per batch)."""
+        options = self.options
+        first = index * options.group
+        k = min(options.group, options.images // options.batch - first)
+        random = generator("synthesis", options.seed, index)
+        sampler = registry.COEFFICIENTS[options.coefficients].load()
+        alphas = torch.stack([sampler(self.base, random, options) for _ in range(k)])
+        labels = self.labels(first, k, random)
+        start = noise((k * options.batch, *self.shape), options.start, random)
+        images, final = self._optimise(start, labels.to(self.device), alphas, random, bar)
+        return self.arrays(images, labels, first, alphas, final)
+
+    def labels(self, first: int, k: int, random: torch.Generator) -> torch.Tensor:
+        """Labels (k·batch,) of `k` batches, the first of which has number `first`."""
+        options = self.options
+        if options.labels == "cycle":
+            return ((torch.arange(k) + first) % self.classes).repeat_interleave(options.batch)
+        return torch.randint(self.classes, (k * options.batch,), generator=random)
+
+    def arrays(
+        self, images: torch.Tensor, labels: torch.Tensor, first: int, alphas: torch.Tensor, final: torch.Tensor
+    ) -> dict[str, np.ndarray]:
+        """What `group` returns, from images (k·batch,C,H,W) in [0,1] and, per batch and term, weights and losses."""
+        options = self.options
+        stored = images.permute(0, 2, 3, 1).contiguous().numpy()
+        if options.storage == "uint8":
+            stored = np.round(stored * 255).astype(np.uint8)
+        batch = np.arange(first, first + len(alphas)).repeat(options.batch)
+        result = {"images": stored, "labels": labels.numpy(), "batch": batch}
+        for position, term in enumerate(self.terms):
+            result[f"coefficients_{term}"] = alphas[:, position].numpy()
+            result[f"final_loss_{term}"] = final[:, position].double().numpy()
+        return result
+
+    def _optimise(
+        self, start: torch.Tensor, labels: torch.Tensor, alphas: torch.Tensor, random: torch.Generator, bar: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images."""
+        options, k = self.options, len(alphas)
+        self.statistics.k = k
+        z = start.to(self.device).contiguous(memory_format=torch.channels_last).requires_grad_()
+        black, white = -self.model.mean / self.model.std, (1 - self.model.mean) / self.model.std
+        weights = alphas.to(self.device, torch.float32)
+        adam = torch.optim.Adam([z], lr=options.lr, fused=True)
+        offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
+        for step in range(options.iterations):
+            if options.schedule == "cosine":
+                adam.param_groups[0]["lr"] = options.lr * half_cosine(step, options.iterations)
+            rolled = torch.cat(
+                [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
+            ).contiguous(memory_format=torch.channels_last)  # which a roll by nothing keeps and another does not
+            terms = self.objective(rolled, labels, k)
+            (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
+            # the fused optimiser walks both in memory order, so the layouts have to agree
+            z.grad = gradient.contiguous(memory_format=torch.channels_last)
+            adam.step()
+            if options.clamp == "step":
+                with torch.no_grad():
+                    z.copy_(z.clamp(black, white))
+            if bar is not None:
+                if step % 50 == 0:
+                    values = terms.detach().mean(0).tolist()
+                    bar.set_postfix({t: f"{v:.3g}" for t, v in zip(TERMS, values, strict=True)}, refresh=False)
+                bar.update()
+        with torch.no_grad():
+            mean, std = self.model.mean, self.model.std
+            images = (mean + std * z).clamp(0, 1)
+            if options.storage == "uint8":
+                images = (images * 255).round() / 255
+            final = self._terms((images - mean) / std, labels, k)
+        return images.cpu(), final.cpu()
+
+    def _terms(self, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
+            logits = self.model.net(z)
+        return torch.stack(
+            [class_loss(logits, labels, k), self.statistics.feature_loss(), total_variation(z, k)], dim=1
+        )

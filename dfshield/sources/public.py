@@ -1,0 +1,64 @@
+"""Another real data set's images in the format of surrogate data: the rows "Public" of the tables.
+
+They are brought to the size and the channels that the teacher takes; their labels are the teacher's classes, for their
+own mean something else. What is trained on them is marked ``real_data: public``.
+"""
+
+from pathlib import Path
+
+import torch
+
+from dfshield import registry
+from dfshield.core.device import select_device
+from dfshield.core.errors import InputError
+from dfshield.core.hashing import canonical_json
+from dfshield.core.progress import log
+from dfshield.core.rng import generator
+from dfshield.data import sets
+from dfshield.data.resizing import resize_to
+from dfshield.models.checkpoints import load_checkpoint
+from dfshield.options import PublicOptions
+from dfshield.sources.trainset import write_whole
+
+BATCH = 500
+NOT_IN_HASH = {"device", "threads"}
+
+
+def run(
+    teacher: Path, out: Path, options: PublicOptions, data_dir: Path | None, source: str = "public", code: str = ""
+) -> str:
+    """Write the training split of `options.dataset`, or a part of it, for the teacher; returns the content SHA-256.
+
+    Raises InputError for the teacher's own data set (that is source real), for more images than there are, and for a
+    teacher that takes neither grey nor RGB images.
+    """
+    device = select_device(options.device, options.threads)
+    model, card = load_checkpoint(teacher, str(device))
+    if options.dataset == card.dataset:
+        raise InputError(
+            f"{teacher}: was trained on {card.dataset}, which is not another data set; name one, or use source real"
+        )
+    if card.input_shape[0] not in (1, 3):
+        raise InputError(f"{teacher}: takes {card.input_shape[0]} channels; public images are grey or RGB")
+    images = sets.load(options.dataset, "train", sets.data_dir(data_dir))
+    if options.images > len(images):
+        raise InputError(f"{options.dataset}: has {len(images)} training images, not {options.images}; ask for fewer")
+    random = generator("public", options.seed)
+    chosen = torch.randperm(len(images), generator=random)[: options.images] if options.images else slice(None)
+    x = resize_to(images.x[chosen], card.input_shape)
+    with torch.no_grad():
+        labels = torch.cat([model(part.to(device)).argmax(1).cpu() for part in x.split(BATCH)])
+    described = options.model_dump(mode="json", exclude=NOT_IN_HASH) | {"device": device.type}
+    attributes = {
+        "teacher_sha256": card.tensors_sha256,
+        "dataset": card.dataset,
+        "model": card.model,
+        "source": source,
+        "real_data": registry.SOURCES["public"].real_data,
+        "options": canonical_json(described | {"data_sha256": images.sha256()}),
+        "seed": options.seed,
+        "classes": card.classes,
+    }
+    content = write_whole(out, attributes, x.permute(0, 2, 3, 1).numpy(), labels.numpy(), code)
+    log(f"{out}: {len(x)} images of {options.dataset}, content {content[:16]}")
+    return content

@@ -1,0 +1,339 @@
+"""The HDF5 contract of surrogate data: write, read, verify, merge.
+
+One file holds `images` (N,H,W,C) float32 in [0,1] or uint8, `labels` (N,) int64, `batch` (N,) int64 (index of the
+synthesis batch), and per batch `coefficients/{term}` and `final_loss/{term}` (float64). Attributes say how it was
+made. Images come in *groups* of batches, the unit of seeding; a shard holds a run of groups, a merged file all of
+them. The content hash covers every value and every attribute except which shard this is, so it is the same for any
+number of shards.
+"""
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import h5py
+import numpy as np
+
+import dfshield
+from dfshield.core.errors import InputError
+from dfshield.core.files import atomic, existing_file
+from dfshield.core.hashing import canonical_json
+from dfshield.core.progress import progress
+from dfshield.models.card import Card
+from dfshield.registry import RealData
+
+FORMAT = "dfshield-surrogate"
+VERSION = 1
+PLACEMENT = ("first_group", "last_group", "content_sha256", "complete")
+"""Attributes outside of the content hash: which part of the set this file is."""
+HEADER: dict[str, type] = {
+    **dict.fromkeys(("teacher_sha256", "dataset", "model", "source", "real_data", "options"), str),
+    **dict.fromkeys(("seed", "classes", "groups", "first_group", "last_group"), int),
+}
+MAX_RATIO = 1100
+"""Deflate cannot shrink more than 1032-fold: a file that claims to hold more is refused before memory is asked for."""
+ROWS = ("images", "labels", "batch")
+CHUNK_BYTES = 2**20
+SPARE_BYTES = 2**24
+"""Space on the disk for what HDF5 has yet to write of earlier values."""
+
+
+@dataclass(frozen=True)
+class TrainSet:
+    """A surrogate set in memory: `images` (N,H,W,C) float32 in [0,1], `labels` (N,) int64, and its attributes."""
+
+    images: np.ndarray
+    labels: np.ndarray
+    attributes: dict[str, Any]
+
+
+class Writer:
+    """Appends batches to one surrogate file; `finish` hashes and completes it. Use within `runtime.atomic`."""
+
+    def __init__(self, path: Path, attributes: Mapping[str, Any], terms: Sequence[str]) -> None:
+        self.folder = path.parent
+        self.file = h5py.File(path, "w", libver="latest")
+        self.attributes = {"format": FORMAT, "version": VERSION, **attributes}
+        self.terms = tuple(terms)
+        self.hashes: dict[str, Any] = {}
+
+    def append(
+        self,
+        images: np.ndarray,
+        labels: np.ndarray,
+        batch: np.ndarray,
+        coefficients: Mapping[str, np.ndarray],
+        final_loss: Mapping[str, np.ndarray],
+    ) -> None:
+        """Add images (N,H,W,C), labels (N,), batch (N,) and one value per batch for each loss term."""
+        self._extend("images", images)
+        self._extend("labels", labels.astype(np.int64))
+        self._extend("batch", batch.astype(np.int64))
+        for term in self.terms:
+            self._extend(f"coefficients/{term}", np.asarray(coefficients[term], dtype=np.float64))
+            self._extend(f"final_loss/{term}", np.asarray(final_loss[term], dtype=np.float64))
+
+    def _extend(self, name: str, values: np.ndarray) -> None:
+        # asked before, because the HDF5 library ends the whole process, without a word, if it meets a full disk
+        if shutil.disk_usage(self.folder).free < values.nbytes + SPARE_BYTES:
+            raise InputError(
+                f"{self.folder}: its disk is full, no surrogate data can be written; free space and repeat"
+            )
+        if name not in self.file:
+            row = max(1, values[:1].nbytes)
+            rows = max(1, min(CHUNK_BYTES // row, 4096))
+            dataset = self.file.create_dataset(
+                name,
+                shape=(0, *values.shape[1:]),
+                maxshape=(None, *values.shape[1:]),
+                chunks=(rows, *values.shape[1:]),
+                dtype=values.dtype,
+                fletcher32=True,
+            )
+            if name == "images":  # the HDF5 image convention, for viewers
+                colour = "IMAGE_TRUECOLOR" if values.shape[-1] == 3 else "IMAGE_GRAYSCALE"
+                for key, value in (("CLASS", "IMAGE"), ("IMAGE_VERSION", "1.2"), ("IMAGE_SUBCLASS", colour)):
+                    dataset.attrs[key] = np.bytes_(value)
+                dataset.attrs["INTERLACE_MODE"] = np.bytes_("INTERLACE_PIXEL")
+            self.hashes[name] = hashlib.sha256()
+        dataset = self.file[name]
+        start = len(dataset)
+        dataset.resize(start + len(values), axis=0)
+        dataset[start:] = values
+        self.hashes[name].update(np.ascontiguousarray(values).data)
+
+    def finish(self) -> str:
+        """Write the attributes and close the file; returns the content SHA-256."""
+        for key, value in self.attributes.items():
+            self.file.attrs[key] = value
+        content = _content_hash(self.file, {name: h.hexdigest() for name, h in self.hashes.items()})
+        self.file.attrs["content_sha256"] = content
+        self.file.attrs["complete"] = True
+        self.file.close()
+        return content
+
+
+def write_whole(out: Path, attributes: Mapping[str, Any], images: np.ndarray, labels: np.ndarray, code: str) -> str:
+    """Write a set that was not synthesised in groups to `out`; returns its content SHA-256.
+
+    Images are (N,H,W,C), labels (N,); `attributes` are those that differ from one kind of data to another.
+    """
+    whole = {"groups": 1, "first_group": 0, "last_group": 0, "package_version": dfshield.__version__, "code": code}
+    with atomic(out) as temporary:
+        writer = Writer(temporary, {**attributes, **whole}, terms=())
+        writer.append(np.ascontiguousarray(images), labels, np.zeros(len(labels), dtype=np.int64), {}, {})
+        return writer.finish()
+
+
+def _content_hash(file: h5py.File, hashes: Mapping[str, str]) -> str:
+    described = {name: [str(file[name].dtype), list(file[name].shape), hashes[name]] for name in sorted(hashes)}
+    attributes = {key: _plain(value) for key, value in file.attrs.items() if key not in PLACEMENT}
+    return hashlib.sha256(canonical_json([described, attributes]).encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _kind(dataset: h5py.Dataset) -> tuple[Any, ...]:
+    return dataset.dtype, dataset.shape[1:]
+
+
+def _names(file: h5py.File) -> list[str]:
+    terms = [f"{group}/{term}" for group in ("coefficients", "final_loss") if group in file for term in file[group]]
+    return [*ROWS, *terms]
+
+
+def _options(file: h5py.File) -> Any:
+    return json.loads(file.attrs["options"])
+
+
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[h5py.File]:
+    """Open a complete surrogate file for reading; raises InputError for anything else."""
+    existing_file(path, "surrogate data", "make it with `dfshield synthesize` or `dfshield merge`")
+    remedy = "make it again"
+    try:
+        with h5py.File(path, "r", locking=False) as file:
+            if file.attrs.get("format") != FORMAT:
+                raise InputError(f"{path}: not a surrogate file of dfshield (HDF5, but without format={FORMAT!r})")
+            if file.attrs["version"] != VERSION:
+                raise InputError(
+                    f"{path}: format version {file.attrs['version']}, this program reads {VERSION}; "
+                    "use the release of dfshield that wrote it"
+                )
+            if not file.attrs.get("complete", False):
+                raise InputError(f"{path}: incomplete (its writer was stopped); {remedy}")
+            for name in ROWS:
+                if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
+                    file[name], h5py.Dataset
+                ):
+                    raise InputError(f"{path}: data set {name!r} is missing; {remedy}")
+            for key, kind in HEADER.items():
+                if not isinstance(_plain(file.attrs.get(key)), kind):
+                    raise InputError(f"{path}: attribute {key!r} is missing or no {kind.__name__}; {remedy}")
+            if file.attrs["real_data"] not in get_args(RealData) or not isinstance(_options(file), dict):
+                raise InputError(f"{path}: attribute 'real_data' or 'options' cannot be read; {remedy}")
+            shape = file["images"].shape
+            if len(shape) != 4 or 0 in shape or not file["labels"].shape == file["batch"].shape == shape[:1]:
+                raise InputError(f"{path}: images {shape} and labels do not fit together or are empty; {remedy}")
+            if file["images"].nbytes > MAX_RATIO * path.stat().st_size:
+                raise InputError(f"{path}: claims images of {file['images'].nbytes} bytes, more than it can hold")
+            yield file
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: truncated, damaged or not an HDF5 file ({reason}); {remedy}") from None
+
+
+def blocks(file: h5py.File, name: str) -> Iterator[np.ndarray]:
+    """The values of one data set in blocks of bounded size, in order."""
+    dataset = file[name]
+    rows = dataset.chunks[0] if dataset.chunks else 1024
+    for start in range(0, len(dataset), rows):
+        yield dataset[start : start + rows]
+
+
+def _check_values(path: Path, name: str, values: np.ndarray, classes: int) -> None:
+    if name == "labels" and len(values) and (values.min() < 0 or values.max() >= classes):
+        raise InputError(
+            f"{path}: labels {values.min()}..{values.max()} out of range 0..{classes - 1}; make the file again"
+        )
+    if name == "images" and values.dtype != np.uint8 and not (values.min() >= 0 and values.max() <= 1):
+        raise InputError(f"{path}: pixels out of range [0,1] or not finite; make the file again")
+
+
+def verify(path: Path) -> str:
+    """Read every value of a surrogate file against its hash and ranges; returns the content SHA-256.
+
+    Memory does not grow with the number of images.
+    """
+    with opened(path) as file:
+        hashes = {}
+        for name in _names(file):
+            running = hashlib.sha256()
+            for values in blocks(file, name):
+                _check_values(path, name, values, int(file.attrs["classes"]))
+                running.update(values.data)
+            hashes[name] = running.hexdigest()
+        return _confirm(path, file, hashes)
+
+
+def _confirm(path: Path, file: h5py.File, hashes: Mapping[str, str]) -> str:
+    content = _content_hash(file, hashes)
+    if content != file.attrs.get("content_sha256"):
+        raise InputError(f"{path}: content does not match its SHA-256 (edited or damaged); make the file again")
+    # the hash leaves out which part of the set this is: the batch numbers, which it covers, say so too
+    size = _options(file).get("group", 1)
+    if [file["batch"][row] // size for row in (0, -1)] != [file.attrs["first_group"], file.attrs["last_group"]]:
+        raise InputError(f"{path}: its batches are not of the groups that it states (edited); make the file again")
+    return content
+
+
+def header(path: Path) -> dict[str, Any]:
+    """The attributes of a surrogate file, `options` parsed."""
+    with opened(path) as file:
+        return {key: _plain(value) for key, value in file.attrs.items()} | {"options": _options(file)}
+
+
+def read(path: Path) -> TrainSet:
+    """Load a whole, verified surrogate set; a single shard of several is refused."""
+    verify(path)
+    attributes = header(path)
+    if (attributes["first_group"], attributes["last_group"]) != (0, attributes["groups"] - 1):
+        raise InputError(
+            f"{path}: holds groups {attributes['first_group']}..{attributes['last_group']} of {attributes['groups']}; "
+            "give the merged file (`dfshield merge`)"
+        )
+    with opened(path) as file:
+        images = file["images"][()]
+        labels = file["labels"][()]
+    if images.dtype == np.uint8:
+        images = images.astype(np.float32) / 255
+    return TrainSet(images, labels, attributes)
+
+
+def _difference(one: Any, other: Any) -> str:
+    if isinstance(one, dict) and isinstance(other, dict):
+        keys = sorted(key for key in one.keys() | other.keys() if one.get(key) != other.get(key))
+        return ", ".join(f"{key}: {one.get(key)} against {other.get(key)}" for key in keys)
+    return f"{str(one)[:60]} against {str(other)[:60]}"
+
+
+def merge(paths: Sequence[Path], out: Path) -> str:
+    """Merge the shards of one surrogate set into `out`; returns the content SHA-256.
+
+    The shards are streamed, in the order of their groups whatever the order given. Raises InputError, with `out`
+    untouched, for a missing, repeated, incomplete or damaged shard and for shards of different sets.
+    """
+    if not paths:
+        raise InputError("no shards given; list them as arguments")
+    headers = {path: header(path) for path in paths}
+    first = headers[paths[0]]
+    for path, attributes in headers.items():
+        for key in ("teacher_sha256", "seed", "options", *(k for k in first if k not in PLACEMENT)):
+            if attributes.get(key) != first.get(key):
+                raise InputError(
+                    f"{path}: {key} differs from {paths[0]} ({_difference(attributes.get(key), first.get(key))}); "
+                    "merge shards of one synthesis only: make again those that are not as they should be"
+                )
+    ordered = sorted(paths, key=lambda path: headers[path]["first_group"])
+    expected = 0
+    for path in ordered:
+        start, last = headers[path]["first_group"], headers[path]["last_group"]
+        if start < expected:
+            raise InputError(f"{path}: group {start} is there twice (duplicate shard); give each shard once")
+        if start > expected:
+            raise InputError(
+                f"{out}: not written, groups {expected}..{start - 1} of {first['groups']} are missing; give all shards"
+            )
+        expected = last + 1
+    if expected != first["groups"]:
+        raise InputError(
+            f"{out}: not written, groups {expected}..{first['groups'] - 1} of {first['groups']} are missing; "
+            "give all shards"
+        )
+
+    attributes = {k: v for k, v in first.items() if k not in PLACEMENT} | {"options": canonical_json(first["options"])}
+    attributes |= {"first_group": 0, "last_group": first["groups"] - 1}
+    with atomic(out) as temporary, progress(len(ordered), "merge", "shard") as bar:
+        with opened(ordered[0]) as file:
+            terms = sorted(file["coefficients"]) if "coefficients" in file else []
+        writer = Writer(temporary, attributes, terms)
+        for path in ordered:
+            with opened(path) as file:
+                hashes = {}
+                for name in _names(file):
+                    running = hashlib.sha256()
+                    if name in writer.file and _kind(writer.file[name]) != _kind(file[name]):
+                        raise InputError(f"{path}: {name} are of another type or size than in {ordered[0]}")
+                    for values in blocks(file, name):
+                        _check_values(path, name, values, int(file.attrs["classes"]))
+                        running.update(values.data)
+                        writer._extend(name, values)
+                    hashes[name] = running.hexdigest()
+                _confirm(path, file, hashes)
+            bar.update()
+        return writer.finish()
+
+
+def check_fit(surrogate: TrainSet, card: Card, teacher: Path, data: Path) -> None:
+    """Refuse surrogate data that were not made for this teacher."""
+    _, height, width, channels = surrogate.images.shape
+    if (channels, height, width) != tuple(card.input_shape):
+        raise InputError(
+            f"{data}: images are {(channels, height, width)} but {teacher} takes {tuple(card.input_shape)}; "
+            "synthesise from this teacher"
+        )
+    if int(surrogate.attributes["classes"]) != card.classes:
+        raise InputError(f"{data}: {surrogate.attributes['classes']} classes but {teacher} has {card.classes}")
+    made_from = surrogate.attributes["teacher_sha256"]
+    if made_from and made_from != card.tensors_sha256:
+        raise InputError(
+            f"{data}: made from teacher {made_from[:16]}, but {teacher} is {card.tensors_sha256[:16]}; "
+            "synthesise from this teacher"
+        )

@@ -1,0 +1,223 @@
+"""Say what a surrogate file, ledger, diversity record or checkpoint holds, and draw a contact sheet of its images."""
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dfshield.core.errors import InputError
+from dfshield.core.files import atomic, existing_file
+from dfshield.core.threat import parse_threat
+from dfshield.evaluation import ledger as ledgers
+from dfshield.evaluation.ledger import Ledger
+from dfshield.evaluation.record import METRICS, Record, read_record
+from dfshield.models.card import Card, read_card
+from dfshield.report.tables import flags_of
+from dfshield.sources import trainset as shards
+
+PER_CLASS = 10
+TILE = 48
+"""Images smaller than this many pixels a side are enlarged by a whole factor."""
+
+
+def run(file: Path, sheet: Path | None) -> None:
+    """Print what `file` is and holds; with `sheet`, also write a contact sheet (PNG) there.
+
+    The sheet shows up to ten images per class: the images of surrogate data, the perturbations of a ledger (grey is
+    zero, black and white are ∓ε). Raises InputError for a file that is damaged or of no kind known here.
+    """
+    existing_file(file, "file to inspect", "correct the path")
+    kind, lines, draw = _look(file)
+    print(f"{file}: {kind}")
+    width = max(len(name) for name, _ in lines)
+    for name, value in lines:
+        print(f"  {name:<{width}}  {value}")
+    if sheet is None:
+        return
+    if draw is None:
+        raise InputError(f"{file}: has no images to draw; leave --sheet out")
+    images, labels = draw
+    write_sheet(sheet, images, labels)
+    print(f"{sheet}: {len(labels)} images")
+
+
+Lines = list[tuple[str, Any]]
+Drawing = tuple[np.ndarray, np.ndarray]
+
+
+def _look(file: Path) -> tuple[str, Lines, Drawing | None]:
+    if h5py.is_hdf5(file):
+        found = _hdf5_format(file)
+        if found == ledgers.FORMAT:
+            ledger = ledgers.read_ledger(file)
+            return "evaluation ledger", describe_ledger(ledger), draw_ledger(ledger)
+        if found == shards.FORMAT:
+            return describe_surrogate(file)
+        raise InputError(f"{file}: HDF5, but neither surrogate data nor a ledger of dfshield (its format is {found!r})")
+    if file.suffix == ".json":
+        return "record of diversity metrics", describe_record(read_record(file)), None
+    return "checkpoint", describe_checkpoint(read_card(file)), None
+
+
+def _hdf5_format(file: Path) -> object:
+    try:
+        with h5py.File(file, "r", locking=False) as opened:
+            return opened.attrs.get("format")
+    except OSError as error:
+        raise InputError(
+            f"{file}: truncated or damaged ({' '.join(str(error).split())[:120]}); make it again"
+        ) from None
+
+
+def _options(options: dict[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in sorted(options.items()))
+
+
+def _range(values: np.ndarray) -> str:
+    return f"{values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}"
+
+
+def _counts(counts: Iterable[Any]) -> str:
+    return " ".join(str(count) for count in counts)
+
+
+def describe_surrogate(file: Path) -> tuple[str, Lines, Drawing]:
+    """Kind, description and images to draw of a surrogate file, verified against its hash."""
+    content = shards.verify(file)
+    header = shards.header(file)
+    first, last, groups = header["first_group"], header["last_group"], header["groups"]
+    whole = (first, last) == (0, groups - 1)
+    with shards.opened(file) as opened:
+        images, labels = opened["images"], opened["labels"][()]
+        lines: Lines = [
+            ("complete", f"yes, groups {first} to {last} of {groups}" + ("" if whole else " (one shard: merge it)")),
+            ("data set, model", f"{header['dataset']}, {header['model']}"),
+            ("source", f"{header['source']}, real data: {header['real_data']}"),
+            ("images", f"{images.shape[0]} of {'×'.join(map(str, images.shape[1:]))} (H×W×C), {images.dtype}"),
+            ("per class", _counts(np.bincount(labels, minlength=int(header["classes"])))),
+            ("batches", len(np.unique(opened["batch"][()]))),
+        ]
+        for group, title in (("coefficients", "coefficient"), ("final_loss", "final loss")):
+            for term in opened.get(group, {}):
+                lines.append((f"{title} {term}", _range(opened[group][term][()])))
+        chosen = _per_class(labels)
+        drawn = images[chosen]
+    lines += [
+        ("options", _options(header["options"])),
+        ("seed", header["seed"]),
+        ("teacher", header["teacher_sha256"]),
+        ("content", f"{content} (checked)"),
+    ]
+    scale = 1.0 if drawn.dtype == np.uint8 else 255.0
+    return "surrogate data" if whole else "shard", lines, (np.rint(drawn * scale).astype(np.uint8), labels[chosen])
+
+
+def describe_ledger(ledger: Ledger) -> Lines:
+    """What a ledger says: accuracies with intervals, what broke the images, flags, hashes."""
+    clean = int(np.count_nonzero(ledger.clean_prediction == ledger.label))
+    robust = int(np.count_nonzero(~ledger.broken))
+    counts = np.bincount(ledger.component, minlength=len(ledger.components))
+    lines: Lines = [
+        ("complete", "yes"),
+        ("data set, model", f"{ledger.dataset}, {ledger.model} (real data: {ledger.real_data})"),
+        ("protocol", f"{ledger.protocol} at {ledger.threat}, seed {ledger.seed}"),
+        ("images", ledger.n),
+        ("per class", _counts(ledger.labels)),
+        ("clean accuracy", _accuracy(clean, ledger.n)),
+        ("robust accuracy", _accuracy(robust, ledger.n)),
+        ("majority class", f"{ledger.majority:.2f} %"),
+        ("under attack", f"balanced accuracy {ledger.balanced_accuracy:.2f} %, macro F1 {ledger.macro_f1:.2f} %"),
+    ]
+    lines += [
+        (f"by {name}", f"{n} images, {100 * n / ledger.n:.2f} %")
+        for name, n in zip(ledger.components, counts, strict=True)
+    ]
+    return [
+        *lines,
+        ("margin", _range(ledger.margin)),
+        ("flags", ", ".join(flags_of(ledger)) or "none"),
+        ("options", _options(ledger.options)),
+        ("subject", _options(ledger.subject) or "none"),
+        ("model", ledger.model_sha256),
+        ("data", ledger.data_sha256),
+        ("content", f"{ledger.content_sha256} (checked)"),
+    ]
+
+
+def describe_record(record: Record) -> Lines:
+    """What a record of diversity metrics says."""
+    figures = [(name, f"{record.values[name]:.{places}f} {unit}") for name, (unit, places) in METRICS.items()]
+    return [
+        ("data set, model", f"{record.dataset}, {record.model}"),
+        ("source", f"{record.source}, seed {record.seed} (real data: {record.real_data})"),
+        ("images", f"{record.n_synthetic} of the source, {record.n_real} of the real {record.split} split"),
+        *((name, text.removesuffix(" 1")) for name, text in figures),
+        ("options", _options(record.options)),
+        ("teacher", record.teacher_sha256),
+        ("surrogate data", record.data_sha256),
+        ("real data", record.real_sha256),
+        ("content", f"{record.content_sha256} (checked)"),
+    ]
+
+
+def _accuracy(k: int, n: int) -> str:
+    low, high = ledgers.confidence_interval(k, n)
+    return f"{100 * k / n:.2f} % ({k} of {n}), 95 % interval {low:.2f} to {high:.2f}"
+
+
+def draw_ledger(ledger: Ledger) -> Drawing | None:
+    """Perturbations (M,H,W,C) uint8 around grey, with labels; None if no attack broke an image."""
+    if not len(ledger.perturbed_index):
+        return None
+    labels = ledger.label[ledger.perturbed_index]
+    chosen = _per_class(labels)
+    delta = ledger.perturbation[chosen].astype(np.float32).transpose(0, 2, 3, 1)
+    threat = parse_threat(ledger.threat)
+    peak = threat.eps if threat.norm == "linf" else float(np.abs(delta).max())
+    return np.rint(127.5 * (1 + np.clip(delta / max(peak, 1e-12), -1, 1))).astype(np.uint8), labels[chosen]
+
+
+def describe_checkpoint(card: Card) -> Lines:
+    """What a checkpoint's card says."""
+    provenance = {key: value for key, value in card.provenance.items() if key != "options"}
+    return [
+        ("kind", f"{card.kind}, real data: {card.real_data}"),
+        ("data set, model", f"{card.dataset}, {card.model}"),
+        ("factory", f"{card.factory}({_options(card.arguments)})" if card.factory else "none (registered model)"),
+        ("input", f"{'×'.join(map(str, card.input_shape))} (C×H×W), {card.classes} classes"),
+        ("normalisation", f"mean {_counts(card.mean)}, std {_counts(card.std)}"),
+        *sorted(provenance.items()),
+        ("options", _options(card.provenance.get("options", {})) or "none"),
+        ("tensors", f"{card.tensors_sha256} (checked)"),
+    ]
+
+
+def _per_class(labels: np.ndarray) -> np.ndarray:
+    """Ascending indices of the first images of every class."""
+    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:PER_CLASS] for label in np.unique(labels)]))
+
+
+def write_sheet(path: Path, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
+    """Write a contact sheet: a row per class with its label, images (N,H,W,C) uint8 with one or three channels."""
+    from PIL import Image, ImageDraw
+
+    if path.suffix.lower() != ".png":
+        raise InputError(f"{path}: the contact sheet is a PNG image; give a name that ends in .png")
+    classes = sorted({int(label) for label in labels})
+    height, width, channels = images.shape[1:]
+    factor = max(1, math.ceil(TILE / min(height, width)))
+    step_x, step_y, margin = width * factor + 2, height * factor + 2, 28
+    columns = max(int(np.count_nonzero(np.asarray(labels) == label)) for label in classes)
+    canvas = Image.new("RGB", (margin + columns * step_x, len(classes) * step_y + 2), "white")
+    pen = ImageDraw.Draw(canvas)
+    for row, label in enumerate(classes):
+        pen.text((margin - 6, 2 + row * step_y + step_y // 2), str(label), fill="black", anchor="rm")
+        for column, index in enumerate(np.flatnonzero(np.asarray(labels) == label)):
+            pixels = images[index] if channels == 3 else images[index][..., 0]  # other channel counts: the first
+            tile = Image.fromarray(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
+            canvas.paste(tile, (margin + column * step_x, 2 + row * step_y))
+    with atomic(path) as temporary:
+        canvas.save(temporary, format="PNG")

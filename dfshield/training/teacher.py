@@ -1,0 +1,214 @@
+"""The teacher stage: train on real images, take over trained weights, or bring in the user's own model."""
+
+import copy
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import dfshield
+from dfshield import registry
+from dfshield.core.device import select_device
+from dfshield.core.errors import InputError
+from dfshield.core.files import data_file
+from dfshield.core.hashing import sha256_file
+from dfshield.core.progress import log, progress
+from dfshield.core.rng import generator
+from dfshield.data import sets
+from dfshield.models.checkpoints import Card, save_checkpoint
+from dfshield.models.classifier import Classifier
+from dfshield.models.factory import build_network
+from dfshield.models.pytorchcv import find_pretrained
+from dfshield.models.weights import fit, load_state
+from dfshield.options import TeacherOptions
+from dfshield.training.augment import translate
+
+NOT_IN_PROVENANCE = {"device", "threads", "seed"}
+LARGEST_MEAN = 10.0
+"""A normalisation mean beyond this is for pixels in 0..255, not in [0,1]."""
+
+
+class Input(NamedTuple):
+    """What a network takes and gives: (C,H,W), number of classes, normalisation per channel for pixels in [0,1]."""
+
+    input_shape: tuple[int, int, int]
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def run(
+    out: Path,
+    options: TeacherOptions,
+    dataset: str,
+    model: str,
+    data_dir: Path | None,
+    factory: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
+    weights: Path | None = None,
+    input_shape: tuple[int, int, int] | None = None,
+    classes: int | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    code: str = "",
+) -> str:
+    """Write the teacher checkpoint `out` and return the SHA-256 of its tensors.
+
+    With `weights` (absolute, or below `data_dir` or the current folder): those weights in the user's `factory` network
+    or in the registered `model`. Without: the published weights where `model` has some for `dataset`, else training on
+    the real training split. `input_shape`, `classes`, `mean` and `std` come from the data set if it is registered;
+    `data_dir` is what the configuration says (see `sets.data_dir`).
+    """
+    device = select_device(options.device, options.threads)
+    folder = sets.data_dir(data_dir)
+    expected = _input(dataset, factory, input_shape, classes, mean, std)
+    if factory and weights is None:
+        raise InputError(
+            f"factory {factory}: no weights given; a model of your own is hardened from its trained weights"
+        )
+    entry = registry.MODELS.get(model)
+    if weights is not None:
+        found = _find(Path(weights), folder)
+    elif entry and dataset in entry.pretrained:
+        found = find_pretrained(model, dataset, folder)
+    else:
+        found = None
+    net = build_network(model, expected.input_shape, expected.classes, factory, arguments, options.seed)
+    classifier = Classifier(net, expected.mean, expected.std)
+    if found:
+        fit(net, load_state(found), str(found))
+        provenance: dict[str, Any] = {"weights": found.name, "weights_sha256": sha256_file(found)}
+    else:
+        provenance = Training(classifier.to(device), dataset, model, folder, options).fit()
+        provenance["options"] = options.model_dump(mode="json", exclude=NOT_IN_PROVENANCE) | {"device": device.type}
+        provenance["seed"] = options.seed
+    card = Card(
+        kind="teacher",
+        dataset=dataset,
+        model=model,
+        factory=factory,
+        arguments=dict(arguments or {}),
+        real_data="teacher",
+        provenance=provenance | {"code": code, "package_version": dfshield.__version__},
+        **expected._asdict(),
+    )
+    sha = save_checkpoint(out, classifier, card)
+    log(f"{out}: teacher {model} for {dataset}, tensors {sha[:16]}")
+    return sha
+
+
+def _input(
+    dataset: str,
+    factory: str | None,
+    input_shape: tuple[int, int, int] | None,
+    classes: int | None,
+    mean: tuple[float, ...] | None,
+    std: tuple[float, ...] | None,
+) -> Input:
+    """Complete what was given from the data set's entry, and check it."""
+    given = {"input_shape": input_shape, "classes": classes, "mean": mean, "std": std}
+    entry = registry.DATASETS.get(dataset)
+    if entry is None and None in given.values():
+        missing = ", ".join(name for name, value in given.items() if value is None)
+        raise InputError(
+            f"data set {dataset!r} is not one of {', '.join(registry.DATASETS)}; for a data set of your own give "
+            f"{missing} as well"
+        )
+    known = {name: getattr(entry, name) for name in given} if entry else {}
+    for name in ("input_shape", "classes"):
+        if entry and factory is None and given[name] not in (None, known[name]):
+            raise InputError(f"{name} {given[name]} was given, but {dataset} has {known[name]}; leave it out")
+    values: dict[str, Any] = known | {name: value for name, value in given.items() if value is not None}
+    result = Input(**values)
+    for name, numbers in (("mean", result.mean), ("std", result.std)):
+        if len(numbers) != result.input_shape[0]:
+            raise InputError(
+                f"{name} has {len(numbers)} values, one per channel is needed: {result.input_shape[0]} "
+                f"(input_shape {list(result.input_shape)} is C,H,W)"
+            )
+    if max(map(abs, result.mean)) > LARGEST_MEAN or not all(0 < s <= LARGEST_MEAN for s in result.std):
+        raise InputError(
+            f"mean {list(result.mean)} and std {list(result.std)} must be for pixels in [0,1] and std positive; "
+            "divide values for pixels in 0..255 by 255"
+        )
+    return result
+
+
+def _find(weights: Path, data_dir: Path) -> Path:
+    path = data_file(weights, data_dir)
+    if path.is_file():
+        return path
+    places = weights if weights.is_absolute() else f"{data_dir / weights} or {weights.absolute()}"
+    raise InputError(f"no weights file at {places}; give the path of a .safetensors, .pt or .pth file")
+
+
+class Training:
+    """Adam on the cross entropy; keeps the epoch with the best accuracy on the dev split (the later one of equals)."""
+
+    def __init__(
+        self, classifier: Classifier, dataset: str, model: str, data_dir: Path, options: TeacherOptions
+    ) -> None:
+        self.classifier, self.options, self.label = classifier, options, f"teacher {dataset}/{model}"
+        self.train = sets.load(dataset, "train", data_dir)
+        self.dev = sets.load(dataset, "dev", data_dir) if "dev" in sets.splits(dataset) else None
+
+    def fit(self) -> dict[str, Any]:
+        """Train in place; returns what the card records. Raises InputError if training diverges."""
+        options, device = self.options, self.classifier.mean.device
+        x, y = self.train.x.to(device), self.train.y.to(device)
+        adam = torch.optim.Adam(self.classifier.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        falls = [round(share * options.epochs) for share in options.milestones]
+        schedule = torch.optim.lr_scheduler.MultiStepLR(adam, falls, gamma=0.1)
+        best: tuple[float, int, dict[str, Tensor]] | None = None
+        with progress(options.epochs, self.label, "epoch") as bar:
+            for epoch in range(options.epochs):
+                loss = self._epoch(adam, x, y, epoch)
+                schedule.step()
+                shown = {"loss": f"{loss:.4f}"}
+                if self.dev:
+                    score = accuracy(self.classifier, self.dev.x, self.dev.y)
+                    shown["dev"] = f"{score:.2f}%"
+                    if best is None or score >= best[0]:
+                        best = score, epoch + 1, copy.deepcopy(self.classifier.net.state_dict())
+                bar.set_postfix(shown, refresh=False)
+                bar.update()
+        record: dict[str, Any] = {"data_sha256": self.train.sha256(), "epoch": options.epochs}
+        if best:
+            self.classifier.net.load_state_dict(best[2])
+            record |= {"epoch": best[1], "dev_accuracy": round(best[0], 4)}
+        return record
+
+    def _epoch(self, adam: torch.optim.Optimizer, x: Tensor, y: Tensor, epoch: int) -> float:
+        random = generator("teacher", self.options.seed, epoch)
+        self.classifier.train()
+        total = torch.zeros((), device=x.device)
+        order = torch.randperm(len(x), generator=random)
+        for chosen in order.split(self.options.batch):
+            if len(chosen) == 1:  # BatchNorm cannot normalise a single value
+                continue
+            images = x[chosen.to(x.device)]
+            if self.options.augment:
+                images = translate(images, random)
+            adam.zero_grad()
+            loss = F.cross_entropy(self.classifier(images), y[chosen.to(y.device)])
+            loss.backward()
+            adam.step()
+            total += loss.detach() * len(chosen)
+        mean = float(total) / len(x)
+        if not math.isfinite(mean):
+            raise InputError(f"{self.label}: the loss is {mean} in epoch {epoch + 1}; lower lr ({self.options.lr})")
+        return mean
+
+
+@torch.no_grad()
+def accuracy(classifier: nn.Module, x: Tensor, y: Tensor, batch: int = 500) -> float:
+    """Accuracy in percent in eval mode on images (N,C,H,W) in [0,1] and labels (N,); leaves the model in eval mode."""
+    classifier.eval()
+    device = next(classifier.parameters()).device
+    parts = zip(x.split(batch), y.split(batch), strict=True)
+    hits = sum(int((classifier(a.to(device)).argmax(1) == b.to(device)).sum()) for a, b in parts)
+    return 100 * hits / len(y)

@@ -1,0 +1,396 @@
+"""Options and configs: what is accepted, what is refused and how."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dfshield import registry
+from dfshield.core.errors import InputError
+from dfshield.core.threat import parse_threat, threat_name
+from dfshield.core.validation import Options, build
+from dfshield.options import (
+    PROFILES,
+    PROTOCOLS,
+    STAGES,
+    AttackOptions,
+    AugmentOptions,
+    CotrainOptions,
+    DiversityOptions,
+    GenerateOptions,
+    SynthesizeOptions,
+    TrainOptions,
+)
+from dfshield.options.attacks import ProtocolName
+from dfshield.planning.config import Config, DatasetConfig, check_config, load_config
+
+AUGMENTED = {"kind": "augmented", "base": "fixed", "augmentation": "mixup"}
+GRID = {"name": "run", "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}}}
+MINE = {
+    "name": "mine",
+    "harden": {
+        "net": {
+            "factory": "net.py:build",
+            "weights": "net.pt",
+            "input_shape": [3, 32, 32],
+            "classes": 10,
+            "mean": [0.5, 0.5, 0.5],
+            "std": [0.2, 0.2, 0.2],
+            "threat": "linf:8/255",
+            "evaluation": {"file": "test.npz"},
+        }
+    },
+}
+
+
+@pytest.mark.parametrize(
+    ("text", "norm", "eps"),
+    [("linf:8/255", "linf", 8 / 255), ("l2:0.5", "l2", 0.5), ("l2:128/255", "l2", 128 / 255), ("linf:0", "linf", 0),
+     ("linf:1", "linf", 1), ("linf: 8 / 255", "linf", 8 / 255)],
+)  # fmt: skip
+def test_threats(text, norm, eps):
+    assert parse_threat(text) == (norm, eps)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("8/255", "is not NORM:EPS"),
+        ("linf", "is not NORM:EPS"),
+        ("l1:1", "NORM one of linf, l2; write for example linf:8/255"),
+        ("linf:8", "between 0 and 1; for 8 pixel units write linf:8/255"),
+        ("l2:128", "between 0 and 16; for 128 pixel units write l2:128/255"),
+        ("linf:-1/255", "between 0 and 1"),
+        ("linf:nan", "not a number or fraction such as 8/255"),
+        ("linf:inf", "not a number or fraction"),
+        ("linf:8/0", "not a number or fraction"),
+        ("linf:eight", "not a number or fraction"),
+        ("linf:", "not a number or fraction"),
+    ],
+)
+def test_wrong_threats(text, message):
+    with pytest.raises(ValueError, match=message):
+        parse_threat(text)
+    with pytest.raises(InputError, match="threat: ") as error:
+        build(TrainOptions, {"threat": text}, "here")
+    assert message in str(error.value)
+    assert str(error.value).count("\n") == 0
+
+
+def test_names_of_threats_are_file_names():
+    names = [threat_name(text) for text in ("linf:8/255", "linf:4/255", "l2:0.5", "l2:128/255")]
+    assert names == ["linf-8-255", "linf-4-255", "l2-0.5", "l2-128-255"]
+    assert TrainOptions(threat="linf: 8 /255").threat == "linf:8/255"
+
+
+@pytest.mark.parametrize(
+    ("options", "values", "key"),
+    [
+        (TrainOptions, {"tau": 1.1}, "tau"),
+        (TrainOptions, {"tau": -0.1}, "tau"),
+        (TrainOptions, {"lr": 0}, "lr"),
+        (TrainOptions, {"lr": float("nan")}, "lr"),
+        (TrainOptions, {"lambda1": float("inf")}, "lambda1"),
+        (TrainOptions, {"epochs": 0}, "epochs"),
+        (TrainOptions, {"epochs": 1.5}, "epochs"),
+        (TrainOptions, {"epochs": "many"}, "epochs"),
+        (TrainOptions, {"seed": -1}, "seed"),
+        (TrainOptions, {"loss": "hinge"}, "loss"),
+        (TrainOptions, {"inner": "dlr"}, "inner"),
+        (TrainOptions, {"rslad_alpha": "6/5"}, r"rslad_alpha.*must lie in \(0, 1\]"),
+        (TrainOptions, {"ard_alpha": 1.5}, "ard_alpha"),
+        (TrainOptions, {"ard_temperature": 0}, "ard_temperature"),
+        (TrainOptions, {"alp_pairs": "features"}, "alp_pairs"),
+        (TrainOptions, {"fosc_max": 0}, "fosc_max"),
+        (TrainOptions, {"average": 1}, "average"),
+        (TrainOptions, {"awp": -0.01}, "awp"),
+        (TrainOptions, {"awp": 2}, "awp"),
+        (TrainOptions, {"eps_warmup": 1.1}, "eps_warmup"),
+        (TrainOptions, {"lr_warmup": -0.1}, "lr_warmup"),
+        (TrainOptions, {"eps_factor": 0}, "eps_factor"),
+        (TrainOptions, {"contrast": 1.1}, "contrast"),
+        (TrainOptions, {"noise": -0.1}, "noise"),
+        (TrainOptions, {"batchnorm": "frozen"}, "batchnorm"),
+        (
+            TrainOptions,
+            {"awp": 0.01, "awp_warmup": 5, "epochs": 5},
+            r"awp_warmup \(5\) leaves none of the 5 epochs for awp; use awp_warmup <= 4 or awp 0",
+        ),
+        (TrainOptions, {"loss": "vat"}, "loss vat searches an l2 ball, threat is linf:8/255; give l2:EPS"),
+        (TrainOptions, {"loss": "vat", "threat": "l2:1", "inner": "ce"}, "inner ce: loss vat has no .*; use auto"),
+        (TrainOptions, {"loss": "gradient-penalty", "inner": "kl"}, "inner kl: loss gradient-penalty has no inner"),
+        (TrainOptions, {"loss": "fgsm", "inner": "kl"}, "inner kl: loss fgsm starts at the image.*; use auto or ce"),
+        (TrainOptions, {"loss": "fgsm", "inner": "teacher"}, "inner teacher: loss fgsm starts at the image"),
+        (TrainOptions, {"l2_step": "2"}, "l2_step"),
+        (TrainOptions, {"l2_step": "0"}, "l2_step"),
+        (TrainOptions, {"l2_step": "eps/4"}, "l2_step"),
+        (TrainOptions, {"nesterov": True, "momentum": 0}, "nesterov"),
+        (TrainOptions, {"aggregat": 3}, "did you mean 'aggregate'"),
+        (TrainOptions, {"zzz": 3}, "allowed: device, threads, seed"),
+        (SynthesizeOptions, {"images": 1000, "batch": 300}, r"images \(1000\) must be a multiple of batch \(300\)"),
+        (SynthesizeOptions, {"images": 100}, "the nearest is 200"),
+        (SynthesizeOptions, {"coefficients": "dice"}, "coefficients"),
+        (SynthesizeOptions, {"roll": -1}, "roll"),
+        (SynthesizeOptions, {"objective": "gan"}, "objective"),
+        (SynthesizeOptions, {"intraq_near": 0.9}, r"intraq_near \(0.9\) must not be above intraq_far \(0.8\)"),
+        (AugmentOptions, {"augmentation": "rotate"}, "augmentation"),
+        (AugmentOptions, {"probability": 1.1}, "probability"),
+        (DiversityOptions, {"features": "vgg16"}, "features vgg16 need its weights, which are never downloaded"),
+        (DiversityOptions, {"bin_features": "inception"}, "bin_features"),
+        (AttackOptions, {"attack": "bim"}, "attack"),
+        (CotrainOptions, {"method": "gan"}, "method"),
+        (CotrainOptions, {"method": ["dast"]}, "method"),
+        (CotrainOptions, {"batch": 1}, "batch"),
+        (CotrainOptions, {"adam_beta1": 1}, "adam_beta1"),
+        (CotrainOptions, {"milestones": [2]}, "milestones"),
+        (CotrainOptions, {"method": "ait", "epochs": 4}, r"generator_epochs \(4\) must be less than epochs \(4\)"),
+        (CotrainOptions, {"method": "ait", "momentum": 0}, "nesterov needs a momentum"),
+        (CotrainOptions, {"lambda1": 1}, "lambda1: unknown key"),
+        (AttackOptions, {"limit": -1}, "limit"),
+    ],
+)
+def test_wrong_options(options, values, key):
+    with pytest.raises(InputError, match=key) as error:
+        build(options, values, "file.yaml")
+    assert str(error.value).startswith("file.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_every_option_says_what_it_is(stage):
+    for name, field in STAGES[stage].model_fields.items():
+        assert field.description, name
+        assert not field.is_required(), name
+        assert "\n" not in field.description
+
+
+def nested(options: type[Options]) -> set[type[Options]]:
+    found = {options}
+    for field in options.model_fields.values():
+        todo = [field.annotation]
+        while todo:
+            annotation = todo.pop()
+            todo += getattr(annotation, "__args__", ())
+            if isinstance(annotation, type) and issubclass(annotation, Options) and annotation not in found:
+                found |= nested(annotation)
+    return found
+
+
+def test_every_key_of_a_config_says_what_it_is():
+    classes = nested(Config)
+    assert {c.__name__ for c in classes} >= {"Config", "DatasetConfig", "HardenConfig", "EvaluationConfig"}
+    for options in classes:
+        assert all(field.description for field in options.model_fields.values()), options
+
+
+def test_vocabularies_are_the_registries():
+    fields = {
+        ("loss", TrainOptions): registry.LOSSES,
+        ("method", CotrainOptions): registry.BASELINES,
+        ("coefficients", SynthesizeOptions): registry.COEFFICIENTS,
+        ("objective", SynthesizeOptions): registry.OBJECTIVES,
+        ("augmentation", AugmentOptions): registry.AUGMENTATIONS,
+        ("method", GenerateOptions): registry.GENERATED,
+        ("attack", AttackOptions): registry.ATTACKS,
+    }
+    for (name, options), table in fields.items():
+        assert list(options.model_fields[name].annotation.__args__) == list(table)
+    assert set(ProtocolName.__args__) == set(PROTOCOLS)
+    models = DatasetConfig.model_fields["models"].annotation.__args__[0]
+    assert list(models.__args__) == list(registry.MODELS)
+    for values in PROTOCOLS.values():
+        assert AttackOptions(**values)
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_profiles_hold_options_that_there_are(profile):
+    for stage, values in PROFILES[profile].items():
+        made = STAGES[stage](**values)
+        assert all(getattr(made, key) == value for key, value in values.items())
+
+
+def test_options_do_not_change():
+    with pytest.raises(ValueError, match="frozen"):
+        TrainOptions().lr = 1.0
+
+
+@pytest.mark.parametrize(
+    ("images", "batch", "group", "groups"), [(60_000, 200, 1, 300), (100, 10, 4, 3), (40, 10, 4, 1)]
+)
+def test_number_of_groups(images, batch, group, groups):
+    assert SynthesizeOptions(images=images, batch=batch, group=group).groups == groups
+
+
+# --- configs ---------------------------------------------------------------------------------------------------------
+
+
+def changed(base: dict, path: str, value: object) -> dict:
+    result = json.loads(json.dumps(base))
+    *parents, last = path.split("/")
+    place = result
+    for key in parents:
+        place = place.setdefault(key, {})
+    place[last] = value
+    return result
+
+
+@pytest.mark.parametrize(
+    ("base", "path", "value", "message"),
+    [
+        (GRID, "name", "a/b", "name: "),
+        (GRID, "name", "../up", "name: "),
+        (GRID, "seedz", [1], "seedz: unknown key; did you mean 'seeds'"),
+        (GRID, "seeds", [], "seeds: "),
+        (GRID, "seeds", [-1], r"seeds\.0: "),
+        (GRID, "profile", "mine", "profile: "),
+        (GRID, "datasets/cifar11", {"models": ["cnn-s"], "threat": "linf:1/255"}, "datasets.cifar11"),
+        (GRID, "datasets/digits/models", ["cnn-x"], r"datasets\.digits\.models\.0: "),
+        (GRID, "datasets/digits/models", [], r"datasets\.digits\.models: "),
+        (GRID, "datasets/digits/threat", "linf:8", r"datasets\.digits\.threat: .*linf:8/255"),
+        (GRID, "datasets/digits/training", {"learning_rate": 1}, r"training: unknown option 'learning_rate'"),
+        (GRID, "datasets/digits/training", {"lr": float("nan")}, r"training\.lr: "),
+        (GRID, "datasets/digits/by_model", {"cnn-m": {}}, r"by_model: 'cnn-m' is not one of cnn-s"),
+        (GRID, "datasets/digits/by_source", {"mixup": {}}, r"by_source: 'mixup' is not one of dss, fixed, intraq, qim"),
+        (GRID, "datasets/digits/by_source", {"qimera": {"roll": 1}}, r"by_source\.qimera: unknown option 'roll'"),
+        (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of ait, ard, dast"),
+        (GRID, "datasets/digits/by_recipe", {"std": {"taus": 1}}, "did you mean 'tau'"),
+        (
+            MINE,
+            "harden/net/evaluation/protocols",
+            ["aa-standard", "aa-paper"],
+            "would share one line of the model",
+        ),
+        (GRID, "datasets/digits/by_protocol", {"pgd": {}}, r"by_protocol: 'pgd' is not one of aa-paper, aa-standard"),
+        (GRID, "datasets/digits/by_protocol", {"pgd10": {"limt": 1}}, "did you mean 'limit'"),
+        (GRID, "datasets/digits/by_protocol", {"pgd10": {"steps": 1}}, r"by_protocol\.pgd10\.steps: is said elsewhere"),
+        (
+            GRID,
+            "training",
+            {"threat": "linf:1/255"},
+            r"training\.threat: is said elsewhere, by threat: of the data",
+        ),
+        (GRID, "attack", {"steps": 50}, r"attack\.steps: is said elsewhere, by the name of an evaluation's protocol"),
+        (
+            GRID,
+            "datasets/digits/attack",
+            {"split": "dev"},
+            r"attack\.split: is said elsewhere, by split:",
+        ),
+        (GRID, "synthesis", {"seed": 3}, r"synthesis\.seed: is said elsewhere, by seeds:"),
+        (GRID, "recipes", {"mine": {"threat": "linf:1/255"}}, r"recipes\.mine\.threat: is said elsewhere"),
+        (GRID, "datasets/digits/by_recipe", {"std": {"seed": 1}}, r"by_recipe\.std\.seed: is said elsewhere"),
+        (GRID, "sources/dss", {"synthesis": {"seed": 1}}, r"sources\.dss\.synthesis\.seed: is said elsewhere"),
+        (MINE, "harden/net/training", {"threat": "l2:1"}, r"training\.threat: is said elsewhere"),
+        (GRID, "training", {"tau": 2}, r"training\.tau: .*less than or equal to 1"),
+        (GRID, "synthesis", {"batc": 2}, "synthesis: unknown option 'batc'; did you mean 'batch'"),
+        (GRID, "recipes", {"a b": {}}, "recipes"),
+        (GRID, "recipes", {"mine": {"loss": "hinge"}}, r"recipes\.mine\.loss: "),
+        (GRID, "recipes", {"mine": {"method": "gan"}}, r"recipes\.mine\.method: "),
+        (GRID, "recipes", {"mine": {"method": "dast", "loss": "std"}}, r"recipes\.mine: unknown option 'loss'"),
+        (GRID, "recipes", {"mine": {"method": "dast", "generator_rl": 1}}, "did you mean 'generator_lr'"),
+        (GRID, "recipes", {"mine": {"generator_lr": 1}}, r"recipes\.mine: unknown option 'generator_lr'"),
+        (GRID, "datasets/digits/by_recipe", {"dast": {"tau": 1}}, r"by_recipe\.dast: unknown option 'tau'"),
+        (GRID, "datasets/digits/by_recipe", {"std": {"latent": 1}}, r"by_recipe\.std: unknown option 'latent'"),
+        (GRID, "cotraining", {"epoch": 1}, "cotraining: unknown option 'epoch'; did you mean 'epochs'"),
+        (MINE, "harden/net/recipe", "ait", r"harden\.net\.recipe: 'ait' trains a generator in place of the source"),
+        (GRID, "recipes", {"none": {}}, r"recipes\.none: this name stands for the teacher itself"),
+        (GRID, "sources", {"none": {}}, r"sources\.none: this name"),
+        (GRID, "sources", {"mine": {"kind": "stolen"}}, r"sources\.mine\.kind: "),
+        (GRID, "sources", {"mine": {"synthesis": {"lr": -1}}}, r"sources\.mine\.synthesis\.lr: "),
+        (
+            GRID,
+            "sources",
+            {"a": {"kind": "augmented", "base": "a"}},
+            r"sources\.a: augmentation is missing; a",
+        ),
+        (GRID, "sources", {"a": {"kind": "augmented", "augmentation": "mixup"}}, r"sources\.a: base is missing"),
+        (GRID, "sources", {"a": AUGMENTED | {"base": "b"}}, r"sources\.a\.base: 'b' is not one of "),
+        (
+            GRID,
+            "sources",
+            {"r": {"kind": "real"}, "a": AUGMENTED | {"base": "r"}},
+            r"sources\.a\.base: 'r' is not one of",
+        ),
+        (GRID, "sources", {"a": AUGMENTED | {"base": "a"}}, r"sources\.a\.base: 'a' is not one of"),
+        (GRID, "sources", {"a": AUGMENTED | {"augmentation": "rotate"}}, r"sources\.a\.augmentation: "),
+        (GRID, "sources", {"a": AUGMENTED | {"synthesis": {"lr": 1}}}, r"sources\.a: synthesis is not for a source of"),
+        (GRID, "sources", {"a": {"base": "fixed"}}, r"sources\.a: base is not for a source of kind synthetic"),
+        (
+            GRID,
+            "sources",
+            {"p": {"kind": "public", "base": "dss"}},
+            r"sources\.p: base is not for a source of kind public",
+        ),
+        (
+            GRID,
+            "sources",
+            {"r": {"kind": "real", "dataset": "svhn"}},
+            r"sources\.r: dataset is not for a source of kind",
+        ),
+        (GRID, "sources", {"p": {"kind": "public", "dataset": "mnist"}}, r"sources\.p\.dataset: "),
+        (GRID, "public", {"images": -1}, r"public\.images: "),
+        (MINE, "harden/net/source", "public", r"harden\.net\.source: 'public' is real data"),
+        (GRID, "sources", {"g": {"kind": "generator", "synthesis": {"lr": 1}}}, r"sources\.g: synthesis is not for a"),
+        (GRID, "sources", {"g": {"kind": "generator", "generation": {"metod": 1}}}, "did you mean 'method'"),
+        (
+            GRID,
+            "sources",
+            {"g": {"generation": {"lr": 1}}},
+            r"sources\.g: generation is not for a",
+        ),
+        (GRID, "augmentation", {"alpha": 0}, r"augmentation\.alpha: "),
+        (GRID, "diversity", {"bins": 1}, r"diversity\.bins: "),
+        (GRID, "diversity", {"feature": "pixels"}, "diversity: unknown option 'feature'; did you mean 'features'"),
+        (GRID, "datasets", {}, "there is nothing to do"),
+        (MINE, "harden/net/mean", [0.5], "mean has 1 values but input_shape has 3 channels"),
+        (MINE, "harden/net/std", [0.5, 0.5, 0], r"harden\.net\.std\.2: "),
+        (MINE, "harden/net/factory", "net.py", r"harden\.net\.factory: "),
+        (MINE, "harden/net/classes", 1, r"harden\.net\.classes: "),
+        (MINE, "harden/net/input_shape", [3, 32], r"harden\.net\.input_shape"),
+        (MINE, "harden/net/source", "mine", r"source: 'mine' is not one of cutmix, cutout, dss, fixed, intraq, mix"),
+        (MINE, "harden/net/recipe", "mine", r"harden\.net\.recipe: 'mine' is not one of"),
+        (MINE, "harden/net/evaluation", {}, r"harden\.net\.evaluation\.file: Field required"),
+        (MINE, "harden/net/evaluation", {"file": "x.npz", "protocols": ["aa"]}, r"evaluation\.protocols\.0: "),
+        (MINE, "harden/net/wieghts", "x", "did you mean 'weights'"),
+        (MINE, "harden/my net", {}, "harden"),
+    ],
+)
+def test_wrong_configs(base, path, value, message):
+    with pytest.raises(InputError, match=message) as error:
+        check_config(changed(base, path, value), "my.yaml")
+    assert str(error.value).startswith("my.yaml: ")
+    assert "\n" not in str(error.value)
+
+
+def test_right_configs():
+    assert check_config(GRID).recipes["dfshield-plain"] == {"loss": "dfshield", "aggregate": 1}
+    assert check_config(MINE).harden["net"].evaluation.protocols == ("pgd10", "aa-standard")
+    assert check_config(changed(GRID, "training/lr", "1e-4")).training == {"lr": "1e-4"}  # YAML reads 1e-4 as a text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- a\n- b\n", "a config is a mapping of keys to values, this is list"),
+        ("", "this is NoneType"),
+        ("name: [", "cannot be read as YAML"),
+        ("name: !!python/object/apply:os.system [ls]", "cannot be read as YAML"),
+    ],
+)
+def test_files_that_are_no_config(tmp_path, text, message):
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    with pytest.raises(InputError, match=message) as error:
+        load_config(file)
+    assert str(error.value).startswith(str(file))
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_that_is_not_there(tmp_path):
+    with pytest.raises(InputError, match=r"none\.yaml: cannot be read"):
+        load_config(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "paper.yaml"])
+def test_the_configs_that_come_along(name):
+    assert load_config(Path(__file__).parents[2] / "config" / name).datasets

@@ -1,0 +1,364 @@
+"""The paper's numbers: counts, spot values and flags of the CSVs, and that table specifications fit them."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+
+from dfshield.planning.cells import variant
+from dfshield.planning.tables import load_tables
+from dfshield.registry import DATASETS, MODELS
+from dfshield.report.flags import NOTES
+from dfshield.report.published import Published, figure, published
+
+TABLES = load_tables(Path(__file__).parents[2] / "config" / "tables.yaml")
+
+MEDICAL = ("resnet18", "resnet50")
+GENERAL = ("resnet20", "resnet56", "wrn28_10")
+ACCURACIES = ("clean", "pgd10", "autoattack")
+DIVERSITY = ("recall", "coverage", "ndb", "jsd")
+BASELINES = ("DaST", "DFME", "AIT", "DFARD", "Ours")
+LOSSES = ("STD", "TRADES", "MART", "ARD", "RSLAD", "L_DFShield")
+AUGMENTATIONS = ("Base", "+ Mixup", "+ Cutout", "+ CutMix", "+ DSS")
+ORGANS = ("organamnist", "organcmnist", "organsmnist")
+MEDICAL_DATASETS = ("tissuemnist", "bloodmnist", "dermamnist", "pathmnist", "octmnist", *ORGANS)
+EPSILONS = tuple(f"linf:{eps}/255" for eps in (2, 4, 6, 8))
+
+GRIDS = {
+    1: (("tissuemnist", "bloodmnist", "pathmnist", "organcmnist"), MEDICAL, ("Public", *BASELINES), ACCURACIES),
+    5: (("svhn", "cifar10", "cifar100"), GENERAL, ("AIT", "Ours"), ACCURACIES),
+    6: (("cifar10",), ("wrn28_10",), ("Qimera", "RDSKD", "IntraQ", *AUGMENTATIONS), (*ACCURACIES, *DIVERSITY)),
+    7: (("svhn", "cifar10"), ("wrn28_10",), LOSSES, ACCURACIES),
+    8: (("cifar10",), GENERAL, ("Base", "+ L_DFShield", "+ DSS", "+ GradRefine"), ("clean", "autoattack")),
+    11: (MEDICAL_DATASETS, MEDICAL, ("Undefended",), ("clean",)),
+    12: (("dermamnist", "octmnist", "organamnist", "organsmnist"), MEDICAL, ("Public", *BASELINES), ACCURACIES),
+    14: (("svhn",), GENERAL, ("Original", *BASELINES), ACCURACIES, EPSILONS),
+    15: (("cifar10",), GENERAL, ("Original", *BASELINES), ACCURACIES, EPSILONS),
+    16: (("svhn",), GENERAL, LOSSES, ACCURACIES),
+    17: (("cifar10",), GENERAL, LOSSES, ACCURACIES),
+    18: (tuple(d for d in MEDICAL_DATASETS if d != "octmnist"), MEDICAL, ("Original", "Public", "Ours"), ACCURACIES),
+    19: (("svhn",), GENERAL, AUGMENTATIONS, (*ACCURACIES, *DIVERSITY)),
+    20: (("cifar10",), GENERAL, AUGMENTATIONS, (*ACCURACIES, *DIVERSITY)),
+}
+"""What the tables without a sweep of options hold: all of data sets × models × methods × metrics (× threats)."""
+
+NUMBERS = (*GRIDS, 4, 23, 24, 25, 26)
+
+
+def figures(number: int, threat: str = "") -> dict[tuple[str, str, str, str, str], float]:
+    return {entry.key[:5]: entry.value for entry in published(number) if entry.threat == threat}
+
+
+def part(number: int, datasets: tuple[str, ...], methods: dict[str, str]) -> dict[tuple[str, ...], float]:
+    """Figures of some data sets and methods by (dataset, model, method, metric); methods get the names given."""
+    return {
+        (dataset, model, methods[method], metric): value
+        for (dataset, model, method, _, metric), value in figures(number).items()
+        if dataset in datasets and method in methods
+    }
+
+
+def same(names: tuple[str, ...]) -> dict[str, str]:
+    return {name: name for name in names}
+
+
+@pytest.mark.parametrize(
+    ("number", "count"),
+    [
+        (1, 4 * 2 * 6 * 3),
+        (4, 3 * 5 * 3 * 3 + 2 * 3 * 3),
+        (5, 3 * 2 * 3 * 3),
+        (6, 8 * 7),
+        (7, 6 * 2 * 3),
+        (8, 3 * 4 * 2),
+        (11, 8 * 2),
+        (12, 4 * 2 * 6 * 3),
+        (14, 4 * 6 * 3 * 3),
+        (15, 4 * 6 * 3 * 3),
+        (16, 6 * 3 * 3),
+        (17, 6 * 3 * 3),
+        (18, 7 * 3 * 2 * 3),
+        (19, 3 * 5 * 7),
+        (20, 3 * 5 * 7),
+        (23, 7 * 2 * 3),
+        (24, 11 * 2 * 3),
+        (25, 216),
+        (26, 216),
+    ],
+)
+def test_counts(number: int, count: int) -> None:
+    entries = published(number)
+    assert len(entries) == count
+    assert len({entry.key for entry in entries}) == count
+    assert all(0 <= entry.value <= 100 for entry in entries)
+    assert all(entry.value <= 1 for entry in entries if entry.metric in ("recall", "coverage", "jsd"))
+    assert all(entry.value == int(entry.value) >= 80 for entry in entries if entry.metric == "ndb")
+
+
+@pytest.mark.parametrize("number", GRIDS)
+def test_rows_and_columns(number: int) -> None:
+    datasets, models, methods, metrics, *threats = GRIDS[number]
+    expected = itertools.product(datasets, models, methods, [""], metrics, *(threats or [[""]]))
+    assert {entry.key for entry in published(number)} == set(expected)
+    assert set(datasets) <= set(DATASETS)
+    assert set(models) <= set(MODELS)
+
+
+@pytest.mark.parametrize(
+    ("number", "key", "value"),
+    [
+        (1, ("tissuemnist", "resnet18", "Public", "", "clean"), 22.04),
+        (1, ("organcmnist", "resnet18", "AIT", "", "clean"), 56.85),
+        (1, ("pathmnist", "resnet50", "DFME", "", "clean"), 80.10),
+        (1, ("bloodmnist", "resnet50", "DFARD", "", "pgd10"), 9.21),
+        (1, ("organcmnist", "resnet50", "Ours", "", "autoattack"), 59.86),
+        (4, ("svhn", "wrn28_10", "Ours", "", "autoattack"), 62.66),
+        (4, ("cifar10", "resnet20", "AIT", "", "pgd10"), 11.93),
+        (4, ("cifar100", "resnet56", "DFME", "", "clean"), 24.16),
+        (4, ("cifar10", "wrn28_10", "Original", "", "autoattack"), 62.84),
+        (4, ("svhn", "resnet20", "Original", "", "clean"), 93.19),
+        (5, ("svhn", "resnet20", "AIT", "", "clean"), 92.34),
+        (5, ("cifar10", "resnet56", "AIT", "", "autoattack"), 0.49),
+        (5, ("svhn", "wrn28_10", "Ours", "", "pgd10"), 66.28),
+        (5, ("cifar100", "wrn28_10", "Ours", "", "autoattack"), 17.14),
+        (6, ("cifar10", "wrn28_10", "Qimera", "", "clean"), 76.88),
+        (6, ("cifar10", "wrn28_10", "RDSKD", "", "jsd"), 0.658),
+        (6, ("cifar10", "wrn28_10", "IntraQ", "", "pgd10"), 36.13),
+        (6, ("cifar10", "wrn28_10", "IntraQ", "", "ndb"), 88),
+        (6, ("cifar10", "wrn28_10", "+ CutMix", "", "recall"), 0.845),
+        (6, ("cifar10", "wrn28_10", "+ DSS", "", "jsd"), 0.211),
+        (7, ("svhn", "wrn28_10", "STD", "", "clean"), 93.71),
+        (7, ("cifar10", "wrn28_10", "MART", "", "clean"), 13.69),
+        (7, ("svhn", "wrn28_10", "RSLAD", "", "autoattack"), 57.04),
+        (7, ("cifar10", "wrn28_10", "L_DFShield", "", "autoattack"), 41.40),
+        (8, ("cifar10", "wrn28_10", "+ L_DFShield", "", "autoattack"), 36.34),
+        (8, ("cifar10", "resnet56", "Base", "", "clean"), 78.22),
+        (11, ("tissuemnist", "resnet18", "Undefended", "", "clean"), 67.62),
+        (11, ("octmnist", "resnet50", "Undefended", "", "clean"), 84.90),
+        (11, ("organsmnist", "resnet50", "Undefended", "", "clean"), 78.37),
+        (12, ("dermamnist", "resnet18", "Public", "", "clean"), 67.48),
+        (12, ("octmnist", "resnet18", "DFARD", "", "clean"), 69.10),
+        (12, ("organamnist", "resnet50", "DFARD", "", "pgd10"), 22.60),
+        (12, ("octmnist", "resnet50", "Ours", "", "autoattack"), 17.59),
+        (12, ("organsmnist", "resnet50", "Ours", "", "autoattack"), 33.63),
+        (16, ("svhn", "resnet20", "STD", "", "clean"), 23.34),
+        (16, ("svhn", "resnet56", "TRADES", "", "autoattack"), 20.87),
+        (16, ("svhn", "resnet20", "MART", "", "clean"), 63.36),
+        (16, ("svhn", "wrn28_10", "L_DFShield", "", "autoattack"), 65.66),
+        (17, ("cifar10", "resnet20", "STD", "", "clean"), 23.51),
+        (17, ("cifar10", "resnet56", "STD", "", "autoattack"), 0.12),
+        (17, ("cifar10", "resnet56", "RSLAD", "", "pgd10"), 19.59),
+        (17, ("cifar10", "wrn28_10", "L_DFShield", "", "autoattack"), 41.40),
+        (18, ("tissuemnist", "resnet18", "Original", "", "clean"), 50.33),
+        (18, ("dermamnist", "resnet50", "Original", "", "autoattack"), 60.14),
+        (18, ("organamnist", "resnet50", "Original", "", "pgd10"), 82.73),
+        (18, ("organsmnist", "resnet50", "Ours", "", "autoattack"), 33.63),
+        (19, ("svhn", "resnet20", "Base", "", "clean"), 93.31),
+        (19, ("svhn", "resnet20", "+ Cutout", "", "autoattack"), 48.29),
+        (19, ("svhn", "resnet56", "+ CutMix", "", "autoattack"), 55.38),
+        (19, ("svhn", "resnet56", "+ DSS", "", "coverage"), 0.521),
+        (19, ("svhn", "wrn28_10", "Base", "", "recall"), 0.246),
+        (19, ("svhn", "wrn28_10", "+ DSS", "", "jsd"), 0.190),
+        (20, ("cifar10", "resnet20", "Base", "", "clean"), 82.58),
+        (20, ("cifar10", "resnet20", "+ Mixup", "", "autoattack"), 5.95),
+        (20, ("cifar10", "resnet56", "+ DSS", "", "ndb"), 84),
+        (20, ("cifar10", "wrn28_10", "+ Cutout", "", "jsd"), 0.443),
+        (20, ("cifar10", "wrn28_10", "+ DSS", "", "jsd"), 0.211),
+        (23, ("cifar10", "resnet20", "Ours", "B=40", "clean"), 28.87),
+        (24, ("svhn", "wrn28_10", "Ours", "tau=0.3", "pgd10"), 69.13),
+        (24, ("cifar10", "wrn28_10", "Ours", "tau=1", "autoattack"), 39.12),
+        (25, ("svhn", "resnet56", "Ours", "lambda1=0.1,lambda2=1", "autoattack"), 58.01),
+        (25, ("svhn", "wrn28_10", "Ours", "lambda1=10,lambda2=100", "clean"), 67.03),
+        (26, ("cifar10", "resnet20", "Ours", "lambda1=1,lambda2=0.01", "clean"), 78.59),
+        (26, ("cifar10", "wrn28_10", "Ours", "lambda1=100,lambda2=0", "autoattack"), 15.75),
+    ],
+)
+def test_spot_values(number: int, key: tuple[str, ...], value: float) -> None:
+    assert figures(number)[key] == value  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("number", "eps", "key", "value"),
+    [
+        (14, 2, ("svhn", "resnet20", "Original", "", "clean"), 95.42),
+        (14, 2, ("svhn", "wrn28_10", "DaST", "", "autoattack"), 9.49),
+        (14, 2, ("svhn", "resnet56", "Ours", "", "pgd10"), 80.32),
+        (14, 4, ("svhn", "resnet20", "DFARD", "", "autoattack"), 19.68),
+        (14, 6, ("svhn", "resnet56", "DFME", "", "clean"), 97.34),
+        (14, 6, ("svhn", "wrn28_10", "Original", "", "autoattack"), 57.36),
+        (14, 8, ("svhn", "wrn28_10", "DFARD", "", "clean"), 93.07),
+        (14, 8, ("svhn", "wrn28_10", "Ours", "", "autoattack"), 31.77),
+        (15, 2, ("cifar10", "resnet20", "Original", "", "clean"), 78.82),
+        (15, 2, ("cifar10", "resnet56", "AIT", "", "pgd10"), 33.66),
+        (15, 6, ("cifar10", "wrn28_10", "AIT", "", "clean"), 63.61),
+        (15, 6, ("cifar10", "resnet56", "DFARD", "", "clean"), 95.27),
+        (15, 8, ("cifar10", "resnet20", "DaST", "", "clean"), 10.00),
+        (15, 8, ("cifar10", "wrn28_10", "Ours", "", "autoattack"), 14.79),
+    ],
+)
+def test_spot_values_by_threat(number: int, eps: int, key: tuple[str, ...], value: float) -> None:
+    assert figures(number, f"linf:{eps}/255")[key] == value  # type: ignore[index]
+
+
+def test_default_setting_agrees_across_tables() -> None:
+    """Where τ, B and λ are the defaults, the sweeps repeat Table 4 (but for B = 20 on ResNet-20, which is flagged)."""
+    main = {entry.key[:5]: entry for entry in published(4)}
+    for number, default in ((23, "B=20"), (24, "tau=0.5"), (25, "lambda1=1,lambda2=1"), (26, "lambda1=1,lambda2=1")):
+        for entry in published(number):
+            if entry.variant == default:
+                same = main[(*entry.key[:3], "", entry.metric)].value == entry.value
+                assert same != ("differs-from-table4" in entry.flags), entry
+
+
+@pytest.mark.parametrize(("number", "dataset"), [(14, "svhn"), (15, "cifar10")])
+def test_sweeps_over_threats_repeat_table_4(number: int, dataset: str) -> None:
+    """Their blocks at 4/255 are Table 4's, but for two of SVHN's rows, which are flagged."""
+    main = part(4, (dataset,), same(("Original", *BASELINES)))
+    differ = []
+    for entry in published(number):
+        if entry.threat == "linf:4/255":
+            equal = main[(*entry.key[:3], entry.metric)] == entry.value
+            assert equal != ("differs-from-table4" in entry.flags), entry
+            differ += [] if equal else [entry.key[1:3]]
+    assert list(dict.fromkeys(differ)) == ([("resnet56", "DaST"), ("resnet20", "DFARD")] if dataset == "svhn" else [])
+    assert len(main) == 6 * 3 * 3
+
+
+def test_tables_repeat_one_another() -> None:
+    c10, svhn = ("cifar10",), ("svhn",)
+    losses = part(16, svhn, same(LOSSES)) | part(17, c10, same(LOSSES))
+    assert part(7, (*svhn, *c10), same(LOSSES)) == {k: v for k, v in losses.items() if k[1] == "wrn28_10"}
+    diverse = part(20, c10, same(AUGMENTATIONS))
+    assert part(6, c10, same(AUGMENTATIONS)) == {k: v for k, v in diverse.items() if k[1] == "wrn28_10"}
+    for number, dataset in ((19, svhn), (20, c10)):
+        dss = part(number, dataset, {"+ DSS": "L_DFShield"})
+        own = {k: v for k, v in losses.items() if k[0] in dataset and k[2] == "L_DFShield"}
+        assert own == {k: v for k, v in dss.items() if k[3] not in DIVERSITY}
+    assert part(8, c10, {"+ L_DFShield": "Base", "+ DSS": "+ DSS"}).items() <= diverse.items()
+    assert part(8, c10, {"+ GradRefine": "Ours"}).items() <= part(4, c10, {"Ours": "Ours"}).items()
+    for model, metric in itertools.product(("resnet20", "wrn28_10"), ACCURACIES):  # B = 1: no GradRefine
+        assert figures(23)["cifar10", model, "Ours", "B=1", metric] == diverse["cifar10", model, "+ DSS", metric]
+
+
+def test_real_data_comparison_repeats_the_medical_tables() -> None:
+    methods = same(("Public", "Ours"))
+    repeated = part(1, MEDICAL_DATASETS, methods) | part(12, MEDICAL_DATASETS, methods)
+    assert part(18, MEDICAL_DATASETS, methods) == {k: v for k, v in repeated.items() if k[0] != "octmnist"}
+
+
+@pytest.mark.parametrize("number", [n for n in NUMBERS if n not in (8, 11, 25, 26)])
+def test_stronger_attacks_leave_less(number: int) -> None:
+    """Clean ≥ PGD ≥ AutoAttack; where the paper prints otherwise, a flag says so."""
+    rows: dict[tuple[str, ...], dict[str, Published]] = {}
+    for entry in published(number):
+        rows.setdefault((*entry.key[:4], entry.threat), {})[entry.metric] = entry
+    for row in rows.values():
+        clean, pgd, autoattack = (row[metric] for metric in ACCURACIES)
+        assert (pgd.value > clean.value) == ("pgd-above-clean" in pgd.flags), pgd
+        assert (autoattack.value > pgd.value) == ("autoattack-above-pgd" in autoattack.flags), autoattack
+
+
+def test_flags_are_explained() -> None:
+    flags = [flag.partition(":")[0] for number in NUMBERS for entry in published(number) for flag in entry.flags]
+    assert set(flags) <= set(NOTES)
+
+
+DAGGERS = {
+    1: "bloodmnist/resnet18/Public pathmnist/resnet18/Public bloodmnist/resnet50/Public",
+    4: "cifar10/resnet20/DaST cifar10/wrn28_10/DaST cifar10/wrn28_10/DFME cifar100/resnet20/DaST",
+    6: "cifar10/wrn28_10/RDSKD",
+    14: """svhn/resnet56/DaST/4 svhn/resnet20/DFME/4 svhn/resnet56/DFME/4 svhn/wrn28_10/DFME/4 svhn/resnet20/DFME/6
+        svhn/resnet56/DaST/8 svhn/wrn28_10/DFME/8""",
+    15: """cifar10/resnet20/DaST/2 cifar10/resnet20/DaST/4 cifar10/wrn28_10/DaST/4 cifar10/wrn28_10/DFME/4
+        cifar10/resnet20/DaST/6 cifar10/resnet56/DaST/6 cifar10/resnet20/DFME/6 cifar10/resnet20/DaST/8
+        cifar10/resnet56/DaST/8 cifar10/wrn28_10/DaST/8 cifar10/resnet56/DFME/8 cifar10/wrn28_10/DFME/8
+        cifar10/resnet56/AIT/8 cifar10/wrn28_10/AIT/8""",
+}
+
+
+@pytest.mark.parametrize("number", NUMBERS)
+def test_daggers_are_those_printed(number: int) -> None:
+    marked = [entry for entry in published(number) if "did-not-converge" in entry.flags]
+    names = [
+        "/".join([*e.key[:3], *(e.threat.removeprefix("linf:").split("/")[:1] if e.threat else [])]) for e in marked
+    ]
+    assert names == DAGGERS.get(number, "").split()
+    assert {entry.metric for entry in marked} <= {"clean"}
+
+
+def test_flags_that_follow_from_the_figures() -> None:
+    general = ("svhn", "cifar10", "cifar100")
+    linf = part(4, general, {"Ours": "Ours"})
+    for entry in published(5):
+        below = (
+            entry.method == "Ours"
+            and entry.metric == "autoattack"
+            and entry.value < linf[(*entry.key[:3], "autoattack")]
+        )
+        assert below == ("lower-than-linf" in entry.flags), entry
+    majority = {"tissuemnist": 32.07, "bloodmnist": 19.47, "pathmnist": 18.64, "dermamnist": 66.88, "octmnist": 25.00}
+    for number in (1, 12, 18):
+        for entry in published(number):
+            floor = majority.get(entry.dataset, 0.0)
+            near = entry.method in ("Ours", "Original") and entry.value <= floor + 0.15
+            assert near == (f"near-or-below-majority:{floor:.2f} %" in entry.flags), entry
+    for number in (19, 20):
+        values = figures(number)
+        for entry in published(number):
+            others = [values[(*entry.key[:2], method, "", entry.metric)] for method in AUGMENTATIONS[1:4]]
+            below = entry.method == "+ DSS" and entry.metric == "autoattack" and entry.value < max(others)
+            assert below == ("below-augmentation" in entry.flags), entry
+    for entry in (entry for number in (1, 12, 18) for entry in published(number)):
+        assert ("not-data-free" in entry.flags) == (entry.method in ("Original", "Public"))
+
+
+MEDICAL_TABLES = dict.fromkeys((1, 11, 12, 18), ("linf:8/255",))
+PAPERS_THREATS = MEDICAL_TABLES | {5: ("l2:128/255",), 14: EPSILONS, 15: EPSILONS}
+
+
+@pytest.mark.parametrize("key", TABLES)
+def test_specification_covers_the_published_table(key: str) -> None:
+    spec = TABLES[key]
+    if spec.figure or not spec.metrics:
+        assert not published(spec.papers_number)
+        return
+    entries = published(spec.number)
+    assert len({entry.key for entry in entries}) == len(entries)
+    assert {entry.dataset for entry in entries} == set(spec.paper.datasets) <= set(DATASETS)
+    assert {entry.model for entry in entries} == set(spec.paper.models) <= set(MODELS)
+    assert {entry.metric for entry in entries} == set(spec.metrics)
+    expected = PAPERS_THREATS.get(spec.number, ("linf:4/255",))
+    assert spec.papers_threats == expected
+    assert {entry.threat for entry in entries} == (set(expected) if len(expected) > 1 else {""})
+    combinations = [{}]
+    for option, values in spec.sweep.items():
+        combinations = [c | {option: value} for c in combinations for value in values.full]
+        assert set(values.demo) <= set(values.full) | {5}
+    assert {entry.variant for entry in entries} == {variant(c) for c in combinations}
+    rows, printed = {row.method for row in spec.rows}, {entry.method for entry in entries}
+    assert rows - printed <= {"Plus", "Undefended", "Original"} and printed <= rows, printed ^ rows
+
+
+def test_unknown_table_has_no_numbers() -> None:
+    assert published(99) == ()
+
+
+@pytest.mark.parametrize(
+    ("number", "threat", "value"),
+    [
+        (14, "linf:2/255", 12.33),
+        (14, "linf:8/255", 2.07),
+        (14, "linf:0.03137254901960784", 2.07),  # the same size
+        (14, "linf:3/255", None),
+        (14, "l2:2/255", None),
+        (4, "linf:4/255", 7.06),
+        (4, "linf:8/255", 7.06),  # whoever asks for a figure of a table over one threat has compared that
+        (0, "linf:4/255", None),
+    ],
+)
+def test_a_figure_by_a_rows_key(number: int, threat: str, value: float | None) -> None:
+    assert figure(number, ("svhn", "resnet20", "DaST", "", "autoattack", threat)) == value
+
+
+def test_zero_is_a_figure() -> None:
+    assert figure(15, ("cifar10", "wrn28_10", "DFME", "", "autoattack", "linf:2/255")) == 0.0

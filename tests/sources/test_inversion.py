@@ -1,0 +1,518 @@
+"""Synthesis: every term against numbers by hand, the whole loop against a plain second version, the file against
+interruption and any number of shards."""
+
+import math
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from support import tiny
+from torch import nn
+
+from dfshield.core.errors import InputError
+from dfshield.core.rng import generator
+from dfshield.models.checkpoints import load_checkpoint, read_card
+from dfshield.models.classifier import Classifier
+from dfshield.options import PROFILES, SynthesizeOptions
+from dfshield.sources import coefficients, inversion
+from dfshield.sources import trainset as shards
+from dfshield.sources.inversion import Synthesizer, noise, run
+from dfshield.sources.objective import TERMS, BatchStatistics, class_loss, total_variation
+
+QUICK = SynthesizeOptions(device="cpu", images=60, batch=10, iterations=3)
+
+
+def quick(**changes) -> SynthesizeOptions:
+    return SynthesizeOptions(**(QUICK.model_dump() | changes))
+
+
+# --- terms -----------------------------------------------------------------------------------------------------------
+
+
+def test_class_loss_by_hand():
+    logits = torch.tensor([[1.0, 0.0], [0.0, 3.0], [2.0, 2.0], [0.0, -1.0]])
+    labels = torch.tensor([0, 0, 1, 0])
+    each = [math.log(1 + math.exp(-1)), math.log(1 + math.exp(3)), math.log(2), math.log(1 + math.exp(-1))]
+    assert class_loss(logits, labels, 1).tolist() == pytest.approx([sum(each) / 4])
+    assert class_loss(logits, labels, 2).tolist() == pytest.approx([sum(each[:2]) / 2, sum(each[2:]) / 2])
+
+
+def test_total_variation_by_hand():
+    x = torch.tensor([[[[1.0, 2.0], [4.0, 8.0]]], [[[0.0, 0.0], [0.0, 3.0]]]])
+    right, down, diagonal, antidiagonal = (1, 4, 0, 3), (3, 6, 0, 3), (7, 3), (2, 0)
+    whole = sum(math.sqrt(sum(d * d for d in part)) for part in (right, down, diagonal, antidiagonal))
+    assert total_variation(x, 1).tolist() == pytest.approx([whole])  # the norm is over the whole batch
+    first = math.hypot(1, 4) + math.hypot(3, 6) + 7 + 2
+    assert total_variation(x, 2).tolist() == pytest.approx([first, 3 + 3 + 3 + 0])
+
+
+@pytest.mark.parametrize("direction", ["right", "down", "diagonal", "antidiagonal"])
+def test_each_direction_of_the_total_variation_counts(direction):
+    rows, columns = torch.meshgrid(torch.arange(4.0), torch.arange(5.0), indexing="ij")
+    constant_along = {"right": rows, "down": columns, "diagonal": rows - columns, "antidiagonal": rows + columns}
+    pairs = {"right": 4 * 4, "down": 3 * 5, "diagonal": 3 * 4, "antidiagonal": 3 * 4}
+    steps = {  # what one step to the right, down, and along either diagonal adds
+        "right": {"down": 1, "diagonal": 1, "antidiagonal": 1},
+        "down": {"right": 1, "diagonal": 1, "antidiagonal": 1},
+        "diagonal": {"right": 1, "down": 1, "antidiagonal": 2},
+        "antidiagonal": {"right": 1, "down": 1, "diagonal": 2},
+    }[direction]
+    expected = sum(size * math.sqrt(pairs[name]) for name, size in steps.items())
+    assert total_variation(constant_along[direction][None, None], 1).tolist() == pytest.approx([expected])
+
+
+def two_norms() -> nn.Sequential:
+    net = nn.Sequential(nn.BatchNorm2d(2, eps=0.0), nn.BatchNorm2d(2, eps=0.0)).eval()
+    for layer, mean, variance in ((net[0], [1.0, 2.0], [4.0, 9.0]), (net[1], [0.5, 0.0], [1.0, 2.0])):
+        layer.running_mean.copy_(torch.tensor(mean))
+        layer.running_var.copy_(torch.tensor(variance))
+    return net.requires_grad_(False)
+
+
+def test_feature_loss_by_hand():
+    net = two_norms()
+    x = torch.tensor([[[[1.0, 3.0]], [[2.0, 2.0]]], [[[5.0, 7.0]], [[8.0, -4.0]]]])  # channels: 1 3 5 7 and 2 2 8 -4
+    statistics = BatchStatistics(net, 1)
+    net(x)
+    # the input of the first layer: means 4 and 2, biased variances 5 and 18; the second sees (x - mean) / sd of it
+    first = math.hypot(4 - 1, 2 - 2) + math.hypot(5 - 4, 18 - 9)
+    second = math.hypot(1.5 - 0.5, 0 - 0) + math.hypot(5 / 4 - 1, 2 - 2)
+    assert statistics.feature_loss().tolist() == pytest.approx([first + second])
+    net(x)  # nothing of the first pass is left
+    assert statistics.feature_loss().tolist() == pytest.approx([first + second])
+
+
+def test_watching_changes_no_output_and_ends():
+    model = tiny.classifier()
+    x = torch.randn((6, *tiny.SHAPE))
+    expected = model.net(x)
+    buffers = {name: value.clone() for name, value in model.net.named_buffers()}
+    statistics = BatchStatistics(model.net, 2)
+    assert torch.allclose(model.net(x), expected, atol=1e-5)
+    statistics.feature_loss()
+    statistics.remove()
+    assert torch.equal(model.net(x), expected)
+    assert not statistics.seen
+    assert all(torch.equal(value, buffers[name]) for name, value in model.net.named_buffers())
+
+
+class Reference:
+    """Eq 4 by forward hooks and autograd alone."""
+
+    def __init__(self, net: nn.Module):
+        self.losses: list[torch.Tensor] = []
+        for layer in net.modules():
+            if isinstance(layer, nn.BatchNorm2d) and layer.running_mean is not None:
+                layer.register_forward_pre_hook(self.record)
+
+    def record(self, layer, inputs):
+        mean, variance = inputs[0].mean((0, 2, 3)), inputs[0].var((0, 2, 3), unbiased=False)
+        self.losses.append((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
+
+    def terms(self, net, z, labels):
+        self.losses.clear()
+        logits = net(z)
+        differences = (
+            z[..., 1:] - z[..., :-1],
+            z[..., 1:, :] - z[..., :-1, :],
+            z[..., 1:, 1:] - z[..., :-1, :-1],
+            z[..., 1:, :-1] - z[..., :-1, 1:],
+        )
+        prior = sum((d**2).sum() ** 0.5 for d in differences)
+        return torch.stack([nn.functional.cross_entropy(logits, labels), sum(self.losses), prior])
+
+
+class Shared(nn.Module):
+    """One BatchNorm layer met twice, one without affine parameters, one without running statistics."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.plain = nn.BatchNorm2d(1), nn.BatchNorm2d(1, affine=False)
+        self.unwatched = nn.BatchNorm2d(1, track_running_stats=False)
+        self.head = nn.Linear(64, 10)
+
+    def forward(self, x):
+        return self.head(self.unwatched(self.plain(self.norm(torch.relu(self.norm(x))))).flatten(1))
+
+
+@pytest.mark.parametrize(
+    ("make", "k"),
+    [
+        (lambda: tiny.classifier().net, 1),
+        (lambda: tiny.classifier().net, 3),
+        (lambda: tiny.classifier("resnet20").net, 3),
+        (Shared, 1),  # only 1: a layer that normalises by the batch itself mixes the batches of a group
+    ],
+)
+def test_terms_of_a_group_and_their_gradients_are_those_of_its_batches(make, k):
+    torch.manual_seed(0)
+    net = make().eval().requires_grad_(False)
+    if isinstance(net, Shared):
+        for layer in (net.norm, net.plain):
+            layer.running_mean += 0.3
+            layer.running_var *= 1.7
+    z, labels = torch.randn((k * 4, *tiny.SHAPE)), torch.arange(k * 4) % 10
+    weights = torch.rand(k, 3) + 0.5
+    z.requires_grad_()
+    statistics = BatchStatistics(net, k)
+    logits = net(z)
+    terms = torch.stack([class_loss(logits, labels, k), statistics.feature_loss(), total_variation(z, k)], 1)
+    (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
+    reference = Reference(net)
+    for part, (rows, own) in enumerate(zip(z.detach().chunk(k), labels.chunk(k), strict=True)):
+        rows = rows.clone().requires_grad_()
+        expected = reference.terms(net, rows, own)
+        torch.testing.assert_close(terms[part], expected, rtol=1e-4, atol=1e-4)
+        (slope,) = torch.autograd.grad((weights[part] * expected).sum(), rows)
+        assert (gradient.chunk(k)[part] - slope).norm() < 1e-4 * slope.norm()
+
+
+# --- coefficients ----------------------------------------------------------------------------------------------------
+
+BASE = torch.tensor([1.0, 2.0, 2.5e-5], dtype=torch.float64)
+
+
+def draws(sampler, **changes) -> np.ndarray:
+    random = generator("test", 0)
+    options = quick(**changes)
+    return torch.stack([sampler(BASE, random, options) for _ in range(2000)]).numpy() / BASE.numpy()
+
+
+def test_fixed_coefficients_are_the_base_weights():
+    assert (draws(coefficients.fixed) == 1).all()
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.25])
+def test_dss_draws_each_weight_uniformly(shift):
+    found = draws(coefficients.dss, shift=shift)
+    assert found.min() >= shift
+    assert found.max() < 1 + shift
+    assert found.mean(0) == pytest.approx(np.full(3, 0.5 + shift), abs=0.03)
+    assert found.var(0) == pytest.approx(np.full(3, 1 / 12), abs=0.01)
+    assert np.abs(np.corrcoef(found.T) - np.eye(3)).max() < 0.08  # independent of one another
+
+
+def test_dss_of_the_released_code_keeps_the_prior():
+    found = draws(coefficients.dss, randomise="class-feature")
+    assert (found[:, 2] == 1).all()
+    assert found[:, :2].var(0) == pytest.approx(np.full(2, 1 / 12), abs=0.01)
+
+
+def test_linear_coefficients_are_two_shares_of_a_whole():
+    found = draws(coefficients.linear, shift=0.5)
+    assert (found[:, 2] == 1).all()
+    assert found[:, 0].min() >= 0.5
+    assert found[:, 0].max() < 1.5
+    assert found[:, 0] + found[:, 1] == pytest.approx(np.full(2000, 1.5))
+
+
+def test_coefficients_are_drawn_once_per_batch_and_stored(tmp_path):
+    teacher = tiny.teacher(tmp_path / "teacher.safetensors")
+    run(teacher, tmp_path / "data.h5", quick(group=2, iterations=5, alpha_feature=3.0))
+    with h5py.File(tmp_path / "data.h5") as file:
+        found = {term: file[f"coefficients/{term}"][()] for term in TERMS}
+    for term, base in zip(TERMS, (1.0, 3.0, 2.5e-5), strict=True):
+        assert found[term].shape == (6,)
+        assert len(np.unique(found[term])) == 6
+        assert (found[term] >= 0).all()
+        assert (found[term] < base).all()
+
+
+# --- one group -------------------------------------------------------------------------------------------------------
+
+
+def plain_group(model: Classifier, shape: tuple, options: SynthesizeOptions, index: int) -> np.ndarray:
+    """A second version of a group: batch after batch, torch's own operations, a plain Adam."""
+    net, first = model.net, index * options.group
+    k = min(options.group, options.images // options.batch - first)
+    random = generator("synthesis", options.seed, index)
+    base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
+    alphas = torch.stack([base * torch.rand(3, generator=random, dtype=torch.float64) for _ in range(k)]).float()
+    start = torch.randn((k * options.batch, *shape), generator=random)
+    offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random)
+    reference, result = Reference(net), []
+    for part, x in enumerate(start.chunk(k)):
+        labels = torch.full((options.batch,), (first + part) % tiny.CLASSES)
+        z, m, v = x.clone(), torch.zeros_like(x), torch.zeros_like(x)
+        for step in range(1, options.iterations + 1):
+            z.requires_grad_()
+            rolled = torch.roll(z, offsets[step - 1, part].tolist(), (2, 3))
+            (g,) = torch.autograd.grad((alphas[part] * reference.terms(net, rolled, labels)).sum(), z)
+            m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g
+            lr = options.lr
+            if options.schedule == "cosine":
+                lr *= (1 + math.cos(math.pi * (step - 1) / options.iterations)) / 2
+            z = (z - lr * (m / (1 - 0.9**step)) / ((v / (1 - 0.999**step)).sqrt() + 1e-8)).detach()
+        result.append((model.mean + model.std * z).clamp(0, 1))
+    return torch.cat(result).permute(0, 2, 3, 1).numpy()
+
+
+COLOUR = {"shape": (3, 8, 8), "mean": (0.3, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
+
+
+@pytest.mark.parametrize(("group", "index", "schedule"), [(1, 4, "constant"), (3, 0, "constant"), (4, 1, "cosine")])
+@pytest.mark.parametrize("settings", [{}, COLOUR], ids=["grey", "colour"])
+def test_the_loop_against_a_plain_version(group, index, schedule, settings):
+    options = quick(group=group, iterations=6, schedule=schedule)
+    shape = settings.get("shape", tiny.SHAPE)
+    found = Synthesizer(tiny.classifier(**settings), shape, tiny.CLASSES, options).group(index)
+    expected = plain_group(tiny.classifier(**settings), shape, options, index)
+    assert found["images"].shape == expected.shape
+    # Adam's first steps follow the sign of a gradient, so rounding may turn a pixel whose gradient is near zero
+    assert np.mean(np.abs(found["images"] - expected) > 1e-3) < 0.01
+
+
+def test_a_smooth_start_has_most_of_its_variance_at_low_frequencies():
+    white, smooth = (noise((50, 3, 32, 32), start, generator("start")) for start in ("white", "smooth"))
+    assert white.shape == smooth.shape
+    coarse = [F.avg_pool2d(x, 4).var() / x.var() for x in (white, smooth)]
+    assert coarse[0] == pytest.approx(1 / 16, rel=0.05)  # of independent pixels
+    assert coarse[1] > 0.5
+    assert 0.5 < smooth.std() < 1.0
+    assert noise((1, 1, 6, 5), "smooth", generator("start")).shape == (1, 1, 6, 5)
+
+
+def test_labels_cycle_by_batch_or_are_drawn_by_image():
+    model = tiny.classifier()
+    labels = [Synthesizer(model, tiny.SHAPE, 4, quick(group=2)).group(i)["labels"].reshape(-1, 10) for i in range(3)]
+    assert np.concatenate(labels)[:, 0].tolist() == [0, 1, 2, 3, 0, 1]
+    assert all((batch == batch[0]).all() for batch in np.concatenate(labels))
+    drawn = Synthesizer(model, tiny.SHAPE, 10, quick(labels="random", iterations=1, batch=60)).group(0)["labels"]
+    assert len(np.unique(drawn)) == 10
+    assert (drawn[:10] != drawn[0]).any()
+
+
+def rolled_inputs(options: SynthesizeOptions) -> list[torch.Tensor]:
+    """What the network was given at every step of group 0."""
+    model, seen = tiny.classifier(), []
+    model.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
+    Synthesizer(model, tiny.SHAPE, tiny.CLASSES, options).group(0)
+    return seen[: options.iterations]
+
+
+def test_every_step_rolls_each_batch_by_its_own_offset():
+    still = quick(group=2, iterations=30, lr=1e-30)
+    start = rolled_inputs(quick(group=2, iterations=30, lr=1e-30, roll=0))[0]
+    offsets = set()
+    for step in rolled_inputs(still):
+        for part, original in zip(step.chunk(2), start.chunk(2), strict=True):
+            fits = [
+                (down, right)
+                for down in range(-2, 3)
+                for right in range(-2, 3)
+                if torch.allclose(part, original.roll((down, right), (2, 3)), atol=1e-6)
+            ]
+            assert len(fits) == 1
+            offsets.add(fits[0])
+    assert len(offsets) > 15  # of 25
+    assert {down for down, _ in offsets} == {right for _, right in offsets} == {-2, -1, 0, 1, 2}
+    assert all(torch.equal(step, start) for step in rolled_inputs(quick(group=2, iterations=4, lr=1e-30, roll=0)))
+
+
+def test_pixels_are_optimised_in_normalised_space():
+    """Two teachers that differ in their normalisation alone work on the same z: images are its two images."""
+    options = quick(iterations=20)
+    found = []
+    for mean, std in ((0.5, 0.02), (0.4, 0.05)):
+        made = Synthesizer(tiny.classifier(mean=(mean,), std=(std,)), tiny.SHAPE, tiny.CLASSES, options).group(0)
+        found.append((made["images"] - mean) / std)
+        assert made["images"].min() > 0
+        assert made["images"].max() < 1  # nothing was cut
+    assert found[0] == pytest.approx(found[1], abs=1e-4)
+
+
+def test_pixels_are_cut_once_at_the_end_or_after_every_step():
+    model = tiny.classifier()
+    black, white = ((edge - 0.3) / 0.38 for edge in (0, 1))
+    end = rolled_inputs(quick(iterations=4))
+    assert max(step.max() for step in end[1:]) > white + 0.1
+    step = rolled_inputs(quick(iterations=4, clamp="step"))
+    assert torch.equal(step[0], end[0])
+    assert max(part.max() for part in step[1:]) <= white + 1e-5
+    assert min(part.min() for part in step[1:]) >= black - 1e-5
+    for clamp in ("end", "step"):
+        images = Synthesizer(model, tiny.SHAPE, tiny.CLASSES, quick(clamp=clamp)).group(0)["images"]
+        assert images.dtype == np.float32
+        assert (images.min(), images.max()) == (0, 1)
+
+
+@pytest.mark.parametrize("storage", ["float32", "uint8"])
+def test_final_losses_are_those_of_the_stored_images(storage):
+    options = quick(group=2, storage=storage, iterations=4)
+    made = Synthesizer(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, options).group(1)
+    assert made["images"].dtype == (np.uint8 if storage == "uint8" else np.float32)
+    images = torch.from_numpy(made["images"]).float().permute(0, 3, 1, 2) / (255 if storage == "uint8" else 1)
+    model = tiny.classifier()
+    reference = Reference(model.net)
+    for part, (x, labels) in enumerate(zip(images.chunk(2), torch.from_numpy(made["labels"]).chunk(2), strict=True)):
+        expected = reference.terms(model.net, (x - model.mean) / model.std, labels).tolist()
+        found = [float(made[f"final_loss_{term}"][part]) for term in TERMS]
+        assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_uint8_is_the_rounded_float_image():
+    made = {}
+    for storage in ("float32", "uint8"):
+        options = quick(storage=storage)
+        made[storage] = Synthesizer(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, options).group(2)["images"]
+    assert np.array_equal(made["uint8"], np.rint(made["float32"] * 255).astype(np.uint8))
+
+
+@pytest.mark.parametrize("settings", [{}, COLOUR], ids=["grey", "colour"])
+def test_the_objective_falls(settings):
+    losses = []
+    for iterations in (1, 60):
+        options = quick(images=20, batch=20, iterations=iterations, coefficients="fixed", clamp="step")
+        shape = settings.get("shape", tiny.SHAPE)
+        made = Synthesizer(tiny.classifier(**settings), shape, tiny.CLASSES, options).group(0)
+        losses.append(float(made["final_loss_class"][0] + made["final_loss_feature"][0]))
+    assert losses[1] < 0.9 * losses[0]
+
+
+# --- files -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    return tiny.teacher(tmp_path / "teacher.safetensors")
+
+
+def content(path) -> str:
+    return shards.header(path)["content_sha256"]
+
+
+@pytest.mark.parametrize("group", [1, 4])
+def test_any_number_of_shards_gives_the_same_set(teacher, tmp_path, group):
+    options = quick(images=120, group=group, iterations=2)
+    found = []
+    for count in {1, 2, min(6, options.groups)}:
+        paths = [tmp_path / f"{count}-{i}.h5" for i in range(count)]
+        for i in reversed(range(count)):
+            run(teacher, paths[i], options, i, count)
+        found.append(shards.merge(paths[::-1], tmp_path / f"{count}.h5"))
+    assert len(set(found)) == 1
+    assert content(paths[0]) != found[0] or count == 1
+    with h5py.File(tmp_path / "1.h5") as file:
+        assert file["batch"][()].tolist() == np.repeat(np.arange(12), 10).tolist()
+
+
+def test_a_group_made_alone_is_the_one_in_the_file(teacher, tmp_path):
+    options = quick(group=2)
+    run(teacher, tmp_path / "data.h5", options)
+    model, card = load_checkpoint(teacher)
+    alone = Synthesizer(model, card.input_shape, card.classes, options).group(1)
+    with h5py.File(tmp_path / "data.h5") as file:
+        assert np.array_equal(file["images"][20:40], alone["images"])
+        assert np.array_equal(file["labels"][20:40], alone["labels"])
+        assert np.array_equal(file["final_loss/feature"][2:4], alone["final_loss_feature"])
+
+
+def test_what_matters_changes_the_set_and_what_does_not_does_not(teacher, tmp_path):
+    def made(**changes):
+        out = tmp_path / "out.h5"
+        torch.rand(3)  # the global generator is of no account
+        run(teacher, out, quick(images=20, iterations=2, **changes))
+        return content(out)
+
+    first = made()
+    assert made() == made(device="auto" if not torch.cuda.is_available() else "cpu") == first
+    assert len({first, made(seed=1), made(lr=0.2), made(labels="random"), made(storage="uint8")}) == 5
+
+
+def test_a_stopped_run_goes_on_to_the_same_bytes(teacher, tmp_path, monkeypatch):
+    options, state = quick(iterations=2), tmp_path / "state"
+    run(teacher, tmp_path / "whole.h5", options, 1, 2)
+    genuine, made = Synthesizer.group, []
+
+    def group(self, index, bar=None):
+        if len(made) == 2:
+            raise KeyboardInterrupt
+        made.append(index)
+        return genuine(self, index, bar)
+
+    monkeypatch.setattr(Synthesizer, "group", group)
+    with pytest.raises(KeyboardInterrupt):
+        run(teacher, tmp_path / "resumed.h5", options, 1, 2, state=state)
+    assert not (tmp_path / "resumed.h5").exists()
+    (kept := sorted(state.rglob("*.npz")))[0].write_bytes(b"PK damaged")  # a damaged piece is made again
+    assert len(kept) == 2
+    made.clear()
+    monkeypatch.setattr(
+        Synthesizer, "group", lambda self, index, bar=None: made.append(index) or genuine(self, index, bar)
+    )
+    run(teacher, tmp_path / "resumed.h5", options, 1, 2, state=state)
+    assert made == [3, 5]
+    assert (tmp_path / "resumed.h5").read_bytes() == (tmp_path / "whole.h5").read_bytes()
+    assert not list(state.rglob("*.npz"))
+
+
+def test_pieces_of_another_run_are_not_taken(teacher, tmp_path, monkeypatch):
+    state = tmp_path / "state"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(inversion, "Writer", lambda *a, **k: 1 / 0)
+        run(teacher, tmp_path / "a.h5", quick(), state=state)
+    assert not (tmp_path / "a.h5").exists()
+    run(teacher, tmp_path / "b.h5", quick(seed=1), state=state)
+    run(teacher, tmp_path / "c.h5", quick(seed=1))
+    assert content(tmp_path / "b.h5") == content(tmp_path / "c.h5")
+
+
+def test_what_the_file_says_of_itself(teacher, tmp_path):
+    run(teacher, tmp_path / "s.h5", quick(group=4), 1, 2, source="mine", code="digest")
+    found = shards.header(tmp_path / "s.h5")
+    assert found["teacher_sha256"] == read_card(teacher).tensors_sha256
+    assert (found["real_data"], found["source"], found["code"], found["complete"]) == ("none", "mine", "digest", True)
+    assert (found["groups"], found["first_group"], found["last_group"]) == (2, 1, 1)
+    assert found["options"]["iterations"] == 3
+    assert not {"threads", "seed"} & set(found["options"])
+    with h5py.File(tmp_path / "s.h5") as file:  # the last group has what is left
+        assert file["batch"][()].tolist() == np.repeat([4, 5], 10).tolist()
+
+
+@pytest.mark.parametrize(("shard", "count"), [(2, 2), (-1, 2), (0, 7), (0, 0)])
+def test_shards_that_there_cannot_be(teacher, tmp_path, shard, count):
+    with pytest.raises(InputError, match=r"6 groups of batches; use 0 <= shard < shards <= 6"):
+        run(teacher, tmp_path / "s.h5", quick(), shard, count)
+    assert not (tmp_path / "s.h5").exists()
+
+
+def test_no_real_data_can_be_read(teacher, tmp_path):
+    code = (
+        "import sys; from pathlib import Path\n"
+        "from dfshield.options import SynthesizeOptions\n"
+        "from dfshield.synthesis import inversion\n"
+        "genuine = inversion.Synthesizer.group\n"
+        "def group(self, *rest):\n"
+        "    try: import dfshield.data.sets\n"
+        "    except RuntimeError as error: print('refused:', error)\n"
+        "    return genuine(self, *rest)\n"
+        "inversion.Synthesizer.group = group\n"
+        "inversion.run(Path(sys.argv[1]), Path(sys.argv[2]), SynthesizeOptions(images=10, batch=10, iterations=1))\n"
+        "print(sorted(m for m in sys.modules if m.startswith('dfshield.data') or m == 'sklearn'))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(teacher), str(tmp_path / "s.h5")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "refused: synthesize is data-free: it must not import dfshield.data\n[]\n"
+
+
+# --- profiles --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("option", "paper", "repo"), [("randomise", "all", "class-feature"), ("batch", 200, 250)])
+def test_profiles_differ_in(option, paper, repo):
+    assert getattr(SynthesizeOptions(**PROFILES["paper"].get("synthesis", {})), option) == paper
+    assert getattr(SynthesizeOptions(**PROFILES["repo"]["synthesis"]), option) == repo
+    assert set(PROFILES["repo"]["synthesis"]) == {"randomise", "batch"}
+
+
+def test_the_papers_numbers():
+    options = SynthesizeOptions()
+    assert (options.images, options.batch, options.iterations, options.lr) == (60_000, 200, 2000, 0.1)
+    assert (options.alpha_class, options.alpha_feature, options.alpha_prior) == (1, 1, 2.5e-5)
+    assert (options.coefficients, options.shift, options.roll, options.storage) == ("dss", 0, 2, "float32")
+    assert options.groups == 300
