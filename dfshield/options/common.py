@@ -62,7 +62,7 @@ class StageOptions(Options):
 
     @classmethod
     def class_for(cls, name: str | None) -> type[Self]:
-        """Class of the options of entry `name`; None stands for the default entry, an unknown one has the stage's own."""
+        """Class of the options of entry `name`, the default entry for None; an unknown one has the stage's own."""
         if cls.entries is None:
             return cls
         field, known = cls.entries

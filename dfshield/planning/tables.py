@@ -44,6 +44,8 @@ class RowSpec(Options):
     method: str
     source: Name
     recipe: Name
+    defence: Name = "none"
+    """defence at test time, one of the config's"""
     marks: dict[str, bool] = Field(default_factory=dict)
     """ablation columns, ticked or crossed"""
     seeds: Literal["all", "first"] = "all"

@@ -8,6 +8,7 @@ from dfshield.registry.attacks import ATTACKS, Attack
 from dfshield.registry.base import Entry, RealData
 from dfshield.registry.baselines import BASELINES, Baseline
 from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
+from dfshield.registry.defences import DEFENCES
 from dfshield.registry.losses import LOSSES, Inner, Loss, Search, Start
 from dfshield.registry.models import MODELS, Model
 from dfshield.registry.sources import AUGMENTATIONS, COEFFICIENTS, GENERATED, OBJECTIVES, SOURCES, Source
@@ -18,6 +19,7 @@ __all__ = [
     "BASELINES",
     "COEFFICIENTS",
     "DATASETS",
+    "DEFENCES",
     "GENERATED",
     "LOSSES",
     "MEDMNIST_SPLITS",
