@@ -74,7 +74,7 @@ def _check_header(path: Path, file: h5py.File, contract: Contract) -> None:
             "use the release of dfshield that wrote it"
         )
     if plain(file.attrs.get("complete")) is not True:
-        raise InputError(f"{path}: incomplete, its writer was stopped; {contract.remedy}")
+        raise InputError(f"{path}: incomplete (its writer was stopped); {contract.remedy}")
 
 
 def check_datasets(path: Path, file: h5py.File, datasets: Mapping[str, Any], remedy: str) -> None:
