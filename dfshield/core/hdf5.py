@@ -59,9 +59,7 @@ def opened(path: Path, contract: Contract) -> Iterator[h5py.File]:
             yield file
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:120]
-        raise InputError(
-            f"{path}: truncated, damaged or not an HDF5 file ({reason}); {contract.remedy}"
-        ) from None
+        raise InputError(f"{path}: truncated, damaged or not an HDF5 file ({reason}); {contract.remedy}") from None
 
 
 def _check_header(path: Path, file: h5py.File, contract: Contract) -> None:
