@@ -38,8 +38,9 @@ from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.size import network
-from dfshield.options import AttackOptions, SynthesizeOptions, TrainOptions
-from dfshield.sources.inversion import Synthesizer
+from dfshield.options import AttackOptions, TrainOptions
+from dfshield.options.sources import Inversion
+from dfshield.sources.inversion import ModelInversion
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.trainer import Trainer
 
@@ -169,10 +170,8 @@ class Bench:
         start = torch.randn((batch, *shape), generator=random).to(self.device)
         labels = torch.randint(classes, (batch,), generator=random).to(self.device)
         alphas = torch.tensor([0.5, 0.5, 1e-5], device=self.device)
-        options = SynthesizeOptions(
-            images=batch, batch=batch, iterations=steps, compile=self.arguments.compile, **self.quick
-        )
-        synthesizer = Synthesizer(model, shape, classes, options)
+        options = Inversion(images=batch, batch=batch, iterations=steps, compile=self.arguments.compile, **self.quick)
+        synthesizer = ModelInversion(model, shape, classes, options)
         sides = (
             Side(lambda: reference.synthesis(plain, labels, alphas, start, steps)),
             Side(lambda: synthesizer.group(0), 2 * flops * batch * steps, options.precision),

@@ -11,9 +11,10 @@ from support import tiny
 
 from benchmarks import bench, reference
 from dfshield.core.rng import generator
-from dfshield.options import SynthesizeOptions, TrainOptions
+from dfshield.options import TrainOptions
+from dfshield.options.sources import Inversion
 from dfshield.planning.cost import Throughput
-from dfshield.sources.inversion import Synthesizer
+from dfshield.sources.inversion import ModelInversion
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.trainer import Trainer
 
@@ -31,8 +32,8 @@ def test_synthesis_is_ours():
     labels, alphas = torch.arange(20) % tiny.CLASSES, torch.tensor([0.7, 0.4, 1e-3])
     plain = reference.synthesis(copy.deepcopy(teacher.net), labels, alphas, start, steps, roll=0)
     expected = (teacher.mean + teacher.std * plain).clamp(0, 1)
-    options = SynthesizeOptions(images=20, batch=20, iterations=steps, roll=0, device="cpu")
-    made = Synthesizer(copy.deepcopy(teacher), tiny.SHAPE, tiny.CLASSES, options)
+    options = Inversion(images=20, batch=20, iterations=steps, roll=0, device="cpu")
+    made = ModelInversion(copy.deepcopy(teacher), tiny.SHAPE, tiny.CLASSES, options)
     images, _ = made._optimise(start.clone(), labels, alphas[None].double(), generator("rolls"), None)
     assert (images - (teacher.mean + teacher.std * start).clamp(0, 1)).abs().max() > 0.05
     apart = (images - expected).abs()  # Adam's first steps make much of a gradient that is nothing but rounding

@@ -1,4 +1,4 @@
-"""Generator and student trained together against a frozen teacher: the loop that all methods share (section A.4)."""
+"""The cotrain stage: a generator and a student trained together against a frozen teacher (section A.4)."""
 
 import copy
 import math
@@ -6,28 +6,32 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-import dfshield
 from dfshield import registry
 from dfshield.baselines.method import Method
 from dfshield.core.datafree import forbid_real_data
 from dfshield.core.device import select_device
-from dfshield.core.errors import Diverged
-from dfshield.core.files import atomic, metrics_csv, read_resume_state, write_text
+from dfshield.core.epochs import EpochLoop
+from dfshield.core.errors import Diverged, InputError
+from dfshield.core.files import metrics_csv, write_text
 from dfshield.core.hashing import digest
-from dfshield.core.progress import log, progress
+from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine
 from dfshield.core.threat import parse_threat
+from dfshield.models.card import student_card
 from dfshield.models.checkpoints import Card, build_network, load_checkpoint, save_checkpoint
 from dfshield.models.classifier import Classifier, predict
 from dfshield.models.folding import fold
 from dfshield.options import CotrainOptions
+from dfshield.registry import RealData
+from dfshield.sources.trainset import trainset_header, write_whole
 from dfshield.training.inner import OBJECTIVES, pgd_ascent, step_size
 
-NOT_IN_HASH = {"device", "threads"}
+REAL_DATA: RealData = "none"
 METRICS = (
     "epoch",
     "student_loss",
@@ -50,48 +54,48 @@ def run(
     state: Path | None = None,
     metrics: Path | None = None,
     code: str = "",
+    images: Path | None = None,
 ) -> None:
     """Train a student with images of a generator that is trained beside it, and write it to `out`.
 
-    The last epoch is the result. `metrics` receives one CSV row per epoch: mean losses; on a mini-batch of generated
-    images kept apart, the agreement with the teacher's class, clean and under the inner attack, in percent, and how
-    many classes teacher and student see in it; the student's updates so far. With `state`, the same call after a crash
-    goes on at the last finished epoch, to the identical file.
+    The last epoch is the result. `metrics` receives one CSV row per epoch: mean losses; on a held-out mini-batch of
+    generated images, the agreement with the teacher's class, clean and under the inner attack, in percent, and how many
+    classes teacher and student see in it; the student's updates so far. `images` receives a training set of
+    `options.images` images that the last generator draws, with the teacher's labels: it shows what the student saw and
+    trains nothing. With `state`, the same call after a crash resumes after the last whole epoch, to the identical
+    files.
 
     A run has *diverged* if a loss, a weight or an output is not finite (it ends there, and the student is that of the
-    last whole epoch) or if, after the last epoch, the student sees one class in all the images kept apart where the
+    last whole epoch) or if, after the last epoch, the student sees one class in all the held-out images where the
     teacher sees several. The student's provenance says so; it is written all the same, as a result.
     """
     forbid_real_data("cotrain")
+    if images is not None and not options.images:
+        raise InputError(f"{images}: no images to write, options have images 0; ask for some, or for no such file")
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     trainer = Cotrainer(model, card, options)
-    described = {k: v for k, v in options.model_dump().items() if k not in NOT_IN_HASH} | {"device": device.type}
-    kept = state / f"cotraining-{digest(card.tensors_sha256, recipe, described, code)[:16]}" if state else None
+    described = options.described(device)
+    key = digest(card.tensors_sha256, recipe, described, options.seed, code)
+    kept = state / f"cotraining-{key[:16]}" if state else None
     trainer.fit(kept / "epoch.pt" if kept else None)
-    student = Card(
-        kind="student",
-        dataset=card.dataset,
-        model=card.model,
-        factory=card.factory,
-        arguments=card.arguments,
-        input_shape=card.input_shape,
-        classes=card.classes,
-        mean=card.mean,
-        std=card.std,
-        real_data="none",
-        provenance={
-            "teacher_sha256": card.tensors_sha256,
-            "recipe": recipe,
-            "source": "none",
-            "options": described,
-            "seed": options.seed,
-            "updates": trainer.updates,
-            "diverged": trainer.diverged,
-            "code": code,
-            "package_version": dfshield.__version__,
-        },
+    student = student_card(
+        card,
+        real_data=REAL_DATA,
+        inputs={"teacher_sha256": card.tensors_sha256},
+        recipe=recipe,
+        source="none",
+        options=described,
+        seed=options.seed,
+        updates=trainer.updates,
+        diverged=trainer.diverged,
+        code=code,
     )
+    if images is not None:
+        header = trainset_header(
+            card, source=recipe, real_data=REAL_DATA, options=described, seed=options.seed, code=code
+        )
+        write_whole(images, header, *trainer.draw_set())
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:
         write_text(metrics, metrics_csv(METRICS, trainer.history))
@@ -100,22 +104,13 @@ def run(
     log(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")
 
 
-def describe(row: dict[str, Any]) -> str:
-    """One epoch's metrics as a line for the person who watches."""
-    waits = math.isnan(row["student_loss"])
-    student = "the student waits" if waits else f"loss of student {row['student_loss']:.4f}"
-    return (
-        f"epoch {row['epoch']}: {student}, loss of generator {row['generator_loss']:.4f}, "
-        f"agreement on images kept apart clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
-    )
-
-
-class Cotrainer:
+class Cotrainer(EpochLoop):
     """One run of one method; all randomness is keyed by seed, epoch and iteration."""
 
     def __init__(self, teacher: Classifier, card: Card, options: CotrainOptions) -> None:
+        label = f"cotrain {options.method}"
+        super().__init__(label, options.epochs, options.iterations, teacher.mean.device)
         self.options, self.threat = options, parse_threat(options.threat)
-        self.device = teacher.mean.device
         self.teacher = _channels_last(teacher).eval().requires_grad_(False)
         self.student = _channels_last(self._start(card)).requires_grad_(True)
         self.crafting = fold(self.student)
@@ -143,8 +138,7 @@ class Cotrainer:
                 weight_decay=options.weight_decay,
             )
         self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimisers.items()}
-        self.updates, self.diverged = 0, ""
-        self.history: list[dict[str, Any]] = []
+        self.updates = 0
 
     def _start(self, card: Card) -> Classifier:
         if self.options.student_start == "teacher":
@@ -152,27 +146,22 @@ class Cotrainer:
         net = build_network(card.model, card.input_shape, card.classes, card.factory, card.arguments, self.options.seed)
         return Classifier(net, card.mean, card.std).to(self.device)
 
-    def fit(self, checkpoint: Path | None) -> None:
-        """All epochs, from `checkpoint` on if it is there; says in `diverged` whether and how the run failed."""
-        done, options = self._restore(checkpoint), self.options
-        with progress(options.epochs * options.iterations, f"cotrain {options.method}", "step") as bar:
-            bar.update(done * options.iterations)
-            for epoch in range(done, options.epochs):
-                whole = {name: value.clone() for name, value in self.student.state_dict().items()}
-                try:
-                    self.history.append(self.epoch(epoch, bar))
-                except Diverged as reason:
-                    self.student.load_state_dict(whole)
-                    self.diverged = f"{reason}; these are the weights after epoch {epoch}"
-                    break
-                log(describe(self.history[-1]))
-                if checkpoint:
-                    self._save(checkpoint, epoch + 1)
+    def fit(self, checkpoint: Path | None = None) -> None:
+        """Train all epochs, as `EpochLoop.fit`; a student that sees one class where the teacher sees several failed."""
+        super().fit(checkpoint)
         self.student.eval()
         if not self.diverged and self.history[-1]["student_classes"] == 1 < self.history[-1]["teacher_classes"]:
             self.diverged = "one class for all generated images, of which the teacher sees several"
-        if self.diverged:
-            log(f"{options.method} diverged: {self.diverged}")
+            log(f"{self.label} diverged: {self.diverged}")
+
+    def describe(self, row: dict[str, Any]) -> str:
+        """One epoch's metrics as a line for the person who watches."""
+        waits = math.isnan(row["student_loss"])
+        student = "the student waits" if waits else f"loss of student {row['student_loss']:.4f}"
+        return (
+            f"epoch {row['epoch']}: {student}, loss of generator {row['generator_loss']:.4f}, held-out agreement "
+            f"clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
+        )
 
     def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
         """One epoch; returns its metrics. Raises Diverged."""
@@ -250,7 +239,7 @@ class Cotrainer:
                 group["lr"] = rate * factors[name]
 
     def _measure(self, epoch: int) -> dict[str, Any]:
-        """Agreement and classes on the mini-batch of generated images that is kept apart."""
+        """Agreement and classes on the held-out mini-batch of generated images."""
         z, labels = self.method.draw(self.options.batch, generator("kept apart", self.options.seed))
         with torch.no_grad():  # by a copy, because a pass in training mode moves the running statistics
             images = copy.deepcopy(self.method.generator)(z, labels)
@@ -268,31 +257,39 @@ class Cotrainer:
             "student_classes": len(clean.unique()),
         }
 
-    def _save(self, path: Path, done: int) -> None:
-        saved = {
-            "done": done,
+    @torch.no_grad()
+    def draw_set(self) -> tuple[np.ndarray, np.ndarray]:
+        """`options.images` images (N,H,W,C) float32 in [0,1] of the generator as it is, and the teacher's labels (N,).
+
+        The generator is in training mode, as for the student; its running statistics stay as they are.
+        """
+        drawing, n = copy.deepcopy(self.method.generator), self.options.images
+        parts, labels = [], []
+        for index in range(-(-n // self.options.batch)):  # whole mini-batches, for BatchNorm and branches of classes
+            z, wanted = self.method.draw(self.options.batch, generator("kept images", self.options.seed, index))
+            images = drawing(z, wanted).contiguous(memory_format=torch.channels_last)
+            labels.append(predict(self.teacher, images).argmax(1).cpu())
+            parts.append(images.permute(0, 2, 3, 1).cpu())
+        return torch.cat(parts)[:n].contiguous().numpy(), torch.cat(labels)[:n].numpy()
+
+    def state(self) -> dict[str, Any]:
+        """Student, generator, what the method remembers, optimisers and number of updates."""
+        return {
             "updates": self.updates,
-            "history": self.history,
             "student": self.student.state_dict(),
             "generator": self.method.generator.state_dict(),
             "method": self.method.state,
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
         }
-        with atomic(path) as temporary:
-            torch.save(saved, temporary)
 
-    def _restore(self, path: Path | None) -> int:
-        saved = read_resume_state(path, self.device)
-        if saved is None:
-            return 0
-        self.student.load_state_dict(saved["student"])
-        self.method.generator.load_state_dict(saved["generator"])
-        self.method.state = saved["method"]
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.student.load_state_dict(state["student"])
+        self.method.generator.load_state_dict(state["generator"])
+        self.method.state = state["method"]
         for name, optimiser in self.optimisers.items():
-            optimiser.load_state_dict(saved["optimisers"][name])
-        self.updates, self.history = saved["updates"], saved["history"]
-        log(f"resuming after epoch {saved['done']} of {self.options.epochs}")
-        return int(saved["done"])
+            optimiser.load_state_dict(state["optimisers"][name])
+        self.updates = state["updates"]
 
 
 def _channels_last(model: Classifier) -> Classifier:

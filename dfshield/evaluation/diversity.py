@@ -1,4 +1,4 @@
-"""The diversity stage: compare a surrogate set with real images and write the record.
+"""The diversity stage: compare a training set with real images and write the record.
 
 Like an attack it reads real images, after everything that they could influence is made.
 """
@@ -25,8 +25,6 @@ from dfshield.sources.trainset import check_fit, read
 if TYPE_CHECKING:
     from dfshield.data.sets import Images
 
-NOT_IN_RECORD = {"device", "threads", "vgg16"}
-
 
 def run(
     teacher: Path,
@@ -38,19 +36,21 @@ def run(
     factory: str | None = None,
     code: str = "",
 ) -> None:
-    """Compare the surrogate set `data` with the real images of `dataset` (the teacher's own if None); write `out`.
+    """Compare the training set `data` with the real images of `dataset` (the teacher's own if None); write `out`.
 
     `teacher` is the checkpoint that the set was made from. Raises InputError for files that do not belong together, for
     a data set of other images, and for sets that are too small for the options.
     """
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
-    surrogate = read(data)
-    check_fit(surrogate, card, teacher, data)
+    trainset = read(data)
+    check_fit(trainset, card, teacher, data)
+    described = options.described(device) | {"seed": options.seed}
+    del described["vgg16"]  # a path of this machine; the record has the hash of the weights
     weights = Path(options.vgg16) if options.vgg16 else None
     images = _real(card, options, dataset, data_dir)
     real = _drawn(images.x, "real", options)
-    synthetic = _drawn(torch.from_numpy(surrogate.images).permute(0, 3, 1, 2), "surrogate", options)
+    synthetic = _drawn(torch.from_numpy(trainset.images).permute(0, 3, 1, 2), "surrogate", options)
     seen = extractor(options.features, model, weights)
     with progress(2 * len(real) + len(synthetic), "diversity", "image") as bar:
         values = neighbourhood_metrics(seen(real).to(device), seen(synthetic).to(device), options.neighbours, bar)
@@ -62,16 +62,16 @@ def run(
         Record(
             dataset=dataset or card.dataset,
             model=card.model,
-            source=surrogate.attributes["source"],
-            seed=surrogate.attributes["seed"],
+            source=trainset.attributes["source"],
+            seed=trainset.attributes["seed"],
             split=options.split,
             n_real=len(real),
             n_synthetic=len(synthetic),
             values=values,
-            options=options.model_dump(mode="json", exclude=NOT_IN_RECORD) | {"device": device.type},
-            real_data=surrogate.attributes["real_data"],
+            options=described,
+            real_data=trainset.attributes["real_data"],
             teacher_sha256=card.tensors_sha256,
-            data_sha256=surrogate.attributes["content_sha256"],
+            data_sha256=trainset.attributes["content_sha256"],
             real_sha256=images.sha256(),
             weights_sha256=sha256_file(weights) if weights else "",
             package_version=dfshield.__version__,

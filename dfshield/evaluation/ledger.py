@@ -4,7 +4,6 @@ Reading needs h5py and numpy only. The file has no time or host in it: equal run
 every value and attribute, and each data set carries checksums, so a damaged file is refused and never misread.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -14,8 +13,9 @@ from typing import Any
 import h5py
 import numpy as np
 
+from dfshield.core import hdf5
 from dfshield.core.errors import InputError
-from dfshield.core.files import atomic, existing_file
+from dfshield.core.files import atomic
 from dfshield.core.hashing import canonical_json
 
 FORMAT = "dfshield-ledger"
@@ -33,8 +33,19 @@ ROWS = {
 PERTURBED = {"perturbed_index": np.int64, "perturbation": np.float16}
 DATASETS = ROWS | PERTURBED
 JSON_ATTRIBUTES = ("components", "flags", "options", "subject")
-MAX_RATIO = 1100
-"""Deflate cannot shrink more than 1032-fold: a file that claims to hold more is refused before memory is asked for."""
+HEADER = ("format", "format_version", "complete")
+"""Attributes that are no field of a ledger."""
+CONTRACT = hdf5.Contract(
+    format=FORMAT,
+    version=VERSION,
+    version_attribute="format_version",
+    version_name="ledger format",
+    name="an evaluation ledger",
+    holds="evaluation ledger",
+    made_by="make it with `dfshield attack`",
+    remedy=REMEDY,
+    datasets=DATASETS,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,70 +164,40 @@ def write_ledger(path: Path, ledger: Ledger) -> str:
     _check(ledger)
     arrays = {name: np.ascontiguousarray(getattr(ledger, name)) for name in DATASETS}
     attributes = _attributes(ledger)
-    attributes["content_sha256"] = content = _content_hash(arrays, attributes)
-    with atomic(path) as temporary, h5py.File(temporary, "w", libver="latest") as file:
-        for name, values in arrays.items():
-            row = max(1, values[:1].nbytes)
-            file.create_dataset(
-                name,
-                data=values,
-                maxshape=(None, *values.shape[1:]),  # allows the empty set to be chunked
-                chunks=(max(1, min(2**20 // row, max(1, len(values)))), *values.shape[1:]),
-                fletcher32=True,
-                **({"compression": "gzip", "shuffle": True} if name == "perturbation" else {}),
-            )
-        for key, value in attributes.items():
-            file.attrs[key] = value
-        file.attrs["complete"] = True
+    content = _content_hash(arrays, attributes)
+    with atomic(path) as temporary:
+        hdf5.require_space(path.parent, sum(values.nbytes for values in arrays.values()), CONTRACT.holds)
+        with h5py.File(temporary, "w", libver="latest") as file:
+            for name, values in arrays.items():
+                row = max(1, values[:1].nbytes)
+                file.create_dataset(
+                    name,
+                    data=values,
+                    maxshape=(None, *values.shape[1:]),  # allows the empty set to be chunked
+                    chunks=(max(1, min(2**20 // row, max(1, len(values)))), *values.shape[1:]),
+                    fletcher32=True,
+                    **({"compression": "gzip", "shuffle": True} if name == "perturbation" else {}),
+                )
+            for key, value in attributes.items():
+                file.attrs[key] = value
+            hdf5.seal(file, content)
     return content
 
 
 def read_ledger(path: Path) -> Ledger:
     """Read and check a ledger; raises InputError for a file that is missing, foreign, incomplete, newer or damaged."""
-    existing_file(path, "evaluation ledger", "make it with `dfshield attack`")
-    try:
-        with h5py.File(path, "r", locking="best-effort") as file:
-            return _parse(path, file)
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: truncated, damaged or not an HDF5 file ({reason}); {REMEDY}") from None
-
-
-def _parse(path: Path, file: h5py.File) -> Ledger:
-    attributes = {key: _plain(value) for key, value in file.attrs.items()}
-    if attributes.get("format") != FORMAT:
-        raise InputError(f"{path}: HDF5, but not an evaluation ledger of dfshield (no format={FORMAT!r}); {REMEDY}")
-    if attributes.get("format_version") != VERSION:
-        raise InputError(
-            f"{path}: ledger format {attributes.get('format_version')}, this program reads {VERSION}; "
-            "use the release of dfshield that wrote it"
-        )
-    if attributes.pop("complete", None) is not True:
-        raise InputError(f"{path}: incomplete, its writer was stopped; {REMEDY}")
-    arrays = _arrays(path, file)
-    content = attributes["content_sha256"]
-    if content != _content_hash(arrays, attributes):
-        raise InputError(f"{path}: content does not match its SHA-256 (edited or damaged); {REMEDY}")
-    for key in JSON_ATTRIBUTES:
-        attributes[key] = json.loads(attributes[key])
-    attributes["components"], attributes["flags"] = tuple(attributes["components"]), tuple(attributes["flags"])
-    values: dict[str, Any] = {k: v for k, v in attributes.items() if k not in ("format", "format_version")} | arrays
-    ledger = Ledger(**values)
-    _check(ledger)
-    return ledger
-
-
-def _arrays(path: Path, file: h5py.File) -> dict[str, np.ndarray]:
-    for name, dtype in DATASETS.items():
-        # a link or a virtual data set could make us read another file
-        if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(file[name], h5py.Dataset):
-            raise InputError(f"{path}: data set {name!r} is missing; {REMEDY}")
-        if file[name].dtype != dtype or file[name].is_virtual or file[name].external:
-            raise InputError(f"{path}: data set {name!r} is {file[name].dtype}, expected {np.dtype(dtype)}; {REMEDY}")
-    claimed = sum(file[name].size * file[name].dtype.itemsize for name in DATASETS)
-    if claimed > MAX_RATIO * path.stat().st_size:
-        raise InputError(f"{path}: claims {claimed} bytes of values, more than a file of its size can hold; {REMEDY}")
-    return {name: file[name][()] for name in DATASETS}
+    with hdf5.opened(path, CONTRACT) as file:
+        arrays = {name: file[name][()] for name in DATASETS}
+        attributes = hdf5.attributes(file)
+        if attributes["content_sha256"] != _content_hash(arrays, attributes):
+            raise InputError(f"{path}: content does not match its SHA-256 (edited or damaged); {REMEDY}")
+        for key in JSON_ATTRIBUTES:
+            attributes[key] = json.loads(attributes[key])
+        attributes["components"], attributes["flags"] = tuple(attributes["components"]), tuple(attributes["flags"])
+        values = {key: value for key, value in attributes.items() if key not in HEADER} | arrays
+        ledger = Ledger(**values)
+        _check(ledger)
+        return ledger
 
 
 def _check(ledger: Ledger) -> None:
@@ -252,13 +233,5 @@ def _attributes(ledger: Ledger) -> dict[str, Any]:
 
 
 def _content_hash(arrays: dict[str, np.ndarray], attributes: dict[str, Any]) -> str:
-    total = hashlib.sha256()
-    total.update(canonical_json({k: v for k, v in attributes.items() if k != "content_sha256"}).encode())
-    for name in DATASETS:
-        total.update(canonical_json([name, str(arrays[name].dtype), arrays[name].shape]).encode())
-        total.update(arrays[name].tobytes())
-    return total.hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    hashes = {name: hdf5.sha256([values]) for name, values in arrays.items()}
+    return hdf5.content_hash(arrays, hashes, attributes)

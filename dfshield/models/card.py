@@ -7,7 +7,7 @@ and one of itself.
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 from safetensors import SafetensorError, deserialize, safe_open
 
+import dfshield
 from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file
 from dfshield.core.hashing import canonical_json, digest
@@ -74,6 +75,38 @@ class Card:
 
 
 _CARD = TypeAdapter(Card)
+
+
+def student_card(
+    teacher: Card,
+    *,
+    real_data: RealData,
+    inputs: dict[str, str],
+    recipe: str,
+    source: str,
+    options: dict[str, Any],
+    seed: int,
+    updates: int,
+    diverged: str,
+    code: str,
+) -> Card:
+    """The card of a student: the teacher's network and input, and where the student comes from.
+
+    `inputs` are the hashes of what went in, `source` the kind of training set, `options` those that decide about the
+    result, `updates` the optimiser steps that were taken, and `diverged` says why training ended early, if it did.
+    """
+    provenance = {
+        **inputs,
+        "recipe": recipe,
+        "source": source,
+        "options": options,
+        "seed": seed,
+        "updates": updates,
+        "diverged": diverged,
+        "code": code,
+        "package_version": dfshield.__version__,
+    }
+    return replace(teacher, kind="student", real_data=real_data, provenance=provenance, tensors_sha256="")
 
 
 def hash_values(tensors: Iterable[tuple[str, str, list[int], Values]]) -> str:

@@ -1,16 +1,16 @@
-"""Options of the stages that make training sets."""
+"""Options of the stages that make training sets. What one entry alone reads is in the class of that entry."""
 
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dfshield import registry
 from dfshield.options.common import (
     AugmentationName,
     CoefficientsName,
     DatasetName,
     GeneratedName,
     ObjectiveName,
-    OfMethod,
     Positive,
     Precision,
     Schedule,
@@ -21,10 +21,14 @@ from dfshield.options.common import (
 
 
 class SynthesizeOptions(StageOptions):
-    """Synthesise surrogate data out of a teacher (Eq 3-6 and 8)."""
+    """Synthesise a training set by optimising pixels against a teacher (Eq 3-6 and 8)."""
 
+    entries = ("objective", registry.OBJECTIVES)
+
+    objective: ObjectiveName = "inversion"
+    """what is minimised: the terms of Eq 3-6, or IntraQ's own"""
     images: Positive = 60_000
-    """images in the whole surrogate set"""
+    """images in the whole training set"""
     batch: Positive = 200
     """images per synthesis batch (the unit of BN statistics and of DSS coefficients)"""
     group: Positive = 1
@@ -33,12 +37,37 @@ class SynthesizeOptions(StageOptions):
     """Adam steps per batch (Q)"""
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Adam learning rate in normalised pixel space"""
-    schedule: Schedule = "constant"
-    """learning rate over the steps; cosine ends closer to the BN statistics, if steps are few (IntraQ has its own)"""
     start: Literal["white", "smooth"] = "white"
     """what images start from: white noise (paper), or mostly noise of a quarter of the resolution, for photographs"""
-    objective: ObjectiveName = "inversion"
-    """what is minimised: the terms of Eq 3-6, or IntraQ's own"""
+    labels: Literal["cycle", "random"] = "cycle"
+    """cycle: one class per batch in turn; random: a uniform label per image"""
+    clamp: Literal["end", "step"] = "end"
+    """bring pixels into [0,1] at the end (paper), or after every step: what is optimised is what is stored"""
+    storage: Literal["float32", "uint8"] = "float32"
+    """number type of the stored images; uint8 rounds to 1/255"""
+    precision: Precision = "fp32"
+    """arithmetic of the teacher's forward and backward pass; auto: bf16 on hardware that is faster in it"""
+
+    @model_validator(mode="after")
+    def _whole_batches(self) -> "SynthesizeOptions":
+        if self.images % self.batch:
+            raise ValueError(
+                f"images ({self.images}) must be a multiple of batch ({self.batch}); "
+                f"the nearest is {max(1, round(self.images / self.batch)) * self.batch}"
+            )
+        return self
+
+    @property
+    def groups(self) -> int:
+        """Number of groups of batches in the whole set."""
+        return -(-self.images // (self.batch * self.group))
+
+
+class Inversion(SynthesizeOptions):
+    """Model inversion with the terms of Eq 3-5, weighted by coefficients that a batch may draw (Eq 6 and 8)."""
+
+    schedule: Schedule = "constant"
+    """learning rate over the steps; cosine ends closer to the BN statistics, if steps are few"""
     coefficients: CoefficientsName = "dss"
     """how the loss coefficients of a batch are drawn: dss is U(0,1) for each term (Eq 8)"""
     alpha_class: Weight = 1.0
@@ -51,91 +80,92 @@ class SynthesizeOptions(StageOptions):
     """terms that dss randomises: all three (paper) or class and feature only (released code)"""
     shift: Weight = 0.0
     """added to each U(0,1) draw"""
-    labels: Literal["cycle", "random"] = "cycle"
-    """cycle: one class per batch in turn; random: a uniform label per image"""
     roll: Annotated[int, Field(ge=0)] = 2
     """largest circular shift in pixels applied at each step"""
-    clamp: Literal["end", "step"] = "end"
-    """bring pixels into [0,1] at the end (paper), or after every step: what is optimised is what is stored"""
-    storage: Literal["float32", "uint8"] = "float32"
-    """number type of the stored images; uint8 rounds to 1/255"""
-    precision: Precision = "fp32"
-    """arithmetic of the teacher's forward and backward pass; auto: bf16 on hardware that is faster in it"""
     compile: bool = False
     """generate code for the loop: twice the speed after up to a minute, for long jobs; needs a C++ compiler"""
-    intraq_label: Share = 0.95
-    """IntraQ: least probability that a softened label asks for (ε)"""
-    intraq_near: Annotated[float, Field(ge=0, le=2)] = 0.05
-    """IntraQ: least cosine distance from the mean feature of a class (λ_l)"""
-    intraq_far: Annotated[float, Field(ge=0, le=2)] = 0.8
-    """IntraQ: largest cosine distance from the mean feature of a class (λ_u)"""
-    intraq_crop: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """IntraQ: least share of an image that a random crop keeps (η)"""
-    intraq_patience: Positive = 50
-    """IntraQ: steps without progress before the learning rate falls tenfold"""
+
+
+class Intraq(SynthesizeOptions):
+    """IntraQ's objective (Zhong et al., CVPR 2022): heterogeneous images of each class."""
+
+    objective: ObjectiveName = "intraq"
+    """what is minimised"""
+    label_floor: Share = 0.95
+    """least probability that a softened label asks for (ε)"""
+    near: Annotated[float, Field(ge=0, le=2)] = 0.05
+    """least cosine distance from the mean feature of a class (λ_l)"""
+    far: Annotated[float, Field(ge=0, le=2)] = 0.8
+    """largest cosine distance from the mean feature of a class (λ_u)"""
+    crop: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """least share of an image that a random crop keeps (η)"""
+    patience: Positive = 50
+    """steps without progress before the learning rate falls tenfold"""
 
     @model_validator(mode="after")
-    def _whole_batches(self) -> "SynthesizeOptions":
-        if self.images % self.batch:
-            raise ValueError(
-                f"images ({self.images}) must be a multiple of batch ({self.batch}); "
-                f"the nearest is {max(1, round(self.images / self.batch)) * self.batch}"
-            )
-        if self.intraq_near > self.intraq_far:
-            raise ValueError(f"intraq_near ({self.intraq_near}) must not be above intraq_far ({self.intraq_far})")
+    def _near_before_far(self) -> "Intraq":
+        if self.near > self.far:
+            raise ValueError(f"near ({self.near}) must not be above far ({self.far})")
         return self
 
-    @property
-    def groups(self) -> int:
-        """Number of groups of batches in the whole set."""
-        return -(-self.images // (self.batch * self.group))
 
+class GenerateOptions(StageOptions):
+    """Train a generator against a teacher and draw a training set from it."""
 
-class GenerateOptions(OfMethod):
-    """Train a generator against a teacher and draw surrogate data from it.
-
-    Options that are not given are the method's own (`by_method`); the defaults of the class are Qimera's.
-    """
-
-    by_method = {
-        "rdskd": {
-            "batch": 512,
-            "epochs": 20,
-            "iterations": 120,
-            "adam_beta1": 0.9,
-            "milestones": (),
-            "latent": 1000,
-        }
-    }
+    entries = ("method", registry.GENERATED)
 
     method: GeneratedName = "qimera"
     """what the generator learns from"""
     images: Positive = 60_000
-    """images in the surrogate set"""
+    """images in the training set"""
     batch: Annotated[int, Field(ge=2)] = 200
     """images per mini-batch"""
     epochs: Positive = 400
-    """passes; a stopped run goes on at the last one"""
+    """epochs; a stopped run resumes after the last whole one"""
     iterations: Positive = 200
-    """mini-batches per pass"""
+    """mini-batches per epoch"""
     lr: Annotated[float, Field(gt=0)] = 1e-3
     """Adam learning rate"""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """β1 of Adam"""
     milestones: tuple[Share, ...] = (0.25, 0.5, 0.75)
-    """shares of the passes after which the learning rate falls tenfold"""
+    """shares of the epochs after which the learning rate falls tenfold"""
     latent: Annotated[int, Field(ge=0)] = 0
     """numbers that an image is made from; 0 for as many as the teacher has penultimate features"""
     width: Annotated[float, Field(gt=0)] = 1.0
     """channels of the generator's layers, as a multiple of the published ones"""
+
+
+class Qimera(GenerateOptions):
+    """Qimera (Choi et al., NeurIPS 2021): superposed class vectors."""
+
     embedding: Literal["teacher", "random"] = "teacher"
-    """Qimera: vectors of the classes at the start, the rows of the teacher's last layer or random"""
+    """vectors of the classes at the start, the rows of the teacher's last layer or random"""
     mix_probability: Share = 0.4
-    """Qimera: share of the mini-batches whose images are superpositions of classes (p)"""
+    """share of the mini-batches whose images are superpositions of classes (p)"""
     mix_classes: Positive = 2
-    """Qimera: classes in a superposition (k)"""
+    """classes in a superposition (k)"""
     feature_weight: Weight = 0.1
-    """Qimera: weight of the BN-statistics term"""
+    """weight of the BN-statistics term"""
+
+
+class Rdskd(GenerateOptions):
+    """RDSKD (Han et al., ICASSP 2021): an unconditional generator; the defaults are its publication's numbers."""
+
+    method: GeneratedName = "rdskd"
+    """what the generator learns from"""
+    batch: Annotated[int, Field(ge=2)] = 512
+    """images per mini-batch"""
+    epochs: Positive = 20
+    """epochs; a stopped run resumes after the last whole one"""
+    iterations: Positive = 120
+    """mini-batches per epoch"""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """β1 of Adam"""
+    milestones: tuple[Share, ...] = ()
+    """shares of the epochs after which the learning rate falls tenfold"""
+    latent: Annotated[int, Field(ge=0)] = 1000
+    """numbers that an image is made from; 0 for as many as the teacher has penultimate features"""
 
 
 class PublicOptions(StageOptions):
@@ -148,13 +178,36 @@ class PublicOptions(StageOptions):
 
 
 class AugmentOptions(StageOptions):
-    """Derive a training set from a surrogate set by mixing or masking its images."""
+    """Derive a training set from another by mixing or masking its images."""
+
+    entries = ("augmentation", registry.AUGMENTATIONS)
 
     augmentation: AugmentationName = "mixup"
     """augmentation"""
-    alpha: Annotated[float, Field(gt=0)] = 1.0
-    """Mixup and CutMix: the share of an image is drawn from Beta(alpha, alpha)"""
-    side: Annotated[float, Field(gt=0, le=1)] = 0.5
-    """Cutout: side of the square as a share of the image's"""
     probability: Share = 1.0
     """share of the images that are augmented"""
+
+
+class Mixup(AugmentOptions):
+    """Mixup (Zhang et al., ICLR 2018)."""
+
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    """the share of an image is drawn from Beta(alpha, alpha)"""
+
+
+class Cutmix(AugmentOptions):
+    """CutMix (Yun et al., ICCV 2019)."""
+
+    augmentation: AugmentationName = "cutmix"
+    """augmentation"""
+    alpha: Annotated[float, Field(gt=0)] = 1.0
+    """the share of an image that stays is drawn from Beta(alpha, alpha)"""
+
+
+class Cutout(AugmentOptions):
+    """Cutout (DeVries and Taylor 2017)."""
+
+    augmentation: AugmentationName = "cutout"
+    """augmentation"""
+    side: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """side of the square as a share of the image's"""

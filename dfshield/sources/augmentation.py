@@ -1,7 +1,7 @@
-"""Training sets derived from a surrogate set by Mixup, Cutout or CutMix, in the same format.
+"""Training sets derived from another by Mixup, Cutout or CutMix, in the same format.
 
-Each augmentation takes all images (N,C,H,W) in [0,1], a random generator and options, and returns the new images and,
-for each, the index of the image whose label it carries: the one that it has most of. L_DFShield asks the teacher
+Each augmentation takes all images (N,C,H,W) in [0,1], a random generator and its options. It returns the new images
+and, for each, the index of the image whose label it carries: the one that it has most of. L_DFShield asks the teacher
 itself what it sees in an image, so no label has to be mixed.
 """
 
@@ -13,20 +13,18 @@ from torch import Tensor
 
 from dfshield import registry
 from dfshield.core.datafree import forbid_real_data
-from dfshield.core.hashing import canonical_json
 from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.options import AugmentOptions
-from dfshield.sources.trainset import read, write_whole
-
-NOT_IN_HASH = {"device", "threads", "seed"}
+from dfshield.options.sources import Cutmix, Cutout, Mixup
+from dfshield.sources.trainset import read, trainset_header, write_whole
 
 
 def run(base: Path, out: Path, options: AugmentOptions, source: str = "mixup", code: str = "") -> None:
-    """Write the set that `options.augmentation` makes of the merged surrogate set `base` to `out`.
+    """Write the set that `options.augmentation` makes of the merged training set `base` to `out`.
 
     It has as many images, of the same number type; teacher and `real_data` are inherited. Raises InputError for a
-    file that is no whole surrogate set.
+    file that is no whole training set.
     """
     forbid_real_data("augment")
     torch.set_num_threads(options.threads)
@@ -41,21 +39,19 @@ def run(base: Path, out: Path, options: AugmentOptions, source: str = "mixup", c
     stored = made.permute(0, 2, 3, 1).contiguous().numpy()
     if own["options"].get("storage") == "uint8":
         stored = np.round(stored * 255).astype(np.uint8)
-    described = options.model_dump(exclude=NOT_IN_HASH) | {
+    described = options.described() | {
         "base": own["source"],
         "base_sha256": own["content_sha256"],
         "base_options": own["options"],
     }
-    attributes = {key: own[key] for key in ("teacher_sha256", "dataset", "model", "real_data", "classes")} | {
-        "source": source,
-        "options": canonical_json(described),
-        "seed": options.seed,
-    }
-    content = write_whole(out, attributes, stored, given.labels[carried.numpy()], code)
+    header = trainset_header(
+        given, source=source, real_data=own["real_data"], options=described, seed=options.seed, code=code
+    )
+    content = write_whole(out, header, stored, given.labels[carried.numpy()])
     log(f"{out}: {len(stored)} images by {options.augmentation} of {base}, content {content[:16]}")
 
 
-def mixup(images: Tensor, random: torch.Generator, options: AugmentOptions) -> tuple[Tensor, Tensor]:
+def mixup(images: Tensor, random: torch.Generator, options: Mixup) -> tuple[Tensor, Tensor]:
     """λ·x + (1-λ)·x' with λ ~ Beta(α, α) for each image and x' of a random permutation (Zhang et al., ICLR 2018)."""
     partner = torch.randperm(len(images), generator=random)
     share = _beta(len(images), random, options.alpha)
@@ -64,7 +60,7 @@ def mixup(images: Tensor, random: torch.Generator, options: AugmentOptions) -> t
     return mixed.clamp(0, 1), torch.where(share >= 0.5, torch.arange(len(images)), partner)
 
 
-def cutout(images: Tensor, random: torch.Generator, options: AugmentOptions) -> tuple[Tensor, Tensor]:
+def cutout(images: Tensor, random: torch.Generator, options: Cutout) -> tuple[Tensor, Tensor]:
     """A black square around a random pixel, cut off at the border (DeVries and Taylor 2017)."""
     height, width = images.shape[2:]
     sides = torch.full((len(images),), options.side)
@@ -72,7 +68,7 @@ def cutout(images: Tensor, random: torch.Generator, options: AugmentOptions) -> 
     return images.masked_fill(mask, 0), torch.arange(len(images))
 
 
-def cutmix(images: Tensor, random: torch.Generator, options: AugmentOptions) -> tuple[Tensor, Tensor]:
+def cutmix(images: Tensor, random: torch.Generator, options: Cutmix) -> tuple[Tensor, Tensor]:
     """A box of another image in the same place; its area is 1-λ of the image, λ ~ Beta(α, α) (Yun et al., ICCV 2019).
 
     The box lies around a random pixel and is cut off at the border, so that it may come out smaller.

@@ -6,15 +6,15 @@ tensor of shape (3,) in that order.
 
 import torch
 
-from dfshield.options import SynthesizeOptions
+from dfshield.options.sources import Inversion
 
 
-def fixed(base: torch.Tensor, generator: torch.Generator, options: SynthesizeOptions) -> torch.Tensor:
+def fixed(base: torch.Tensor, generator: torch.Generator, options: Inversion) -> torch.Tensor:
     """The base weights themselves (Eq 6)."""
     return base.clone()
 
 
-def dss(base: torch.Tensor, generator: torch.Generator, options: SynthesizeOptions) -> torch.Tensor:
+def dss(base: torch.Tensor, generator: torch.Generator, options: Inversion) -> torch.Tensor:
     """Diversified sample synthesis: base times (U(0,1) + shift), once per batch (Eq 8).
 
     With ``randomise="class-feature"`` the prior keeps its base weight, as in the released code.
@@ -25,7 +25,7 @@ def dss(base: torch.Tensor, generator: torch.Generator, options: SynthesizeOptio
     return base * draws
 
 
-def linear(base: torch.Tensor, generator: torch.Generator, options: SynthesizeOptions) -> torch.Tensor:
+def linear(base: torch.Tensor, generator: torch.Generator, options: Inversion) -> torch.Tensor:
     """Class weight u + shift and feature weight 1 + shift - (class weight), prior unchanged (released code)."""
     drawn = torch.rand((), generator=generator, dtype=torch.float64) + options.shift
     return base * torch.stack([drawn, 1 + options.shift - drawn, torch.ones((), dtype=torch.float64)])

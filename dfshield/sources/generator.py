@@ -1,4 +1,4 @@
-"""Synthetic data drawn from a generator that is trained against the teacher alone.
+"""Synthetic sets drawn from a generator that is trained against the teacher alone.
 
 Qimera and RDSKD are published with a student that learns beside or after the generator. Here they are sources of
 training data: the generator is trained as published, without its student, and the set is drawn from it at the end.
@@ -7,7 +7,7 @@ training data: the generator is trained as published, without its student, and t
 import math
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,22 +16,19 @@ from torch import Tensor, nn
 from dfshield import registry
 from dfshield.core.datafree import forbid_real_data
 from dfshield.core.device import select_device
+from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import InputError
-from dfshield.core.files import atomic, read_resume_state
-from dfshield.core.hashing import canonical_json, digest
-from dfshield.core.progress import log, progress
+from dfshield.core.hashing import digest
+from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.penultimate import Penultimate
 from dfshield.options import GenerateOptions
-from dfshield.sources.trainset import write_whole
+from dfshield.sources.trainset import trainset_header, write_whole
 
 if TYPE_CHECKING:
     from dfshield.models.generators import Generator, Shape
-
-
-NOT_IN_HASH = {"device", "threads", "seed"}
 
 
 def run(
@@ -45,57 +42,56 @@ def run(
 ) -> None:
     """Train the generator of `options.method` against a teacher checkpoint and write the set drawn from it to `out`.
 
-    With `state`, the same call after a crash goes on at the last finished pass, to the identical file. Raises
+    With `state`, the same call after a crash resumes after the last whole epoch, to the identical file. Raises
     InputError if the loss is not finite.
     """
     forbid_real_data("generate")
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
-    described = options.model_dump(mode="json", exclude=NOT_IN_HASH) | {"device": device.type}
+    described = options.described(device)
     kept = None
     if state is not None:
         kept = state / f"generation-{digest(card.tensors_sha256, source, described, options.seed, code)[:16]}"
     method = registry.GENERATED[options.method].load()(model, card.input_shape, card.classes, options)
     method.fit(kept / "epoch.pt" if kept else None)
     images, labels = method.draw_set()
-    attributes = {
-        "teacher_sha256": card.tensors_sha256,
-        "dataset": card.dataset,
-        "model": card.model,
-        "source": source,
-        "real_data": registry.SOURCES["synthetic"].real_data,
-        "options": canonical_json(described),
-        "seed": options.seed,
-        "classes": card.classes,
-    }
-    content = write_whole(out, attributes, images, labels, code)
+    header = trainset_header(
+        card,
+        source=source,
+        real_data=registry.SOURCES["synthetic"].real_data,
+        options=described,
+        seed=options.seed,
+        code=code,
+    )
+    content = write_whole(out, header, images, labels)
     if kept:
         shutil.rmtree(kept, ignore_errors=True)
     log(f"{out}: {len(labels)} images by {options.method}, content {content[:16]}")
 
 
-class Method:
-    """Base: trains a generator against a frozen teacher; all randomness is keyed by seed, pass and mini-batch.
+class GeneratorSource(EpochLoop):
+    """Base: trains a generator against a frozen teacher; all randomness is keyed by seed, epoch and mini-batch.
 
     `memory` is what a method keeps between mini-batches, in plain numbers.
     """
 
     def __init__(self, teacher: Classifier, shape: "Shape", classes: int, options: GenerateOptions) -> None:
+        super().__init__(f"generate {options.method}", options.epochs, options.iterations, teacher.mean.device)
         self.teacher = teacher.eval().requires_grad_(False)
         self.shape, self.classes, self.options = shape, classes, options
-        self.device = teacher.mean.device
         self.last = last_layer(teacher, shape)
         self.memory: dict[str, float] = {}
         with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
             torch.manual_seed(generator("generator", options.seed).initial_seed())
             self.generator = self.build().to(self.device)
+        self.adam = torch.optim.Adam(self.generator.parameters(), options.lr, (options.adam_beta1, 0.999))
 
     def build(self) -> "Generator":
         """The generator before training."""
         raise NotImplementedError
 
     def loss(self, random: torch.Generator, index: int) -> Tensor:
-        """What the generator minimises on mini-batch `index` of a pass, a scalar."""
+        """What the generator minimises on mini-batch `index` of an epoch, a scalar."""
         raise NotImplementedError
 
     def draw(self, random: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -109,45 +105,38 @@ class Method:
         mean, std = (values.flatten().tolist() for values in (self.teacher.mean, self.teacher.std))
         return GdfqGenerator(latent, self.shape, mean, std, embedding, self.options.width)
 
-    def fit(self, checkpoint: Path | None) -> None:
-        """All passes, from `checkpoint` on if it is there."""
+    def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
+        """One epoch; a loss that is not finite raises InputError, since half a generator is of no use."""
         options = self.options
-        adam = torch.optim.Adam(self.generator.parameters(), options.lr, (options.adam_beta1, 0.999))
-        done = self._restore(checkpoint, adam)
+        falls = sum(epoch >= share * options.epochs for share in options.milestones)
+        for group in self.adam.param_groups:
+            group["lr"] = options.lr * 0.1**falls
         self.generator.train()
-        with progress(options.epochs * options.iterations, f"generate {options.method}", "step") as bar:
-            bar.update(done * options.iterations)
-            for epoch in range(done, options.epochs):
-                falls = sum(epoch >= share * options.epochs for share in options.milestones)
-                for group in adam.param_groups:
-                    group["lr"] = options.lr * 0.1**falls
-                for index in range(options.iterations):
-                    loss = self.loss(generator("generation", options.seed, epoch, index), index)
-                    value = float(loss.detach())
-                    if not math.isfinite(value):
-                        raise InputError(
-                            f"{options.method} diverged: the loss is {value} in pass {epoch + 1}; use a smaller lr"
-                        )
-                    adam.zero_grad()
-                    loss.backward()
-                    adam.step()
-                    bar.set_postfix({"loss": f"{value:.4g}"}, refresh=False)
-                    bar.update()
-                if checkpoint:
-                    saved = {"done": epoch + 1, "generator": self.generator.state_dict(), "adam": adam.state_dict()}
-                    with atomic(checkpoint) as temporary:
-                        torch.save(saved | {"memory": self.memory}, temporary)
+        value = math.nan
+        for index in range(options.iterations):
+            loss = self.loss(generator("generation", options.seed, epoch, index), index)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise InputError(
+                    f"{options.method} diverged: the loss is {value} in epoch {epoch + 1}; use a smaller lr"
+                )
+            self.adam.zero_grad()
+            loss.backward()
+            self.adam.step()
+            if bar is not None:
+                bar.set_postfix({"loss": f"{value:.4g}"}, refresh=False)
+                bar.update()
+        return {"epoch": epoch + 1, "loss": value}
 
-    def _restore(self, path: Path | None, adam: torch.optim.Optimizer) -> int:
-        """Passes that a stopped run has left in `path`."""
-        saved = read_resume_state(path, self.device)
-        if saved is None:
-            return 0
-        self.generator.load_state_dict(saved["generator"])
-        adam.load_state_dict(saved["adam"])
-        self.memory = saved["memory"]
-        log(f"resuming after pass {saved['done']} of {self.options.epochs}")
-        return int(saved["done"])
+    def state(self) -> dict[str, Any]:
+        """Generator, optimiser and memory."""
+        return {"generator": self.generator.state_dict(), "adam": self.adam.state_dict(), "memory": self.memory}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.generator.load_state_dict(state["generator"])
+        self.adam.load_state_dict(state["adam"])
+        self.memory = state["memory"]
 
     def draw_set(self) -> tuple[np.ndarray, np.ndarray]:
         """The whole set: images (N,H,W,C) float32 in [0,1] and labels (N,)."""

@@ -16,7 +16,7 @@ from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.models.classifier import Classifier
 from dfshield.models.penultimate import Penultimate
-from dfshield.options import SynthesizeOptions
+from dfshield.options.sources import Intraq as IntraqOptions
 from dfshield.sources.inversion import Synthesizer, noise
 from dfshield.sources.objective import statistics_loss
 
@@ -29,9 +29,10 @@ class IntraQ(Synthesizer):
     """Makes groups of batches, one batch after another; the objective is the plain sum of its terms."""
 
     terms = ("mean", "variance", "label", "margin")
+    options: IntraqOptions
 
     def __init__(
-        self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: SynthesizeOptions
+        self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: IntraqOptions
     ) -> None:
         super().__init__(model, input_shape, classes, options)
         if options.group == 1 < options.groups:
@@ -47,7 +48,7 @@ class IntraQ(Synthesizer):
         memory = ClassMeans(self.classes)
         images, final = [], []
         for own in labels.split(options.batch):
-            targets = soft_targets(len(own), options.intraq_label, random).to(self.device)
+            targets = soft_targets(len(own), options.label_floor, random).to(self.device)
             start = noise((len(own), *self.shape), options.start, random)
             made, terms = self._batch(start, own.to(self.device), targets, memory, random, bar, 1 / k)
             images.append(made)
@@ -69,20 +70,20 @@ class IntraQ(Synthesizer):
         watched = Penultimate(self.model.net)
         z = start.to(self.device).requires_grad_()
         adam = torch.optim.Adam([z], lr=options.lr)
-        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, patience=options.intraq_patience, min_lr=LEAST_LR)
+        schedule = torch.optim.lr_scheduler.ReduceLROnPlateau(adam, patience=options.patience, min_lr=LEAST_LR)
         earlier = memory.of(labels)
 
         def terms(x: torch.Tensor) -> torch.Tensor:
             with torch.autocast(self.device.type, torch.bfloat16, enabled=options.precision == "bf16"):
                 logits = self.model.net(x)
-            margin = margin_loss(watched.features.float(), *earlier, options.intraq_near, options.intraq_far)
+            margin = margin_loss(watched.features.float(), *earlier, options.near, options.far)
             return torch.stack([*statistics_loss(self.statistics), label_loss(logits, labels, targets), margin])
 
         try:
             for _ in range(options.iterations):
                 seen = z
                 if torch.rand((), generator=random) < 0.5:
-                    seen = crop_and_flip(z, options.intraq_crop, random)
+                    seen = crop_and_flip(z, options.crop, random)
                 values = terms(seen)
                 (z.grad,) = torch.autograd.grad(values.sum(), z)
                 adam.step()

@@ -1,4 +1,4 @@
-"""Synthesis of surrogate data by optimising pixels against the teacher (Eq 3-6 and 8, Algorithm 1 lines 4-10)."""
+"""Synthesis of a training set by optimising pixels against the teacher (Eq 3-6 and 8, Algorithm 1 lines 4-10)."""
 
 import shutil
 import zipfile
@@ -10,23 +10,21 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-import dfshield
 from dfshield import registry
 from dfshield.core.datafree import forbid_real_data
 from dfshield.core.device import compiled, resolve_precision, select_device
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
-from dfshield.core.hashing import canonical_json, digest
+from dfshield.core.hashing import digest
 from dfshield.core.progress import log, progress
 from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.options import SynthesizeOptions
+from dfshield.options.sources import Inversion
 from dfshield.sources.objective import TERMS, BatchStatistics, class_loss, total_variation
-from dfshield.sources.trainset import Writer
-
-NOT_IN_HASH = {"device", "threads", "seed"}
+from dfshield.sources.trainset import Writer, trainset_header
 
 
 def run(
@@ -40,7 +38,7 @@ def run(
     state: Path | None = None,
     code: str = "",
 ) -> None:
-    """Write shard `shard` of `shards` of the surrogate set of a teacher checkpoint to `out`.
+    """Write shard `shard` of `shards` of the synthetic set of a teacher checkpoint to `out`.
 
     A group of batches depends on the seed and its own index alone, so any number of shards gives the same set.
     Finished groups are kept in `state` until the shard is written: the same call after a crash goes on there.
@@ -55,25 +53,20 @@ def run(
             f"use 0 <= shard < shards <= {options.groups}"
         )
     first, last = options.groups * shard // shards, options.groups * (shard + 1) // shards - 1
-    described = {k: v for k, v in options.model_dump().items() if k not in NOT_IN_HASH} | {"device": device.type}
-    attributes = {
-        "teacher_sha256": card.tensors_sha256,
-        "dataset": card.dataset,
-        "model": card.model,
-        "source": source,
-        "real_data": registry.SOURCES["synthetic"].real_data,
-        "options": canonical_json(described),
-        "seed": options.seed,
-        "classes": card.classes,
-        "groups": options.groups,
-        "first_group": first,
-        "last_group": last,
-        "package_version": dfshield.__version__,
-        "code": code,
-    }
+    header = trainset_header(
+        card,
+        source=source,
+        real_data=registry.SOURCES["synthetic"].real_data,
+        options=options.described(device),
+        seed=options.seed,
+        code=code,
+        groups=options.groups,
+        first_group=first,
+        last_group=last,
+    )
     kept = None
     if state is not None:
-        kept = state / f"synthesis-{digest(attributes, shard, shards)[:16]}"
+        kept = state / f"synthesis-{digest(header, shard, shards)[:16]}"
     synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
         groups: list[dict[str, Any]] = []
@@ -90,7 +83,7 @@ def run(
                     np.savez(temporary, **groups[-1])
     with atomic(out) as temporary:
         terms = synthesizer.terms
-        writer = Writer(temporary, attributes, terms)
+        writer = Writer(temporary, header, terms)
         for group in groups:
             writer.append(
                 group["images"],
@@ -129,9 +122,13 @@ def noise(shape: tuple[int, int, int, int], start: str, random: torch.Generator)
 
 
 class Synthesizer:
-    """Makes groups of synthesis batches out of one teacher, which it freezes and watches from then on."""
+    """Base: makes groups of synthesis batches out of one teacher, which it freezes and watches from then on.
 
-    terms: tuple[str, ...] = TERMS
+    A subclass writes `group` and names its loss terms. A group depends on the seed and its own index alone.
+    """
+
+    terms: tuple[str, ...] = ()
+    """Loss terms whose weights and final values are recorded for every batch."""
 
     def __init__(
         self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: SynthesizeOptions
@@ -140,21 +137,10 @@ class Synthesizer:
         self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.device = model.mean.device
         self.statistics = BatchStatistics(self.model.net)
-        self.objective = compiled(self._terms) if options.compile else self._terms
-        self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
 
     def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
         """The group's arrays: images, labels, batch, coefficients_{term} and final_loss_{term} (one per batch)."""
-        options = self.options
-        first = index * options.group
-        k = min(options.group, options.images // options.batch - first)
-        random = generator("synthesis", options.seed, index)
-        sampler = registry.COEFFICIENTS[options.coefficients].load()
-        alphas = torch.stack([sampler(self.base, random, options) for _ in range(k)])
-        labels = self.labels(first, k, random)
-        start = noise((k * options.batch, *self.shape), options.start, random)
-        images, final = self._optimise(start, labels.to(self.device), alphas, random, bar)
-        return self.arrays(images, labels, first, alphas, final)
+        raise NotImplementedError
 
     def labels(self, first: int, k: int, random: torch.Generator) -> torch.Tensor:
         """Labels (k·batch,) of `k` batches, the first of which has number `first`."""
@@ -177,6 +163,31 @@ class Synthesizer:
             result[f"coefficients_{term}"] = alphas[:, position].numpy()
             result[f"final_loss_{term}"] = final[:, position].double().numpy()
         return result
+
+
+class ModelInversion(Synthesizer):
+    """The objective of Eq 3-6, minimised for all batches of a group at once; each batch draws its own coefficients."""
+
+    terms = TERMS
+    options: Inversion
+
+    def __init__(self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: Inversion) -> None:
+        super().__init__(model, input_shape, classes, options)
+        self.objective = compiled(self._terms) if options.compile else self._terms
+        self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
+
+    def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
+        """The group's arrays, as `Synthesizer.group` has them."""
+        options = self.options
+        first = index * options.group
+        k = min(options.group, options.images // options.batch - first)
+        random = generator("synthesis", options.seed, index)
+        sampler = registry.COEFFICIENTS[options.coefficients].load()
+        alphas = torch.stack([sampler(self.base, random, options) for _ in range(k)])
+        labels = self.labels(first, k, random)
+        start = noise((k * options.batch, *self.shape), options.start, random)
+        images, final = self._optimise(start, labels.to(self.device), alphas, random, bar)
+        return self.arrays(images, labels, first, alphas, final)
 
     def _optimise(
         self, start: torch.Tensor, labels: torch.Tensor, alphas: torch.Tensor, random: torch.Generator, bar: Any

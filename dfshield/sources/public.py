@@ -1,4 +1,4 @@
-"""Another real data set's images in the format of surrogate data: the rows "Public" of the tables.
+"""Another real data set's images in the format of a training set: the rows "Public" of the tables.
 
 They are brought to the size and the channels that the teacher takes; their labels are the teacher's classes, for their
 own mean something else. What is trained on them is marked ``real_data: public``.
@@ -11,17 +11,15 @@ import torch
 from dfshield import registry
 from dfshield.core.device import select_device
 from dfshield.core.errors import InputError
-from dfshield.core.hashing import canonical_json
 from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.data import sets
 from dfshield.data.resizing import resize_to
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.options import PublicOptions
-from dfshield.sources.trainset import write_whole
+from dfshield.sources.trainset import trainset_header, write_whole
 
 BATCH = 500
-NOT_IN_HASH = {"device", "threads"}
 
 
 def run(
@@ -48,17 +46,14 @@ def run(
     x = resize_to(images.x[chosen], card.input_shape)
     with torch.no_grad():
         labels = torch.cat([model(part.to(device)).argmax(1).cpu() for part in x.split(BATCH)])
-    described = options.model_dump(mode="json", exclude=NOT_IN_HASH) | {"device": device.type}
-    attributes = {
-        "teacher_sha256": card.tensors_sha256,
-        "dataset": card.dataset,
-        "model": card.model,
-        "source": source,
-        "real_data": registry.SOURCES["public"].real_data,
-        "options": canonical_json(described | {"data_sha256": images.sha256()}),
-        "seed": options.seed,
-        "classes": card.classes,
-    }
-    content = write_whole(out, attributes, x.permute(0, 2, 3, 1).numpy(), labels.numpy(), code)
+    header = trainset_header(
+        card,
+        source=source,
+        real_data=registry.SOURCES["public"].real_data,
+        options=options.described(device) | {"data_sha256": images.sha256()},
+        seed=options.seed,
+        code=code,
+    )
+    content = write_whole(out, header, x.permute(0, 2, 3, 1).numpy(), labels.numpy())
     log(f"{out}: {len(x)} images of {options.dataset}, content {content[:16]}")
     return content

@@ -6,11 +6,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfshield.options.sources import Qimera as QimeraOptions
+from dfshield.sources.generator import GeneratorSource
 from dfshield.sources.objective import BatchStatistics, statistics_loss
 
 if TYPE_CHECKING:
     from dfshield.models.generators import Generator
-from dfshield.sources.generator import Method
 
 
 class Superposition(nn.Module):
@@ -38,12 +39,14 @@ def soft_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     return -(targets * F.log_softmax(logits, 1)).sum(1).mean()
 
 
-class Qimera(Method):
+class Qimera(GeneratorSource):
     """GDFQ's generator with superposed class vectors, for images near the teacher's boundaries between classes.
 
     It minimises the cross entropy of the teacher's answer with the superposed labels, and the distance of the batch
     statistics from the teacher's.
     """
+
+    options: QimeraOptions
 
     def build(self) -> "Generator":
         table = self.last.weight.detach().clone()

@@ -6,9 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfshield.options.sources import Rdskd as RdskdOptions
+from dfshield.sources.generator import GeneratorSource
+
 if TYPE_CHECKING:
     from dfshield.models.generators import Generator
-from dfshield.sources.generator import Method
 
 
 class Unconditional(nn.Module):
@@ -36,11 +38,13 @@ def similarity_loss(images: Tensor, logits: Tensor) -> Tensor:
     return p / x.clamp(min=1e-12)
 
 
-class Rdskd(Method):
-    """An unconditional generator: answers of the teacher that are sure, of all classes, and images that differ.
+class Rdskd(GeneratorSource):
+    """Unconditional generator trained for confident teacher predictions, balanced classes and diverse images.
 
-    The first two terms count relative to their values near the start of the pass before: exp(L - earlier L).
+    The first two terms count relative to their values near the start of the epoch before: exp(L - earlier L).
     """
+
+    options: RdskdOptions
 
     def build(self) -> "Generator":
         self.memory |= {"confidence": 0.0, "balance": 0.0}
@@ -57,7 +61,7 @@ class Rdskd(Method):
         logits = self.teacher(images)
         confidence, balance = confidence_loss(logits), balance_loss(logits)
         relative = torch.exp(confidence - self.memory["confidence"]) + torch.exp(balance - self.memory["balance"])
-        if index == 1:  # as released: the second mini-batch of each pass
+        if index == 1:  # as released: the second mini-batch of each epoch
             self.memory |= {"confidence": float(confidence.detach()), "balance": float(balance.detach())}
         return relative + similarity_loss((images - self.teacher.mean) / self.teacher.std, logits)
 

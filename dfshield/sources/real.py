@@ -1,4 +1,4 @@
-"""The real training set in the format of surrogate data: the upper bound "Original" of the tables.
+"""The real training set in the format of a synthetic one: the upper bound "Original" of the tables.
 
 What is trained on it is marked ``real_data: train``, whatever the file is called.
 """
@@ -7,11 +7,10 @@ from pathlib import Path
 
 from dfshield import registry
 from dfshield.core.errors import InputError
-from dfshield.core.hashing import canonical_json
 from dfshield.core.progress import log
 from dfshield.data import sets
 from dfshield.models.checkpoints import read_card
-from dfshield.sources.trainset import write_whole
+from dfshield.sources.trainset import trainset_header, write_whole
 
 
 def export(dataset: str, data_dir: Path | None, out: Path, teacher: Path, source: str = "real", code: str = "") -> str:
@@ -27,16 +26,14 @@ def export(dataset: str, data_dir: Path | None, out: Path, teacher: Path, source
             f"{teacher}: takes {list(card.input_shape)} and has {card.classes} classes, {dataset} has "
             f"{list(images.x.shape[1:])} and {registry.DATASETS[dataset].classes}; give a teacher of {dataset}"
         )
-    attributes = {
-        "teacher_sha256": card.tensors_sha256,
-        "dataset": dataset,
-        "model": card.model,
-        "source": source,
-        "real_data": registry.SOURCES["real"].real_data,
-        "options": canonical_json({"split": "train", "data_sha256": images.sha256()}),
-        "seed": 0,
-        "classes": card.classes,
-    }
-    content = write_whole(out, attributes, images.x.permute(0, 2, 3, 1).numpy(), images.y.numpy(), code)
+    header = trainset_header(
+        card,
+        source=source,
+        real_data=registry.SOURCES["real"].real_data,
+        options={"split": "train", "data_sha256": images.sha256()},
+        seed=0,
+        code=code,
+    ) | {"dataset": dataset}
+    content = write_whole(out, header, images.x.permute(0, 2, 3, 1).numpy(), images.y.numpy())
     log(f"{out}: {len(images)} real training images of {dataset}, content {content[:16]}")
     return content

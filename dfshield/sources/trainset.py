@@ -1,4 +1,4 @@
-"""The HDF5 contract of surrogate data: write, read, verify, merge.
+"""The file of a training set: write, read, verify, merge.
 
 One file holds `images` (N,H,W,C) float32 in [0,1] or uint8, `labels` (N,) int64, `batch` (N,) int64 (index of the
 synthesis batch), and per batch `coefficients/{term}` and `final_loss/{term}` (float64). Attributes say how it was
@@ -10,8 +10,7 @@ number of shards.
 import contextlib
 import hashlib
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -20,8 +19,9 @@ import h5py
 import numpy as np
 
 import dfshield
+from dfshield.core import hdf5
 from dfshield.core.errors import InputError
-from dfshield.core.files import atomic, existing_file
+from dfshield.core.files import atomic
 from dfshield.core.hashing import canonical_json
 from dfshield.core.progress import progress
 from dfshield.models.card import Card
@@ -29,31 +29,74 @@ from dfshield.registry import RealData
 
 FORMAT = "dfshield-surrogate"
 VERSION = 1
-PLACEMENT = ("first_group", "last_group", "content_sha256", "complete")
-"""Attributes outside of the content hash: which part of the set this file is."""
+PLACEMENT = ("first_group", "last_group")
+"""Attributes that say which part of the set a file is. The content hash leaves them out."""
 HEADER: dict[str, type] = {
     **dict.fromkeys(("teacher_sha256", "dataset", "model", "source", "real_data", "options"), str),
     **dict.fromkeys(("seed", "classes", "groups", "first_group", "last_group"), int),
 }
-MAX_RATIO = 1100
-"""Deflate cannot shrink more than 1032-fold: a file that claims to hold more is refused before memory is asked for."""
+ORIGIN = ("teacher_sha256", "dataset", "model", "classes")
+"""Attributes that say which teacher a set belongs to."""
 ROWS = ("images", "labels", "batch")
 CHUNK_BYTES = 2**20
-SPARE_BYTES = 2**24
-"""Space on the disk for what HDF5 has yet to write of earlier values."""
+CONTRACT = hdf5.Contract(
+    format=FORMAT,
+    version=VERSION,
+    version_attribute="version",
+    version_name="format version",
+    name="a surrogate file",
+    holds="surrogate data",
+    made_by="make it with `dfshield synthesize` or `dfshield merge`",
+    remedy="make it again",
+    datasets=dict.fromkeys(ROWS),
+)
 
 
 @dataclass(frozen=True)
 class TrainSet:
-    """A surrogate set in memory: `images` (N,H,W,C) float32 in [0,1], `labels` (N,) int64, and its attributes."""
+    """A training set in memory: `images` (N,H,W,C) float32 in [0,1], `labels` (N,) int64, and its attributes."""
 
     images: np.ndarray
     labels: np.ndarray
     attributes: dict[str, Any]
 
 
+def trainset_header(
+    teacher: Card | TrainSet,
+    *,
+    source: str,
+    real_data: str,
+    options: Mapping[str, Any],
+    seed: int,
+    code: str = "",
+    groups: int = 1,
+    first_group: int = 0,
+    last_group: int | None = None,
+) -> dict[str, Any]:
+    """The attributes of a training set's file: what every kind of set says of itself.
+
+    `teacher` is the card of the teacher that the images are for, or another set of that teacher; `options` describe
+    how the images were made; the file holds groups `first_group` to `last_group` (all, if None) of `groups`.
+    """
+    if isinstance(teacher, Card):
+        origin = (teacher.tensors_sha256, teacher.dataset, teacher.model, teacher.classes)
+    else:
+        origin = tuple(teacher.attributes[key] for key in ORIGIN)
+    return dict(zip(ORIGIN, origin, strict=True)) | {
+        "source": source,
+        "real_data": real_data,
+        "options": canonical_json(options),
+        "seed": seed,
+        "groups": groups,
+        "first_group": first_group,
+        "last_group": groups - 1 if last_group is None else last_group,
+        "package_version": dfshield.__version__,
+        "code": code,
+    }
+
+
 class Writer:
-    """Appends batches to one surrogate file; `finish` hashes and completes it. Use within `runtime.atomic`."""
+    """Appends batches to the file of a training set; `finish` hashes and completes it. Use within `files.atomic`."""
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], terms: Sequence[str]) -> None:
         self.folder = path.parent
@@ -79,11 +122,7 @@ class Writer:
             self._extend(f"final_loss/{term}", np.asarray(final_loss[term], dtype=np.float64))
 
     def _extend(self, name: str, values: np.ndarray) -> None:
-        # asked before, because the HDF5 library ends the whole process, without a word, if it meets a full disk
-        if shutil.disk_usage(self.folder).free < values.nbytes + SPARE_BYTES:
-            raise InputError(
-                f"{self.folder}: its disk is full, no surrogate data can be written; free space and repeat"
-            )
+        hdf5.require_space(self.folder, values.nbytes, CONTRACT.holds)
         if name not in self.file:
             row = max(1, values[:1].nbytes)
             rows = max(1, min(CHUNK_BYTES // row, 4096))
@@ -107,37 +146,35 @@ class Writer:
         dataset[start:] = values
         self.hashes[name].update(np.ascontiguousarray(values).data)
 
+    def copied(self, name: str, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Append `parts` to one data set on the way through."""
+        for values in parts:
+            self._extend(name, values)
+            yield values
+
     def finish(self) -> str:
         """Write the attributes and close the file; returns the content SHA-256."""
         for key, value in self.attributes.items():
             self.file.attrs[key] = value
         content = _content_hash(self.file, {name: h.hexdigest() for name, h in self.hashes.items()})
-        self.file.attrs["content_sha256"] = content
-        self.file.attrs["complete"] = True
+        hdf5.seal(self.file, content)
         self.file.close()
         return content
 
 
-def write_whole(out: Path, attributes: Mapping[str, Any], images: np.ndarray, labels: np.ndarray, code: str) -> str:
-    """Write a set that was not synthesised in groups to `out`; returns its content SHA-256.
+def write_whole(out: Path, header: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> str:
+    """Write a set that is one group, images (N,H,W,C) and labels (N,), to `out`; returns its content SHA-256.
 
-    Images are (N,H,W,C), labels (N,); `attributes` are those that differ from one kind of data to another.
+    `header` is that of `trainset_header`.
     """
-    whole = {"groups": 1, "first_group": 0, "last_group": 0, "package_version": dfshield.__version__, "code": code}
     with atomic(out) as temporary:
-        writer = Writer(temporary, {**attributes, **whole}, terms=())
+        writer = Writer(temporary, header, terms=())
         writer.append(np.ascontiguousarray(images), labels, np.zeros(len(labels), dtype=np.int64), {}, {})
         return writer.finish()
 
 
 def _content_hash(file: h5py.File, hashes: Mapping[str, str]) -> str:
-    described = {name: [str(file[name].dtype), list(file[name].shape), hashes[name]] for name in sorted(hashes)}
-    attributes = {key: _plain(value) for key, value in file.attrs.items() if key not in PLACEMENT}
-    return hashlib.sha256(canonical_json([described, attributes]).encode()).hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return value.item() if isinstance(value, np.generic) else value
+    return hdf5.content_hash(file, hashes, file.attrs, outside=PLACEMENT)
 
 
 def _kind(dataset: h5py.Dataset) -> tuple[Any, ...]:
@@ -155,39 +192,19 @@ def _options(file: h5py.File) -> Any:
 
 @contextlib.contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Open a complete surrogate file for reading; raises InputError for anything else."""
-    existing_file(path, "surrogate data", "make it with `dfshield synthesize` or `dfshield merge`")
-    remedy = "make it again"
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            if file.attrs.get("format") != FORMAT:
-                raise InputError(f"{path}: not a surrogate file of dfshield (HDF5, but without format={FORMAT!r})")
-            if file.attrs["version"] != VERSION:
-                raise InputError(
-                    f"{path}: format version {file.attrs['version']}, this program reads {VERSION}; "
-                    "use the release of dfshield that wrote it"
-                )
-            if not file.attrs.get("complete", False):
-                raise InputError(f"{path}: incomplete (its writer was stopped); {remedy}")
-            for name in ROWS:
-                if not isinstance(file.get(name, getlink=True), h5py.HardLink) or not isinstance(
-                    file[name], h5py.Dataset
-                ):
-                    raise InputError(f"{path}: data set {name!r} is missing; {remedy}")
-            for key, kind in HEADER.items():
-                if not isinstance(_plain(file.attrs.get(key)), kind):
-                    raise InputError(f"{path}: attribute {key!r} is missing or no {kind.__name__}; {remedy}")
-            if file.attrs["real_data"] not in get_args(RealData) or not isinstance(_options(file), dict):
-                raise InputError(f"{path}: attribute 'real_data' or 'options' cannot be read; {remedy}")
-            shape = file["images"].shape
-            if len(shape) != 4 or 0 in shape or not file["labels"].shape == file["batch"].shape == shape[:1]:
-                raise InputError(f"{path}: images {shape} and labels do not fit together or are empty; {remedy}")
-            if file["images"].nbytes > MAX_RATIO * path.stat().st_size:
-                raise InputError(f"{path}: claims images of {file['images'].nbytes} bytes, more than it can hold")
-            yield file
-    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: truncated, damaged or not an HDF5 file ({reason}); {remedy}") from None
+    """Open the complete file of a training set for reading; raises InputError for anything else."""
+    remedy = CONTRACT.remedy
+    with hdf5.opened(path, CONTRACT) as file:
+        hdf5.check_datasets(path, file, dict.fromkeys(_names(file)), remedy)
+        for key, kind in HEADER.items():
+            if not isinstance(hdf5.plain(file.attrs.get(key)), kind):
+                raise InputError(f"{path}: attribute {key!r} is missing or no {kind.__name__}; {remedy}")
+        if file.attrs["real_data"] not in get_args(RealData) or not isinstance(_options(file), dict):
+            raise InputError(f"{path}: attribute 'real_data' or 'options' cannot be read; {remedy}")
+        shape = file["images"].shape
+        if len(shape) != 4 or 0 in shape or not file["labels"].shape == file["batch"].shape == shape[:1]:
+            raise InputError(f"{path}: images {shape} and labels do not fit together or are empty; {remedy}")
+        yield file
 
 
 def blocks(file: h5py.File, name: str) -> Iterator[np.ndarray]:
@@ -208,19 +225,20 @@ def _check_values(path: Path, name: str, values: np.ndarray, classes: int) -> No
 
 
 def verify(path: Path) -> str:
-    """Read every value of a surrogate file against its hash and ranges; returns the content SHA-256.
+    """Read every value of a training set against its hash and ranges; returns the content SHA-256.
 
     Memory does not grow with the number of images.
     """
     with opened(path) as file:
-        hashes = {}
-        for name in _names(file):
-            running = hashlib.sha256()
-            for values in blocks(file, name):
-                _check_values(path, name, values, int(file.attrs["classes"]))
-                running.update(values.data)
-            hashes[name] = running.hexdigest()
+        hashes = {name: hdf5.sha256(_checked(path, file, name)) for name in _names(file)}
         return _confirm(path, file, hashes)
+
+
+def _checked(path: Path, file: h5py.File, name: str) -> Iterator[np.ndarray]:
+    """The blocks of one data set, each within the range of its kind."""
+    for values in blocks(file, name):
+        _check_values(path, name, values, int(file.attrs["classes"]))
+        yield values
 
 
 def _confirm(path: Path, file: h5py.File, hashes: Mapping[str, str]) -> str:
@@ -235,13 +253,13 @@ def _confirm(path: Path, file: h5py.File, hashes: Mapping[str, str]) -> str:
 
 
 def header(path: Path) -> dict[str, Any]:
-    """The attributes of a surrogate file, `options` parsed."""
+    """The attributes of a training set's file, `options` parsed."""
     with opened(path) as file:
-        return {key: _plain(value) for key, value in file.attrs.items()} | {"options": _options(file)}
+        return hdf5.attributes(file) | {"options": _options(file)}
 
 
 def read(path: Path) -> TrainSet:
-    """Load a whole, verified surrogate set; a single shard of several is refused."""
+    """Load a whole, verified training set; a single shard of several is refused."""
     verify(path)
     attributes = header(path)
     if (attributes["first_group"], attributes["last_group"]) != (0, attributes["groups"] - 1):
@@ -265,17 +283,18 @@ def _difference(one: Any, other: Any) -> str:
 
 
 def merge(paths: Sequence[Path], out: Path) -> str:
-    """Merge the shards of one surrogate set into `out`; returns the content SHA-256.
+    """Merge the shards of one training set into `out`; returns the content SHA-256.
 
     The shards are streamed, in the order of their groups whatever the order given. Raises InputError, with `out`
     untouched, for a missing, repeated, incomplete or damaged shard and for shards of different sets.
     """
     if not paths:
         raise InputError("no shards given; list them as arguments")
+    placed = (*PLACEMENT, *hdf5.SEAL)
     headers = {path: header(path) for path in paths}
     first = headers[paths[0]]
     for path, attributes in headers.items():
-        for key in ("teacher_sha256", "seed", "options", *(k for k in first if k not in PLACEMENT)):
+        for key in ("teacher_sha256", "seed", "options", *(k for k in first if k not in placed)):
             if attributes.get(key) != first.get(key):
                 raise InputError(
                     f"{path}: {key} differs from {paths[0]} ({_difference(attributes.get(key), first.get(key))}); "
@@ -298,7 +317,7 @@ def merge(paths: Sequence[Path], out: Path) -> str:
             "give all shards"
         )
 
-    attributes = {k: v for k, v in first.items() if k not in PLACEMENT} | {"options": canonical_json(first["options"])}
+    attributes = {k: v for k, v in first.items() if k not in placed} | {"options": canonical_json(first["options"])}
     attributes |= {"first_group": 0, "last_group": first["groups"] - 1}
     with atomic(out) as temporary, progress(len(ordered), "merge", "shard") as bar:
         with opened(ordered[0]) as file:
@@ -308,30 +327,25 @@ def merge(paths: Sequence[Path], out: Path) -> str:
             with opened(path) as file:
                 hashes = {}
                 for name in _names(file):
-                    running = hashlib.sha256()
                     if name in writer.file and _kind(writer.file[name]) != _kind(file[name]):
                         raise InputError(f"{path}: {name} are of another type or size than in {ordered[0]}")
-                    for values in blocks(file, name):
-                        _check_values(path, name, values, int(file.attrs["classes"]))
-                        running.update(values.data)
-                        writer._extend(name, values)
-                    hashes[name] = running.hexdigest()
+                    hashes[name] = hdf5.sha256(writer.copied(name, _checked(path, file, name)))
                 _confirm(path, file, hashes)
             bar.update()
         return writer.finish()
 
 
-def check_fit(surrogate: TrainSet, card: Card, teacher: Path, data: Path) -> None:
-    """Refuse surrogate data that were not made for this teacher."""
-    _, height, width, channels = surrogate.images.shape
+def check_fit(trainset: TrainSet, card: Card, teacher: Path, data: Path) -> None:
+    """Refuse a training set that was not made for this teacher."""
+    _, height, width, channels = trainset.images.shape
     if (channels, height, width) != tuple(card.input_shape):
         raise InputError(
             f"{data}: images are {(channels, height, width)} but {teacher} takes {tuple(card.input_shape)}; "
             "synthesise from this teacher"
         )
-    if int(surrogate.attributes["classes"]) != card.classes:
-        raise InputError(f"{data}: {surrogate.attributes['classes']} classes but {teacher} has {card.classes}")
-    made_from = surrogate.attributes["teacher_sha256"]
+    if int(trainset.attributes["classes"]) != card.classes:
+        raise InputError(f"{data}: {trainset.attributes['classes']} classes but {teacher} has {card.classes}")
+    made_from = trainset.attributes["teacher_sha256"]
     if made_from and made_from != card.tensors_sha256:
         raise InputError(
             f"{data}: made from teacher {made_from[:16]}, but {teacher} is {card.tensors_sha256[:16]}; "

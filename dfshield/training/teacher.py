@@ -2,6 +2,7 @@
 
 import copy
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,10 +14,11 @@ from torch.nn import functional as F
 import dfshield
 from dfshield import registry
 from dfshield.core.device import select_device
+from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import InputError
 from dfshield.core.files import data_file
-from dfshield.core.hashing import sha256_file
-from dfshield.core.progress import log, progress
+from dfshield.core.hashing import digest, sha256_file
+from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.data import sets
 from dfshield.models.checkpoints import Card, save_checkpoint
@@ -27,7 +29,6 @@ from dfshield.models.weights import fit, load_state
 from dfshield.options import TeacherOptions
 from dfshield.training.augment import translate
 
-NOT_IN_PROVENANCE = {"device", "threads", "seed"}
 LARGEST_MEAN = 10.0
 """A normalisation mean beyond this is for pixels in 0..255, not in [0,1]."""
 
@@ -54,6 +55,7 @@ def run(
     classes: int | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
+    state: Path | None = None,
     code: str = "",
 ) -> str:
     """Write the teacher checkpoint `out` and return the SHA-256 of its tensors.
@@ -61,7 +63,8 @@ def run(
     With `weights` (absolute, or below `data_dir` or the current folder): those weights in the user's `factory` network
     or in the registered `model`. Without: the published weights where `model` has some for `dataset`, else training on
     the real training split. `input_shape`, `classes`, `mean` and `std` come from the data set if it is registered;
-    `data_dir` is what the configuration says (see `sets.data_dir`).
+    `data_dir` is what the configuration says (see `sets.data_dir`). With `state`, the same call after a crash resumes
+    training after the last whole epoch, to the identical file.
     """
     device = select_device(options.device, options.threads)
     folder = sets.data_dir(data_dir)
@@ -79,13 +82,18 @@ def run(
         found = None
     net = build_network(model, expected.input_shape, expected.classes, factory, arguments, options.seed)
     classifier = Classifier(net, expected.mean, expected.std)
+    kept = None
     if found:
         fit(net, load_state(found), str(found))
         provenance: dict[str, Any] = {"weights": found.name, "weights_sha256": sha256_file(found)}
     else:
-        provenance = Training(classifier.to(device), dataset, model, folder, options).fit()
-        provenance["options"] = options.model_dump(mode="json", exclude=NOT_IN_PROVENANCE) | {"device": device.type}
-        provenance["seed"] = options.seed
+        training = TeacherTraining(classifier.to(device), dataset, model, folder, options)
+        described = options.described(device)
+        if state is not None:
+            key = digest(dataset, model, training.train.sha256(), described, options.seed, code)
+            kept = state / f"teacher-{key[:16]}"
+        training.fit(kept / "epoch.pt" if kept else None)
+        provenance = training.record() | {"options": described, "seed": options.seed}
     card = Card(
         kind="teacher",
         dataset=dataset,
@@ -97,6 +105,8 @@ def run(
         **expected._asdict(),
     )
     sha = save_checkpoint(out, classifier, card)
+    if kept:
+        shutil.rmtree(kept, ignore_errors=True)
     log(f"{out}: teacher {model} for {dataset}, tensors {sha[:16]}")
     return sha
 
@@ -146,62 +156,80 @@ def _find(weights: Path, data_dir: Path) -> Path:
     raise InputError(f"no weights file at {places}; give the path of a .safetensors, .pt or .pth file")
 
 
-class Training:
+class TeacherTraining(EpochLoop):
     """Adam on the cross entropy; keeps the epoch with the best accuracy on the dev split (the later one of equals)."""
 
     def __init__(
         self, classifier: Classifier, dataset: str, model: str, data_dir: Path, options: TeacherOptions
     ) -> None:
-        self.classifier, self.options, self.label = classifier, options, f"teacher {dataset}/{model}"
+        super().__init__(f"teacher {dataset}/{model}", options.epochs, 1, classifier.mean.device, "epoch")
+        self.classifier, self.options = classifier, options
         self.train = sets.load(dataset, "train", data_dir)
         self.dev = sets.load(dataset, "dev", data_dir) if "dev" in sets.splits(dataset) else None
+        self.x, self.y = self.train.x.to(self.device), self.train.y.to(self.device)
+        self.adam = torch.optim.Adam(classifier.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        self.falls = [round(share * options.epochs) for share in options.milestones]
+        self.best: tuple[float, int, dict[str, Tensor]] | None = None
+        """Accuracy on the dev split in percent, number and weights of the best epoch."""
 
-    def fit(self) -> dict[str, Any]:
-        """Train in place; returns what the card records. Raises InputError if training diverges."""
-        options, device = self.options, self.classifier.mean.device
-        x, y = self.train.x.to(device), self.train.y.to(device)
-        adam = torch.optim.Adam(self.classifier.parameters(), lr=options.lr, weight_decay=options.weight_decay)
-        falls = [round(share * options.epochs) for share in options.milestones]
-        schedule = torch.optim.lr_scheduler.MultiStepLR(adam, falls, gamma=0.1)
-        best: tuple[float, int, dict[str, Tensor]] | None = None
-        with progress(options.epochs, self.label, "epoch") as bar:
-            for epoch in range(options.epochs):
-                loss = self._epoch(adam, x, y, epoch)
-                schedule.step()
-                shown = {"loss": f"{loss:.4f}"}
-                if self.dev:
-                    score = accuracy(self.classifier, self.dev.x, self.dev.y)
-                    shown["dev"] = f"{score:.2f}%"
-                    if best is None or score >= best[0]:
-                        best = score, epoch + 1, copy.deepcopy(self.classifier.net.state_dict())
-                bar.set_postfix(shown, refresh=False)
-                bar.update()
-        record: dict[str, Any] = {"data_sha256": self.train.sha256(), "epoch": options.epochs}
-        if best:
-            self.classifier.net.load_state_dict(best[2])
-            record |= {"epoch": best[1], "dev_accuracy": round(best[0], 4)}
-        return record
+    def fit(self, checkpoint: Path | None = None) -> None:
+        """Train all epochs in place, as `EpochLoop.fit`, and take the weights of the best one."""
+        super().fit(checkpoint)
+        if self.best:
+            self.classifier.net.load_state_dict(self.best[2])
 
-    def _epoch(self, adam: torch.optim.Optimizer, x: Tensor, y: Tensor, epoch: int) -> float:
+    def record(self) -> dict[str, Any]:
+        """What the card says of the training."""
+        found: dict[str, Any] = {"data_sha256": self.train.sha256(), "epoch": self.epochs}
+        return found | ({"epoch": self.best[1], "dev_accuracy": round(self.best[0], 4)} if self.best else {})
+
+    def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
+        """One pass over the training split; a loss that is not finite raises InputError."""
+        for group in self.adam.param_groups:
+            group["lr"] *= 0.1 ** self.falls.count(epoch)
+        row = {"epoch": epoch + 1, "loss": self._pass(epoch)}
+        shown = {"loss": f"{row['loss']:.4f}"}
+        if self.dev:
+            row["dev_accuracy"] = score = accuracy(self.classifier, self.dev.x, self.dev.y)
+            shown["dev"] = f"{score:.2f}%"
+            if self.best is None or score >= self.best[0]:
+                self.best = score, epoch + 1, copy.deepcopy(self.classifier.net.state_dict())
+        if bar is not None:
+            bar.set_postfix(shown, refresh=False)
+            bar.update()
+        return row
+
+    def _pass(self, epoch: int) -> float:
         random = generator("teacher", self.options.seed, epoch)
         self.classifier.train()
-        total = torch.zeros((), device=x.device)
-        order = torch.randperm(len(x), generator=random)
+        total = torch.zeros((), device=self.device)
+        order = torch.randperm(len(self.x), generator=random)
         for chosen in order.split(self.options.batch):
             if len(chosen) == 1:  # BatchNorm cannot normalise a single value
                 continue
-            images = x[chosen.to(x.device)]
+            chosen = chosen.to(self.device)
+            images = self.x[chosen]
             if self.options.augment:
                 images = translate(images, random)
-            adam.zero_grad()
-            loss = F.cross_entropy(self.classifier(images), y[chosen.to(y.device)])
+            self.adam.zero_grad()
+            loss = F.cross_entropy(self.classifier(images), self.y[chosen])
             loss.backward()
-            adam.step()
+            self.adam.step()
             total += loss.detach() * len(chosen)
-        mean = float(total) / len(x)
+        mean = float(total) / len(self.x)
         if not math.isfinite(mean):
             raise InputError(f"{self.label}: the loss is {mean} in epoch {epoch + 1}; lower lr ({self.options.lr})")
         return mean
+
+    def state(self) -> dict[str, Any]:
+        """Network, optimiser and the best epoch so far."""
+        return {"net": self.classifier.net.state_dict(), "adam": self.adam.state_dict(), "best": self.best}
+
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.classifier.net.load_state_dict(state["net"])
+        self.adam.load_state_dict(state["adam"])
+        self.best = state["best"]
 
 
 @torch.no_grad()

@@ -11,9 +11,8 @@ import torch
 
 from dfshield import registry
 from dfshield.core.device import compiled
+from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import Diverged, InputError
-from dfshield.core.files import atomic, read_resume_state
-from dfshield.core.progress import log, progress
 from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine, warmed
 from dfshield.models.classifier import Classifier, predict
@@ -27,18 +26,7 @@ from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import InnerAttack
 
 
-def describe(row: dict[str, Any]) -> str:
-    """One epoch's metrics as a line for the person who watches."""
-    held = ""
-    if not math.isnan(row["clean_agreement"]):
-        held = f", held-out agreement clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
-    return (
-        f"epoch {row['epoch']}: loss {row['loss']:.4f}{held}, {row['updates']} updates, "
-        f"{100 * row['passed']:.1f} % of parameters passed"
-    )
-
-
-class Trainer:
+class Trainer(EpochLoop):
     """One adversarial training run; all randomness is keyed by seed, epoch and mini-batch."""
 
     def __init__(self, teacher: Classifier, surrogate: TrainSet, options: TrainOptions) -> None:
@@ -89,8 +77,8 @@ class Trainer:
         )
         self.refiner = GradRefine(self.parameters, options.aggregate, options.tau, options.reduction, options.tie)
         self.average = WeightEMA(self.student, options.average) if options.average else None
-        self.updates, self.diverged = 0, ""
-        self.history: list[dict[str, Any]] = []
+        super().__init__(f"train {options.loss}", options.epochs, self.batches, device, "batch")
+        self.updates = 0
         self._begin(0)
 
     def _begin(self, epoch: int) -> None:
@@ -100,27 +88,22 @@ class Trainer:
         self.inner = InnerAttack.of(options, epoch)
         self.awp = options.awp if epoch >= options.awp_warmup else 0.0
 
-    def fit(self, checkpoint: Path | None) -> None:
-        """All epochs, from `checkpoint` on if it is there; says in `diverged` whether and how the run failed."""
-        done = self._restore(checkpoint)
-        steps = self.options.epochs * self.batches
-        with progress(steps, f"train {self.options.loss}", "batch") as bar:
-            bar.update(done * self.batches)
-            for epoch in range(done, self.options.epochs):
-                whole = copy.deepcopy(self._state(epoch))
-                try:
-                    self.history.append(self.epoch(epoch, bar))
-                except Diverged as reason:
-                    self._load(whole)
-                    self.diverged = f"{reason}; these are the weights after epoch {epoch}"
-                    log(f"{self.options.loss} diverged: {self.diverged}; a lower lr may help")
-                    break
-                log(describe(self.history[-1]))
-                if checkpoint:
-                    self._save(checkpoint, epoch + 1)
+    def fit(self, checkpoint: Path | None = None) -> None:
+        """Train all epochs, as `EpochLoop.fit`; the result is the average of the weights if there is one."""
+        super().fit(checkpoint)
         if self.average:
             self.student.load_state_dict(self.average.state)
         self.student.eval()
+
+    def describe(self, row: dict[str, Any]) -> str:
+        """One epoch's metrics as a line for the person who watches."""
+        held = ""
+        if not math.isnan(row["clean_agreement"]):
+            held = f", held-out agreement clean {row['clean_agreement']:.1f} % robust {row['robust_agreement']:.1f} %"
+        return (
+            f"epoch {row['epoch']}: loss {row['loss']:.4f}{held}, {row['updates']} updates, "
+            f"{100 * row['passed']:.1f} % of parameters passed"
+        )
 
     def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
         """One pass over the data; returns the epoch's metrics. Raises Diverged."""
@@ -234,31 +217,19 @@ class Trainer:
         shares = [float((predict(self.student, part).argmax(1) == classes).float().mean()) for part in (x, adversarial)]
         return 100 * shares[0], 100 * shares[1]
 
-    def _state(self, done: int) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
+        """Student, optimiser, average and number of updates."""
         return {
-            "done": done,
             "updates": self.updates,
-            "history": self.history,
             "student": self.student.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "average": self.average.state if self.average else None,
         }
 
-    def _load(self, saved: dict[str, Any]) -> None:
-        self.student.load_state_dict(saved["student"])
-        self.optimiser.load_state_dict(saved["optimiser"])
+    def load(self, state: dict[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.student.load_state_dict(state["student"])
+        self.optimiser.load_state_dict(state["optimiser"])
         if self.average:
-            self.average.state = saved["average"]
-        self.updates, self.history = saved["updates"], saved["history"]
-
-    def _save(self, path: Path, done: int) -> None:
-        with atomic(path) as temporary:
-            torch.save(self._state(done), temporary)
-
-    def _restore(self, path: Path | None) -> int:
-        saved = read_resume_state(path, self.images.device)
-        if saved is None:
-            return 0
-        self._load(saved)
-        log(f"resuming after epoch {saved['done']} of {self.options.epochs}")
-        return int(saved["done"])
+            self.average.state = state["average"]
+        self.updates = state["updates"]

@@ -10,15 +10,16 @@ from support import tiny
 from dfshield.core.device import compiled, resolve_precision
 from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
-from dfshield.options import SynthesizeOptions, TrainOptions
-from dfshield.sources.inversion import Synthesizer, run
+from dfshield.options import TrainOptions
+from dfshield.options.sources import Inversion
+from dfshield.sources.inversion import ModelInversion, run
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.trainer import Trainer
 
 
 def synthesise(**changes):
-    options = SynthesizeOptions(images=24, batch=6, group=2, iterations=8, device="cpu", **changes)
-    synthesizer = Synthesizer(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, options)
+    options = Inversion(images=24, batch=6, group=2, iterations=8, device="cpu", **changes)
+    synthesizer = ModelInversion(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, options)
     group = synthesizer.group(0)
     with torch.compiler.set_stance("fail_on_recompile" if options.compile else "default"):
         synthesizer.group(1)  # by the same code: to make it anew for every group would take longer than the group
@@ -95,7 +96,7 @@ def test_auto_is_the_arithmetic_that_the_hardware_is_faster_in(fast, expected, m
 
 
 def test_data_record_the_arithmetic_that_auto_came_to(tmp_path):
-    options = SynthesizeOptions(images=4, batch=2, iterations=1, device="cpu", precision="auto")
+    options = Inversion(images=4, batch=2, iterations=1, device="cpu", precision="auto")
     run(tiny.teacher(tmp_path / "teacher.safetensors"), tmp_path / "shard.h5", options)
     with h5py.File(tmp_path / "shard.h5") as file:
         assert json.loads(file.attrs["options"])["precision"] in ("fp32", "bf16")

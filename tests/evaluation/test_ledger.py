@@ -230,7 +230,7 @@ def test_rows_that_contradict_each_other_are_not_written(path, tmp_path, change)
 def test_reading_does_not_import_torch(path):
     code = f"""
 import sys, pathlib
-from dfshield.attacks.ledger import read_ledger
+from dfshield.evaluation.ledger import read_ledger
 read_ledger(pathlib.Path({str(path)!r}))
 sys.exit("torch" in sys.modules)
 """

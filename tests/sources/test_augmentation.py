@@ -12,11 +12,12 @@ from support import tiny
 from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
 from dfshield.options import AugmentOptions
+from dfshield.options.sources import Cutmix, Cutout, Mixup
 from dfshield.sources import augmentation
 from dfshield.sources import trainset as shards
 from dfshield.sources.augmentation import cutmix, cutout, mixup, run
 
-MIXUP = AugmentOptions(device="cpu")
+MIXUP = Mixup(device="cpu")
 
 
 class Scripted:
@@ -44,7 +45,7 @@ def test_mixup_by_hand(monkeypatch):
 def test_cutout_by_hand(monkeypatch):
     """A square of 2 around pixel (row, column) begins one pixel before it; at the border it is cut off."""
     Scripted(monkeypatch, places=[[2, 0], [1, 3]])
-    made, carried = cutout(BATCH, generator("t"), AugmentOptions(augmentation="cutout"))
+    made, carried = cutout(BATCH, generator("t"), Cutout())
     expected = BATCH.clone()
     expected[0, 0, 1:3, 0:2] = 0
     expected[1, 0, 0:1, 2:4] = 0
@@ -55,7 +56,7 @@ def test_cutout_by_hand(monkeypatch):
 def test_cutmix_by_hand(monkeypatch):
     """λ = 7/16 pastes a box of 3 by 3, which begins one pixel before its centre; λ = 3/4 one of 2 by 2."""
     Scripted(monkeypatch, permutation=[1, 0], shares=[7 / 16, 3 / 4], places=[[1, 3], [1, 0]])
-    made, carried = cutmix(BATCH, generator("t"), AugmentOptions(augmentation="cutmix"))
+    made, carried = cutmix(BATCH, generator("t"), Cutmix())
     expected = BATCH.clone()
     expected[0, 0, 0:3, 0:3] = BATCH[1, 0, 0:3, 0:3]  # nine of 16 pixels: mostly the partner
     expected[1, 0, 2:4, 0:1] = BATCH[0, 0, 2:4, 0:1]
@@ -65,7 +66,7 @@ def test_cutmix_by_hand(monkeypatch):
 
 @pytest.mark.parametrize(("length", "side"), [(32, 16), (28, 14), (8, 4)])
 def test_the_square_of_cutout_is_half_of_the_image(length, side):
-    made, _ = cutout(torch.ones(800, 3, length, length), generator("t"), AugmentOptions(augmentation="cutout"))
+    made, _ = cutout(torch.ones(800, 3, length, length), generator("t"), Cutout())
     holes = (made == 0).all(1)
     rows, columns = holes.any(2).sum(1), holes.any(1).sum(1)
     assert ((made == 0).sum((1, 2, 3)) == 3 * rows * columns).all()  # one rectangle in all channels
@@ -76,7 +77,7 @@ def test_the_square_of_cutout_is_half_of_the_image(length, side):
 def test_cutmix_pastes_one_box_of_the_share_drawn():
     n, length = 2000, 32
     images = torch.arange(float(n)).view(n, 1, 1, 1).expand(n, 3, length, length) / n
-    made, carried = cutmix(images, generator("t"), AugmentOptions(augmentation="cutmix"))
+    made, carried = cutmix(images, generator("t"), Cutmix())
     foreign = made != images
     boxes = foreign.all(1)
     assert (foreign.any(1) == boxes).all()
@@ -99,18 +100,20 @@ def test_shares_are_beta(alpha):
 @pytest.mark.parametrize("name", ["mixup", "cutout", "cutmix"])
 def test_the_set_inherits_what_its_base_is(tmp_path, name):
     base = tiny.surrogate(tmp_path / "base.h5", source="fixed", real_data="train")
-    run(base, tmp_path / "out.h5", AugmentOptions(augmentation=name, seed=3), "mine", "code")
+    run(base, tmp_path / "out.h5", AugmentOptions.of(augmentation=name, seed=3), "mine", "code")
     given, made = shards.read(base), shards.read(tmp_path / "out.h5")
     for key in ("teacher_sha256", "dataset", "model", "real_data", "classes"):
         assert made.attributes[key] == given.attributes[key]
     assert (made.attributes["source"], made.attributes["seed"], made.attributes["code"]) == ("mine", 3, "code")
     options = made.attributes["options"]
-    assert (options["augmentation"], options["alpha"], options["base"]) == (name, 1.0, "fixed")
+    own = {"side": 0.5} if name == "cutout" else {"alpha": 1.0}
+    expected = {"augmentation": name, "probability": 1.0, "base": "fixed"} | own
+    assert {key: options[key] for key in options if not key.startswith("base_")} == expected
     assert options["base_sha256"] == given.attributes["content_sha256"]
     assert options["base_options"] == given.attributes["options"]
     images = torch.from_numpy(given.images).permute(0, 3, 1, 2)
     random = generator("augmentation", name, 3)
-    expected, carried = getattr(augmentation, name)(images, random, AugmentOptions(augmentation=name))
+    expected, carried = getattr(augmentation, name)(images, random, AugmentOptions.of(augmentation=name))
     assert (made.images == expected.permute(0, 2, 3, 1).numpy()).all()
     assert (made.labels == given.labels[carried.numpy()]).all()
     assert (made.images != given.images).any() and made.images.shape == given.images.shape
@@ -127,7 +130,7 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path):
 @pytest.mark.parametrize("probability", [0.0, 0.3])
 def test_only_a_share_of_the_images_is_augmented(tmp_path, probability):
     base = tiny.surrogate(tmp_path / "base.h5", n=400)
-    run(base, tmp_path / "out.h5", AugmentOptions(augmentation="mixup", probability=probability))
+    run(base, tmp_path / "out.h5", Mixup(probability=probability))
     given, made = shards.read(base), shards.read(tmp_path / "out.h5")
     kept = (made.images == given.images).all((1, 2, 3))
     assert (made.labels[kept] == given.labels[kept]).all()
@@ -139,7 +142,7 @@ def test_number_type_is_kept(tmp_path):
     options = json.dumps({"group": 1, "batch": 20, "storage": "uint8"})
     base = tiny.surrogate(tmp_path / "base.h5", values=grey, options=options)
     run(base, tmp_path / "mixed.h5", MIXUP)
-    run(base, tmp_path / "cut.h5", AugmentOptions(augmentation="cutout"))
+    run(base, tmp_path / "cut.h5", Cutout())
     with h5py.File(tmp_path / "mixed.h5") as mixed, h5py.File(tmp_path / "cut.h5") as cut:
         assert mixed["images"].dtype == cut["images"].dtype == np.uint8
         whole, values = np.moveaxis(grey, 1, 3), cut["images"][()]

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-from dfshield.synthesis import generated
 from support import tiny
 from torch import nn
 from torch.nn import functional as F
@@ -13,21 +12,21 @@ from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
 from dfshield.models.classifier import Classifier
 from dfshield.options import GenerateOptions
-from dfshield.options.flags import as_flags
+from dfshield.sources import qimera
 from dfshield.sources import trainset as shards
-from dfshield.sources.generator import Method, last_layer, run
+from dfshield.sources.generator import GeneratorSource, last_layer, run
 from dfshield.sources.qimera import Qimera, Superposition, soft_cross_entropy
 from dfshield.sources.rdskd import Rdskd, balance_loss, confidence_loss, similarity_loss
 
-QUICK = GenerateOptions(device="cpu", images=50, batch=16, epochs=3, iterations=3, width=0.1)
+QUICK = {"device": "cpu", "images": 50, "batch": 16, "epochs": 3, "iterations": 3, "width": 0.1}
 METHODS = {"qimera": Qimera, "rdskd": Rdskd}
 
 
 def quick(**changes) -> GenerateOptions:
-    return GenerateOptions(**(QUICK.model_dump() | changes))
+    return GenerateOptions.of(**(QUICK | changes))
 
 
-def method(name: str, **changes) -> Method:
+def method(name: str, **changes) -> GeneratorSource:
     return METHODS[name](tiny.classifier(), tiny.SHAPE, 10, quick(method=name, **changes))
 
 
@@ -42,8 +41,14 @@ def test_soft_cross_entropy_by_hand():
 
 
 def test_what_is_not_given_is_the_methods_own():
-    assert (GenerateOptions(method="rdskd").batch, GenerateOptions(method="rdskd", batch=7).batch) == (512, 7)
-    assert as_flags(GenerateOptions(method="rdskd", latent=0)) == ["--method", "rdskd", "--latent", "0"]
+    made = GenerateOptions.of(method="rdskd")
+    assert (made.batch, made.epochs, made.iterations, made.adam_beta1) == (512, 20, 120, 0.9)
+    assert (made.milestones, made.latent, made.lr, made.width) == ((), 1000, 1e-3, 1)
+    assert GenerateOptions.of(method="rdskd", batch=7).batch == 7
+    qimera = GenerateOptions.of()
+    assert (qimera.method, qimera.batch, qimera.epochs, qimera.iterations) == ("qimera", 200, 400, 200)
+    with pytest.raises(ValueError, match="mix_classes"):
+        GenerateOptions.of(method="rdskd", mix_classes=3)
 
 
 def test_losses_of_rdskd_by_hand():
@@ -231,13 +236,13 @@ def test_a_damaged_state_is_refused(tmp_path):
 
 def test_divergence_is_told(tmp_path, monkeypatch):
     teacher = tiny.teacher(tmp_path / "t.safetensors")
-    monkeypatch.setattr(generated, "soft_cross_entropy", lambda logits, targets: logits.sum() * math.nan)
-    with pytest.raises(InputError, match="qimera diverged: the loss is nan in pass 1; use a smaller lr"):
-        run(teacher, tmp_path / "out.h5", QUICK)
+    monkeypatch.setattr(qimera, "soft_cross_entropy", lambda logits, targets: logits.sum() * math.nan)
+    with pytest.raises(InputError, match="qimera diverged: the loss is nan in epoch 1; use a smaller lr"):
+        run(teacher, tmp_path / "out.h5", quick())
     assert not (tmp_path / "out.h5").exists()
 
 
 def test_a_teacher_without_linear_layer_is_refused():
     network = nn.Sequential(nn.Conv2d(1, 10, 8), nn.BatchNorm2d(10), nn.Flatten())
     with pytest.raises(InputError, match="no Linear layer"):
-        Qimera(Classifier(network, (0.5,), (0.5,)), tiny.SHAPE, 10, QUICK)
+        Qimera(Classifier(network, (0.5,), (0.5,)), tiny.SHAPE, 10, quick())

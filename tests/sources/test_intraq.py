@@ -12,20 +12,18 @@ from torch import nn
 from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
 from dfshield.models.classifier import Classifier
-from dfshield.options import SynthesizeOptions
+from dfshield.options.sources import Intraq
 from dfshield.sources import intraq
 from dfshield.sources import trainset as shards
 from dfshield.sources.intraq import ClassMeans, IntraQ, crop_and_flip, label_loss, margin_loss, resampling, soft_targets
 from dfshield.sources.inversion import run
 from dfshield.sources.objective import BatchStatistics, statistics_loss
 
-QUICK = SynthesizeOptions(
-    device="cpu", objective="intraq", images=60, batch=10, group=2, iterations=3, lr=0.5, labels="random"
-)
+QUICK = Intraq(device="cpu", images=60, batch=10, group=2, iterations=3, lr=0.5, labels="random")
 
 
-def quick(**changes) -> SynthesizeOptions:
-    return SynthesizeOptions(**(QUICK.model_dump() | changes))
+def quick(**changes) -> Intraq:
+    return Intraq(**(QUICK.model_dump() | changes))
 
 
 def test_label_loss_by_hand():
@@ -185,7 +183,7 @@ def test_the_learning_rate_falls_where_nothing_is_gained(monkeypatch):
 
     monkeypatch.setattr(torch.optim.Adam, "step", watched)
     monkeypatch.setattr(intraq, "label_loss", lambda logits, labels, targets: logits.sum() * 0 + 1e6)  # a flat sum
-    IntraQ(tiny.classifier(), tiny.SHAPE, 10, quick(images=10, group=1, iterations=25, intraq_patience=4)).group(0)
+    IntraQ(tiny.classifier(), tiny.SHAPE, 10, quick(images=10, group=1, iterations=25, patience=4)).group(0)
     assert sorted(set(rates), reverse=True) == pytest.approx([0.5, 0.05, 0.005, 5e-4, 1e-4])
 
 

@@ -17,17 +17,18 @@ from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
 from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.models.classifier import Classifier
-from dfshield.options import PROFILES, SynthesizeOptions
+from dfshield.options import PROFILES
+from dfshield.options.sources import Inversion
 from dfshield.sources import coefficients, inversion
 from dfshield.sources import trainset as shards
-from dfshield.sources.inversion import Synthesizer, noise, run
+from dfshield.sources.inversion import ModelInversion, noise, run
 from dfshield.sources.objective import TERMS, BatchStatistics, class_loss, total_variation
 
-QUICK = SynthesizeOptions(device="cpu", images=60, batch=10, iterations=3)
+QUICK = Inversion(device="cpu", images=60, batch=10, iterations=3)
 
 
-def quick(**changes) -> SynthesizeOptions:
-    return SynthesizeOptions(**(QUICK.model_dump() | changes))
+def quick(**changes) -> Inversion:
+    return Inversion(**(QUICK.model_dump() | changes))
 
 
 # --- terms -----------------------------------------------------------------------------------------------------------
@@ -225,7 +226,7 @@ def test_coefficients_are_drawn_once_per_batch_and_stored(tmp_path):
 # --- one group -------------------------------------------------------------------------------------------------------
 
 
-def plain_group(model: Classifier, shape: tuple, options: SynthesizeOptions, index: int) -> np.ndarray:
+def plain_group(model: Classifier, shape: tuple, options: Inversion, index: int) -> np.ndarray:
     """A second version of a group: batch after batch, torch's own operations, a plain Adam."""
     net, first = model.net, index * options.group
     k = min(options.group, options.images // options.batch - first)
@@ -259,7 +260,7 @@ COLOUR = {"shape": (3, 8, 8), "mean": (0.3, 0.5, 0.6), "std": (0.2, 0.3, 0.4)}
 def test_the_loop_against_a_plain_version(group, index, schedule, settings):
     options = quick(group=group, iterations=6, schedule=schedule)
     shape = settings.get("shape", tiny.SHAPE)
-    found = Synthesizer(tiny.classifier(**settings), shape, tiny.CLASSES, options).group(index)
+    found = ModelInversion(tiny.classifier(**settings), shape, tiny.CLASSES, options).group(index)
     expected = plain_group(tiny.classifier(**settings), shape, options, index)
     assert found["images"].shape == expected.shape
     # Adam's first steps follow the sign of a gradient, so rounding may turn a pixel whose gradient is near zero
@@ -278,19 +279,19 @@ def test_a_smooth_start_has_most_of_its_variance_at_low_frequencies():
 
 def test_labels_cycle_by_batch_or_are_drawn_by_image():
     model = tiny.classifier()
-    labels = [Synthesizer(model, tiny.SHAPE, 4, quick(group=2)).group(i)["labels"].reshape(-1, 10) for i in range(3)]
+    labels = [ModelInversion(model, tiny.SHAPE, 4, quick(group=2)).group(i)["labels"].reshape(-1, 10) for i in range(3)]
     assert np.concatenate(labels)[:, 0].tolist() == [0, 1, 2, 3, 0, 1]
     assert all((batch == batch[0]).all() for batch in np.concatenate(labels))
-    drawn = Synthesizer(model, tiny.SHAPE, 10, quick(labels="random", iterations=1, batch=60)).group(0)["labels"]
+    drawn = ModelInversion(model, tiny.SHAPE, 10, quick(labels="random", iterations=1, batch=60)).group(0)["labels"]
     assert len(np.unique(drawn)) == 10
     assert (drawn[:10] != drawn[0]).any()
 
 
-def rolled_inputs(options: SynthesizeOptions) -> list[torch.Tensor]:
+def rolled_inputs(options: Inversion) -> list[torch.Tensor]:
     """What the network was given at every step of group 0."""
     model, seen = tiny.classifier(), []
     model.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    Synthesizer(model, tiny.SHAPE, tiny.CLASSES, options).group(0)
+    ModelInversion(model, tiny.SHAPE, tiny.CLASSES, options).group(0)
     return seen[: options.iterations]
 
 
@@ -318,7 +319,7 @@ def test_pixels_are_optimised_in_normalised_space():
     options = quick(iterations=20)
     found = []
     for mean, std in ((0.5, 0.02), (0.4, 0.05)):
-        made = Synthesizer(tiny.classifier(mean=(mean,), std=(std,)), tiny.SHAPE, tiny.CLASSES, options).group(0)
+        made = ModelInversion(tiny.classifier(mean=(mean,), std=(std,)), tiny.SHAPE, tiny.CLASSES, options).group(0)
         found.append((made["images"] - mean) / std)
         assert made["images"].min() > 0
         assert made["images"].max() < 1  # nothing was cut
@@ -335,7 +336,7 @@ def test_pixels_are_cut_once_at_the_end_or_after_every_step():
     assert max(part.max() for part in step[1:]) <= white + 1e-5
     assert min(part.min() for part in step[1:]) >= black - 1e-5
     for clamp in ("end", "step"):
-        images = Synthesizer(model, tiny.SHAPE, tiny.CLASSES, quick(clamp=clamp)).group(0)["images"]
+        images = ModelInversion(model, tiny.SHAPE, tiny.CLASSES, quick(clamp=clamp)).group(0)["images"]
         assert images.dtype == np.float32
         assert (images.min(), images.max()) == (0, 1)
 
@@ -343,7 +344,7 @@ def test_pixels_are_cut_once_at_the_end_or_after_every_step():
 @pytest.mark.parametrize("storage", ["float32", "uint8"])
 def test_final_losses_are_those_of_the_stored_images(storage):
     options = quick(group=2, storage=storage, iterations=4)
-    made = Synthesizer(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, options).group(1)
+    made = ModelInversion(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, options).group(1)
     assert made["images"].dtype == (np.uint8 if storage == "uint8" else np.float32)
     images = torch.from_numpy(made["images"]).float().permute(0, 3, 1, 2) / (255 if storage == "uint8" else 1)
     model = tiny.classifier()
@@ -358,7 +359,7 @@ def test_uint8_is_the_rounded_float_image():
     made = {}
     for storage in ("float32", "uint8"):
         options = quick(storage=storage)
-        made[storage] = Synthesizer(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, options).group(2)["images"]
+        made[storage] = ModelInversion(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, options).group(2)["images"]
     assert np.array_equal(made["uint8"], np.rint(made["float32"] * 255).astype(np.uint8))
 
 
@@ -368,7 +369,7 @@ def test_the_objective_falls(settings):
     for iterations in (1, 60):
         options = quick(images=20, batch=20, iterations=iterations, coefficients="fixed", clamp="step")
         shape = settings.get("shape", tiny.SHAPE)
-        made = Synthesizer(tiny.classifier(**settings), shape, tiny.CLASSES, options).group(0)
+        made = ModelInversion(tiny.classifier(**settings), shape, tiny.CLASSES, options).group(0)
         losses.append(float(made["final_loss_class"][0] + made["final_loss_feature"][0]))
     assert losses[1] < 0.9 * losses[0]
 
@@ -404,7 +405,7 @@ def test_a_group_made_alone_is_the_one_in_the_file(teacher, tmp_path):
     options = quick(group=2)
     run(teacher, tmp_path / "data.h5", options)
     model, card = load_checkpoint(teacher)
-    alone = Synthesizer(model, card.input_shape, card.classes, options).group(1)
+    alone = ModelInversion(model, card.input_shape, card.classes, options).group(1)
     with h5py.File(tmp_path / "data.h5") as file:
         assert np.array_equal(file["images"][20:40], alone["images"])
         assert np.array_equal(file["labels"][20:40], alone["labels"])
@@ -426,7 +427,7 @@ def test_what_matters_changes_the_set_and_what_does_not_does_not(teacher, tmp_pa
 def test_a_stopped_run_goes_on_to_the_same_bytes(teacher, tmp_path, monkeypatch):
     options, state = quick(iterations=2), tmp_path / "state"
     run(teacher, tmp_path / "whole.h5", options, 1, 2)
-    genuine, made = Synthesizer.group, []
+    genuine, made = ModelInversion.group, []
 
     def group(self, index, bar=None):
         if len(made) == 2:
@@ -434,7 +435,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(teacher, tmp_path, monkeypatch)
         made.append(index)
         return genuine(self, index, bar)
 
-    monkeypatch.setattr(Synthesizer, "group", group)
+    monkeypatch.setattr(ModelInversion, "group", group)
     with pytest.raises(KeyboardInterrupt):
         run(teacher, tmp_path / "resumed.h5", options, 1, 2, state=state)
     assert not (tmp_path / "resumed.h5").exists()
@@ -442,7 +443,7 @@ def test_a_stopped_run_goes_on_to_the_same_bytes(teacher, tmp_path, monkeypatch)
     assert len(kept) == 2
     made.clear()
     monkeypatch.setattr(
-        Synthesizer, "group", lambda self, index, bar=None: made.append(index) or genuine(self, index, bar)
+        ModelInversion, "group", lambda self, index, bar=None: made.append(index) or genuine(self, index, bar)
     )
     run(teacher, tmp_path / "resumed.h5", options, 1, 2, state=state)
     assert made == [3, 5]
@@ -483,15 +484,15 @@ def test_shards_that_there_cannot_be(teacher, tmp_path, shard, count):
 def test_no_real_data_can_be_read(teacher, tmp_path):
     code = (
         "import sys; from pathlib import Path\n"
-        "from dfshield.options import SynthesizeOptions\n"
-        "from dfshield.synthesis import inversion\n"
-        "genuine = inversion.Synthesizer.group\n"
+        "from dfshield.options.sources import Inversion\n"
+        "from dfshield.sources import inversion\n"
+        "genuine = inversion.ModelInversion.group\n"
         "def group(self, *rest):\n"
         "    try: import dfshield.data.sets\n"
         "    except RuntimeError as error: print('refused:', error)\n"
         "    return genuine(self, *rest)\n"
-        "inversion.Synthesizer.group = group\n"
-        "inversion.run(Path(sys.argv[1]), Path(sys.argv[2]), SynthesizeOptions(images=10, batch=10, iterations=1))\n"
+        "inversion.ModelInversion.group = group\n"
+        "inversion.run(Path(sys.argv[1]), Path(sys.argv[2]), Inversion(images=10, batch=10, iterations=1))\n"
         "print(sorted(m for m in sys.modules if m.startswith('dfshield.data') or m == 'sklearn'))\n"
     )
     done = subprocess.run(
@@ -505,13 +506,13 @@ def test_no_real_data_can_be_read(teacher, tmp_path):
 
 @pytest.mark.parametrize(("option", "paper", "repo"), [("randomise", "all", "class-feature"), ("batch", 200, 250)])
 def test_profiles_differ_in(option, paper, repo):
-    assert getattr(SynthesizeOptions(**PROFILES["paper"].get("synthesis", {})), option) == paper
-    assert getattr(SynthesizeOptions(**PROFILES["repo"]["synthesis"]), option) == repo
+    assert getattr(Inversion(**PROFILES["paper"].get("synthesis", {})), option) == paper
+    assert getattr(Inversion(**PROFILES["repo"]["synthesis"]), option) == repo
     assert set(PROFILES["repo"]["synthesis"]) == {"randomise", "batch"}
 
 
 def test_the_papers_numbers():
-    options = SynthesizeOptions()
+    options = Inversion()
     assert (options.images, options.batch, options.iterations, options.lr) == (60_000, 200, 2000, 0.1)
     assert (options.alpha_class, options.alpha_feature, options.alpha_prior) == (1, 1, 2.5e-5)
     assert (options.coefficients, options.shift, options.roll, options.storage) == ("dss", 0, 2, "float32")

@@ -16,7 +16,7 @@ from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.models.factory import build_network
 from dfshield.options import TeacherOptions
 from dfshield.training import teacher
-from dfshield.training.teacher import accuracy, run
+from dfshield.training.teacher import TeacherTraining, accuracy, run
 
 QUICK = TeacherOptions(device="cpu", epochs=6, batch=64, lr=3e-3)
 FACTS = {"input_shape": (1, 8, 8), "classes": 5, "mean": (0.5,), "std": (0.25,)}
@@ -81,15 +81,53 @@ def test_a_set_without_dev_split_keeps_the_last_epoch(tmp_path):
 
 def test_learning_rate_falls_at_the_milestones(tmp_path, monkeypatch):
     rates = []
-    original = teacher.Training._epoch
+    original = TeacherTraining._pass
 
-    def spy(self, adam, *rest):
-        rates.append(adam.param_groups[0]["lr"])
-        return original(self, adam, *rest)
+    def spy(self, epoch):
+        rates.append(self.adam.param_groups[0]["lr"])
+        return original(self, epoch)
 
-    monkeypatch.setattr(teacher.Training, "_epoch", spy)
+    monkeypatch.setattr(TeacherTraining, "_pass", spy)
     run(tmp_path / "t.safetensors", QUICK.model_copy(update={"epochs": 4}), "digits", "cnn-s", None)
     assert rates == pytest.approx([3e-3, 3e-3, 3e-4, 3e-5])
+
+
+@pytest.mark.parametrize("stop", [1, 3])
+def test_a_stopped_run_goes_on_to_the_same_bytes(tmp_path, monkeypatch, stop):
+    """The best epoch may lie before the stop, and the learning rate falls after it."""
+    options = QUICK.model_copy(update={"epochs": 4, "augment": True, "milestones": (0.25, 0.75)})
+    run(tmp_path / "whole.safetensors", options, "digits", "cnn-s", None)
+    genuine, epochs = TeacherTraining.epoch, []
+
+    def epoch(self, number, bar=None):
+        if len(epochs) == stop:
+            raise KeyboardInterrupt
+        epochs.append(number)
+        return genuine(self, number, bar)
+
+    out, state = tmp_path / "resumed.safetensors", tmp_path / "state"
+    monkeypatch.setattr(TeacherTraining, "epoch", epoch)
+    with pytest.raises(KeyboardInterrupt):
+        run(out, options, "digits", "cnn-s", None, state=state)
+    assert not out.exists()
+    begun = []
+    monkeypatch.setattr(TeacherTraining, "epoch", lambda *given: begun.append(given[1]) or genuine(*given))
+    run(out, options, "digits", "cnn-s", None, state=state)
+    assert begun == list(range(stop, 4))
+    assert out.read_bytes() == (tmp_path / "whole.safetensors").read_bytes()
+    assert not list(state.iterdir())
+
+
+def test_the_state_of_another_run_is_not_taken(tmp_path, monkeypatch):
+    options, state = QUICK.model_copy(update={"epochs": 1}), tmp_path / "state"
+    with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+        patch.setattr(teacher, "save_checkpoint", lambda *_: 1 / 0)
+        run(tmp_path / "a.safetensors", options, "digits", "cnn-s", None, state=state)
+    other = options.model_copy(update={"seed": 1})
+    for name, kept in (("b", state), ("c", None)):
+        run(tmp_path / f"{name}.safetensors", other, "digits", "cnn-s", None, state=kept)
+    assert (tmp_path / "b.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+    assert len(list(state.iterdir())) == 1
 
 
 def test_divergence_is_reported_and_nothing_written(tmp_path):
