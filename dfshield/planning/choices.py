@@ -13,6 +13,7 @@ from typing import Any
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.files import read_yaml
+from dfshield.core.threat import check_threat
 from dfshield.core.validation import check_keys
 from dfshield.options import DefendOptions, StageOptions
 from dfshield.planning.stages import STAGES
@@ -87,6 +88,10 @@ def parse(value: Any, vocabulary: str, where: str) -> Choice:
         raise ValueError(f"{where}: base is missing; an augmented training set needs the one that it is made of")
     if stage == "attack":
         threat = str(rest.pop("threat", ""))
+        try:
+            threat = check_threat(threat) if threat else ""
+        except ValueError as error:
+            raise ValueError(f"{where}.threat: {error}") from None
     if field in rest:
         raise ValueError(f"{where}.{field}: is said by {stage}: already; take it out")
     choice = Choice(stage, str(name), rest | ({field: str(name)} if base_options else {}), base, threat)
