@@ -9,7 +9,7 @@ from typing import Any
 
 from dfshield.options.attacks import AttackOptions
 from dfshield.options.baselines import CotrainOptions
-from dfshield.options.common import OfMethod, StageOptions
+from dfshield.options.common import StageOptions
 from dfshield.options.defences import DefendOptions
 from dfshield.options.diversity import DiversityOptions
 from dfshield.options.sources import AugmentOptions, GenerateOptions, PublicOptions, SynthesizeOptions
@@ -42,7 +42,6 @@ __all__ = [
     "DefendOptions",
     "DiversityOptions",
     "GenerateOptions",
-    "OfMethod",
     "PublicOptions",
     "StageOptions",
     "SynthesizeOptions",

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dfshield import registry
 from dfshield.core.validation import Options
@@ -84,26 +84,3 @@ class StageOptions(Options):
         values = self.model_dump(mode="json", exclude={"device", "threads", "seed"})
         kept = {name: value for name, value in values.items() if (name, value) not in self.neutral.items()}
         return kept | ({"device": device.type} if device is not None else {})
-
-    def defaults(self) -> dict[str, Any]:
-        """What every option is where it is not given."""
-        return {name: field.default for name, field in type(self).model_fields.items()}
-
-
-class OfMethod(StageOptions):
-    """Options whose defaults depend on their `method`."""
-
-    by_method: ClassVar[dict[str, dict[str, Any]]] = {}
-    """What a method has in place of the defaults of the class: its publication's numbers."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_method(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        method = values.get("method", cls.model_fields["method"].default)
-        return cls.by_method.get(str(method), {}) | values
-
-    def defaults(self) -> dict[str, Any]:
-        """What every option is where it is not given with this method."""
-        return super().defaults() | self.by_method.get(vars(self)["method"], {})

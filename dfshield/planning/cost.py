@@ -139,11 +139,13 @@ def inner_passes(options: TrainOptions, epoch: int) -> float:
     entry = registry.LOSSES[options.loss]
     if entry.input_gradient:
         return 0
-    if entry.search == "power":  # the logits and their derivative; in each iteration its derivative, twice a pass, too
-        return GRADIENT + UPDATE * options.vat_iterations
+    search = registry.SEARCHES[entry.search]
+    steps = inner_steps(entry.search, options.attack_steps, epoch, options.epochs)
+    extra = search.passes(options, steps) if search.passes else 0
+    if search.second_derivatives:
+        return extra
     climbs = options.inner != "none" and (options.inner != "auto" or entry.inner != "none")
-    climb = 1 + GRADIENT * inner_steps(entry.search, options.attack_steps, epoch, options.epochs) if climbs else 0
-    return climb + (options.mma_halvings if entry.search == "nearest" else 0)
+    return extra + (1 + GRADIENT * steps if climbs else 0)
 
 
 def cotraining_passes(options: CotrainOptions) -> tuple[float, float]:

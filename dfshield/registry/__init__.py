@@ -9,7 +9,7 @@ from dfshield.registry.base import Entry, RealData
 from dfshield.registry.baselines import BASELINES, Baseline
 from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
 from dfshield.registry.defences import DEFENCES
-from dfshield.registry.losses import LOSSES, Inner, Loss, Search, Start
+from dfshield.registry.losses import LOSSES, SEARCHES, Inner, Loss, Search, Start
 from dfshield.registry.models import MODELS, Model
 from dfshield.registry.sources import AUGMENTATIONS, COEFFICIENTS, GENERATED, OBJECTIVES, SOURCES, Source
 
@@ -25,6 +25,7 @@ __all__ = [
     "MEDMNIST_SPLITS",
     "MODELS",
     "OBJECTIVES",
+    "SEARCHES",
     "SOURCES",
     "Attack",
     "Baseline",

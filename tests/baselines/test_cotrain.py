@@ -39,7 +39,7 @@ QUICK = {
 
 
 def quick(method: str, **changes: object) -> CotrainOptions:
-    return CotrainOptions(method=method, **(QUICK | changes))
+    return CotrainOptions.of(method=method, **(QUICK | changes))
 
 
 # --- losses ----------------------------------------------------------------------------------------------------------
@@ -241,7 +241,7 @@ LEARNING = {
 
 def learn(bars: tuple[Classifier, Card], method: str, broken: str | None) -> tuple[bool, bool]:
     """Whether the generator, and then a student that starts wrong everywhere, learn; `broken` makes no steps."""
-    options = CotrainOptions(
+    options = CotrainOptions.of(
         method=method, threat="linf:0.02", epochs=4, iterations=20, batch=30, generator_width=0.125, attack_steps=2,
         generator_epochs=1, device="cpu", **LEARNING[method],
     )  # fmt: skip
@@ -434,9 +434,9 @@ def test_bn_terms_leave_the_teacher_unwatched():
 def test_what_is_not_given_is_the_methods_own():
     assert set(CotrainOptions.by_method) <= set(METHODS)
     for method, own in CotrainOptions.by_method.items():
-        made = CotrainOptions(method=method)
+        made = CotrainOptions.of(method=method)
         assert {name: getattr(made, name) for name in own} == own
-    assert CotrainOptions(method="dfme", epochs=7).epochs == 7
+    assert CotrainOptions.of(method="dfme", epochs=7).epochs == 7
 
 
 @pytest.mark.parametrize(
@@ -487,13 +487,13 @@ def test_what_is_not_given_is_the_methods_own():
     }.items(),
 )
 def test_the_publications_numbers(method, published):
-    made = CotrainOptions(method=method)
+    made = CotrainOptions.of(method=method)
     assert {name: getattr(made, name) for name in published} == published
     assert (made.student_start, made.attack_steps, made.generator_width) == ("teacher", 10, 1)
 
 
 def test_dfme_has_its_query_budget():
-    made = CotrainOptions(method="dfme")
+    made = CotrainOptions.of(method="dfme")
     asked = made.batch * (made.directions + 1 + made.student_steps)  # an iteration's
     assert abs(made.epochs * made.iterations * asked - 20e6) < made.iterations * asked
 
@@ -517,9 +517,9 @@ def test_the_inner_maximisation_is_the_methods_against_the_teachers_answer(monke
 
 
 def test_flags_give_a_value_that_is_another_methods_default():
-    made = CotrainOptions(method="dfme", student_lr=1e-4)  # DaST's
+    made = CotrainOptions.of(method="dfme", student_lr=1e-4)  # DaST's
     assert as_flags(made) == ["--method", "dfme", "--student-lr", "0.0001"]
-    assert as_flags(CotrainOptions(method="dfme")) == ["--method", "dfme"]
+    assert as_flags(CotrainOptions.of(method="dfme")) == ["--method", "dfme"]
 
 
 # --- files -----------------------------------------------------------------------------------------------------------

@@ -78,7 +78,7 @@ def test_wrong_threats(text, message):
 def test_names_of_threats_are_file_names():
     names = [threat_name(text) for text in ("linf:8/255", "linf:4/255", "l2:0.5", "l2:128/255")]
     assert names == ["linf-8-255", "linf-4-255", "l2-0.5", "l2-128-255"]
-    assert TrainOptions(threat="linf: 8 /255").threat == "linf:8/255"
+    assert TrainOptions.of(threat="linf: 8 /255").threat == "linf:8/255"
 
 
 @pytest.mark.parametrize(
@@ -230,7 +230,7 @@ def test_profiles_hold_options_that_there_are(profile):
 
 def test_options_do_not_change():
     with pytest.raises(ValueError, match="frozen"):
-        TrainOptions().lr = 1.0
+        TrainOptions.of().lr = 1.0
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 
 from dfshield import registry
 from dfshield.planning import provenance
+from dfshield.planning.stages import Stage
 from dfshield.registry import (
     ATTACKS,
     AUGMENTATIONS,
@@ -37,7 +38,7 @@ CHOSEN = {
     "table": (),
     "harden": (),
 }
-READS_SHARDS = {"synthesize", "generate", "augment", "diversity", "train", "public", "export", "merge"}
+READS_SHARDS = {"cotrain", "synthesize", "generate", "augment", "diversity", "train", "public", "export", "merge"}
 TRAINS = {"train", "cotrain"}
 USES_MODELS = {"teacher", "synthesize", "generate", "diversity", "train", "cotrain", "public", "attack"}
 TABLES = (
@@ -224,9 +225,9 @@ def test_facts_of_the_chosen_entries_count_and_titles_do_not():
 def test_every_way_to_reach_other_code_is_followed(package, monkeypatch, text):
     (package / "new.py").write_text(text)
     (package / "again.py").write_text("from dfshield.new import start as begin\n")
-    monkeypatch.setitem(provenance.ENTRY_POINTS, "new", ("dfshield.again:begin",))
+    monkeypatch.setitem(provenance.STAGES, "new", Stage("a new one", "dfshield.again:begin"))
     before = provenance.stage_digest("new")
-    _edit(package / "shards.py", "CHUNK_BYTES = 2**20", "CHUNK_BYTES = 2**21")
+    _edit(package / "sources/trainset.py", "CHUNK_BYTES = 2**20", "CHUNK_BYTES = 2**21")
     _forget()
     assert provenance.stage_digest("new") != before
 
