@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     AttackName: TypeAlias = str
     ModelName: TypeAlias = str
     DatasetName: TypeAlias = str
+    DefenceName: TypeAlias = str
 else:  # the choices are the registries' own
     LossName = Literal[tuple(registry.LOSSES)]
     BaselineName = Literal[tuple(registry.BASELINES)]
@@ -39,6 +40,7 @@ else:  # the choices are the registries' own
     AttackName = Literal[tuple(registry.ATTACKS)]
     ModelName = Literal[tuple(registry.MODELS)]
     DatasetName = Literal[tuple(registry.DATASETS)]
+    DefenceName = Literal[tuple(registry.DEFENCES)]
 
 
 class StageOptions(Options):

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dfshield import registry
-from dfshield.attacks.budget import PREFILTER_STEPS, Budget, target_classes
 from dfshield.core.errors import InputError
 from dfshield.core.schedules import inner_steps
 from dfshield.models.size import Network, Shape, network
@@ -162,20 +161,13 @@ def cotraining_passes(options: CotrainOptions) -> tuple[float, float]:
     return options.batch * classifiers, options.batch * (drawn * UPDATE + trained * again + options.epochs)
 
 
-def attack_passes(options: AttackOptions, images: int, robust: float, classes: int = 10) -> float:
+def attack_passes(options: AttackOptions, images: int, robust: float, classes: int = 10) -> float | None:
     """Forward passes of an attack on `images` images of which the share `robust` survives everything.
 
-    Of AutoAttack the rest is taken to fall to the pre-filter.
+    None for an attack whose entry does not say: it is not estimated.
     """
-    if options.attack == "clean":
-        return images
-    if options.attack == "fgsm":
-        return GRADIENT * images
-    if options.attack == "pgd":
-        return GRADIENT * images * options.steps * options.restarts
-    budget, targets = Budget(), target_classes(options, classes)
-    runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
-    return images * (GRADIENT * PREFILTER_STEPS + robust * (runs * budget.iterations + budget.queries))
+    count = registry.ATTACKS[options.attack].count()
+    return None if count is None else count(options, images, robust, classes)
 
 
 def diversity_flops(net: Network, real: int, synthetic: int) -> float:

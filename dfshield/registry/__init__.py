@@ -5,10 +5,10 @@ without importing it. The command line's choices, the config schema and the code
 """
 
 from dfshield.registry.attacks import ATTACKS, Attack
-from dfshield.registry.base import Entry, RealData
 from dfshield.registry.baselines import BASELINES, Baseline
 from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
 from dfshield.registry.defences import DEFENCES
+from dfshield.registry.entry import Entry, RealData
 from dfshield.registry.losses import LOSSES, SEARCHES, Inner, Loss, Search, Start
 from dfshield.registry.models import MODELS, Model
 from dfshield.registry.sources import AUGMENTATIONS, COEFFICIENTS, GENERATED, OBJECTIVES, SOURCES, Source

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dfshield.registry.base import Entry
+from dfshield.registry.entry import Entry
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dfshield.registry.base import Entry
+from dfshield.registry.entry import Entry
 
 Inner = Literal["kl", "ce", "teacher", "loss", "none"]
 """Objective of the inner maximisation: KL to the student's clean output, cross entropy with the label, KL to the
