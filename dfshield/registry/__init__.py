@@ -9,6 +9,7 @@ from dfshield.registry.base import Entry, RealData
 from dfshield.registry.baselines import BASELINES, Baseline
 from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
 from dfshield.registry.losses import LOSSES, Inner, Loss, Search, Start
+from dfshield.registry.metrics import DIVERSITY_METRICS, METRICS, Metric, metric
 from dfshield.registry.models import MODELS, Model
 from dfshield.registry.sources import AUGMENTATIONS, COEFFICIENTS, GENERATED, OBJECTIVES, SOURCES, Source
 
@@ -18,9 +19,11 @@ __all__ = [
     "BASELINES",
     "COEFFICIENTS",
     "DATASETS",
+    "DIVERSITY_METRICS",
     "GENERATED",
     "LOSSES",
     "MEDMNIST_SPLITS",
+    "METRICS",
     "MODELS",
     "OBJECTIVES",
     "SOURCES",
@@ -30,9 +33,11 @@ __all__ = [
     "Entry",
     "Inner",
     "Loss",
+    "Metric",
     "Model",
     "RealData",
     "Search",
     "Source",
     "Start",
+    "metric",
 ]
