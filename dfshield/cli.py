@@ -131,7 +131,7 @@ def _attack(a: argparse.Namespace) -> None:
 
 def _table(a: argparse.Namespace) -> None:
     from dfshield.planning.plan import Plan
-    from dfshield.report.tables import run
+    from dfshield.report.table import run
 
     run(Plan.of(load_config(a.config)), a.table, a.out)
 
@@ -145,7 +145,7 @@ def _cost(a: argparse.Namespace) -> None:
 
 def _harden(a: argparse.Namespace) -> None:
     from dfshield.planning.plan import Plan
-    from dfshield.report.card import run
+    from dfshield.report.model_card import run
 
     run(Plan.of(load_config(a.config)), a.name, a.student, a.out)
 

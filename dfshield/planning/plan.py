@@ -13,7 +13,6 @@ from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.threat import threat_name
 from dfshield.core.validation import build
-from dfshield.evaluation.record import METRICS as DIVERSITY_METRICS
 from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, CotrainOptions, DiversityOptions
 from dfshield.planning.cells import Cell, variant
 from dfshield.planning.config import Config, HardenConfig, StageOverrides, recipe_options
@@ -305,7 +304,7 @@ class Plan:
                 for model in models[:1] if cut and row.models == "first" else models:
                     recipe = self._shared_recipe(dataset, model, row, overrides)
                     for metric, seed in product(spec.metrics, self.seeds(spec, row)):
-                        if metric in DIVERSITY_METRICS and row.source == NONE:
+                        if registry.metric(metric).evidence == "diversity" and row.source == NONE:
                             continue  # there are no training images
                         found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed, threat))
         if not found:
@@ -351,14 +350,11 @@ class Plan:
         seed: int,
         threat: str,
     ) -> Cell:
-        if metric in DIVERSITY_METRICS:
+        if registry.metric(metric).evidence == "diversity":
             split = self.diversity(dataset, model).split
             file = self.path(DIVERSITY, dataset, model, source=row.source, seed=seed, split=split)
         else:
-            # every ledger holds the clean predictions, so clean accuracy needs no attack of its own; the cheapest one
-            # may have more images
-            attacks = [name for name in ("pgd10", "autoattack") if name in self.tables[table].metrics]
-            attack = attacks[0] if metric == "clean" and attacks else metric
+            attack = self.tables[table].clean_from if metric == "clean" else metric
             fields = {"recipe": recipe, "protocol": self.config.autoattack if attack == "autoattack" else attack}
             fields |= {"threat": threat_name(threat)}
             file = self.path(LEDGER, dataset, model, source=row.source, seed=seed, **fields)

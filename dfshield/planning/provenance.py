@@ -53,9 +53,9 @@ ENTRY_POINTS = {
     "training": ("dfshield.training.train:run",),
     "cotraining": ("dfshield.baselines.cotrain:run",),
     "attack": ("dfshield.evaluation.attack:run",),
-    "table": ("dfshield.report.tables:build", "dfshield.report.render:markdown", "dfshield.report.render:latex"),
+    "table": ("dfshield.report.table:build", "dfshield.report.table:RENDERERS"),
     "cost": ("dfshield.report.cost:run",),
-    "card": ("dfshield.report.card:run",),
+    "card": ("dfshield.report.model_card:run",),
 }
 """Where each stage's code starts."""
 

@@ -16,8 +16,9 @@ from dfshield.core.files import existing_file, write_text
 from dfshield.planning.cost import Throughput
 from dfshield.planning.paths import NONE, benchmark_of
 from dfshield.planning.plan import Plan
-from dfshield.report.layout import Block, Item, Layout, Value, dataset_title, model_title
-from dfshield.report.render import latex_grid, markdown_grid, tex
+from dfshield.report import latex, markdown
+from dfshield.report.items import Item, Value
+from dfshield.report.layout import Block, Layout, dataset_title, model_title
 from dfshield.tools.estimate import Jobs
 
 TITLE = "Cost of every method"
@@ -56,18 +57,9 @@ def run(plan: Plan, out: Path) -> None:
     seeds = len({cost.seed for cost in costs})
     spread = f"Mean ± sample standard deviation over {seeds} seeds; a figure without ± is of one seed."
     notes = [*NOTES, *([spread] if seeds > 1 else [])]
-    text = [f"## {TITLE}", "", *markdown_grid(layout, {}), *(line for note in notes for line in (note, ""))]
-    latex = [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{table}[tbp]",
-        r"\centering",
-        rf"\caption{{{tex(TITLE)}. {tex(' '.join(notes))}}}",
-        r"\label{tab:cost}",
-        *latex_grid(layout, {}),
-        r"\end{table}",
-    ]
+    text = [f"## {TITLE}", "", *markdown.grid(layout, {}), *markdown.paragraphs(notes)]
     write_text(out.with_suffix(".md"), "\n".join(text).rstrip() + "\n")
-    write_text(out.with_suffix(".tex"), "\n".join(latex) + "\n")
+    write_text(out.with_suffix(".tex"), latex.table_float("cost", f"{TITLE}. {' '.join(notes)}", layout, {}))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([field.name for field in fields(Cost)])

@@ -1,6 +1,6 @@
 """What a cell of a printed table holds, and its text; a renderer says how figures and marks look."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from dfshield.report.notes import Marks
@@ -40,9 +40,9 @@ Item = str | bool | Value | Pair | Gain | None
 """Text, tick or cross, figures, or nothing."""
 
 
-def symbols(value: Value, marks: Marks) -> str:
+def symbols(flags: Sequence[str], marks: Marks) -> str:
     """The marks of a figure's flags, separated by commas."""
-    return ",".join(dict.fromkeys(marks[flag][0] for flag in value.flags))
+    return ",".join(dict.fromkeys(marks[flag][0] for flag in flags))
 
 
 def item_text(

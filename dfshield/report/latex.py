@@ -78,7 +78,7 @@ def grid(layout: Layout, marks: Marks) -> list[str]:
 def _item(item: Item, marks: Marks) -> str:
     def figure(value: Value, interval: bool) -> str:
         del interval  # the Markdown and the CSV have it; a page has no room
-        raised = tex(symbols(value, marks))
+        raised = tex(symbols(value.flags, marks))
         spread = "" if value.spread is None else rf"\,$\pm$\,{value.spread:.{value.places}f}"
         return f"{value.mean:.{value.places}f}" + (rf"\textsuperscript{{{raised}}}" if raised else "") + spread
 

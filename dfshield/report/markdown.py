@@ -60,7 +60,7 @@ def _item(item: Item, marks: Marks) -> str:
     def figure(value: Value, interval: bool) -> str:
         spread = "" if value.spread is None else f" ± {value.spread:.{value.places}f}"
         within = f" [{value.interval[0]:.1f}, {value.interval[1]:.1f}]" if value.interval and interval else ""
-        return f"{value.mean:.{value.places}f}{raised(symbols(value, marks))}{spread}{within}"
+        return f"{value.mean:.{value.places}f}{raised(symbols(value.flags, marks))}{spread}{within}"
 
     return item_text(item, figure, str, ("✗", "✓"))
 

@@ -9,9 +9,12 @@ from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, write_text
 from dfshield.models.card import Card, read_card
 from dfshield.planning.paths import DATA, HARDEN
-from dfshield.report.flags import notes
-from dfshield.report.layout import METRICS
-from dfshield.report.tables import Row, build, write_csv
+from dfshield.registry import metric
+from dfshield.report.items import symbols
+from dfshield.report.markdown import raised
+from dfshield.report.notes import notes
+from dfshield.report.rows import Row, write_csv
+from dfshield.report.table import build
 from dfshield.sources.trainset import header
 
 if TYPE_CHECKING:
@@ -110,12 +113,11 @@ def _figures(rows: Sequence[Row]) -> list[str]:
         "| --- | --- | ---: | --- | ---: | --- |",
     ]
     for row in rows:
-        symbols = ",".join(dict.fromkeys(marks[flag][0] for flag in row.flags))
-        raised = f"<sup>{symbols}</sup>" if symbols else ""
-        metric = METRICS.get(row.metric, row.metric)
+        marked = raised(symbols(row.flags, marks))
+        at = "" if row.metric == "clean" else f" at `{row.threat}`"
+        title, interval = metric(row.metric).title, f"{row.ci_low:.1f} to {row.ci_high:.1f}"
         lines.append(
-            f"| {row.method} | {metric} | {row.value:.2f}{raised} | {row.ci_low:.1f} to {row.ci_high:.1f} | {row.n} "
-            f"| {row.protocol}{'' if row.metric == 'clean' else f' at `{row.threat}`'} |"
+            f"| {row.method} | {title} | {row.value:.2f}{marked} | {interval} | {row.n} | {row.protocol}{at} |"
         )
     explained = (
         f"Undefended is the original model. Always answering the majority class scores {rows[0].majority:.2f} %; "

@@ -119,11 +119,15 @@ def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
         )
     return Row(
         **_shared(cell),
-        **dict.fromkeys(OPTIONAL, math.nan),
         value=record.values[cell.metric],
+        ci_low=math.nan,
+        ci_high=math.nan,
         n=record.n_real,
         protocol=diversity.protocol(record, cell.metric),
         flags=("not-data-free",) if record.real_data in REAL else (),
+        majority=math.nan,
+        balanced=math.nan,
+        macro_f1=math.nan,
         paper=paper,
         ledger_sha256=record.content_sha256,
     )

@@ -13,7 +13,6 @@ from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.files import data_dir, data_file
 from dfshield.core.threat import threat_name
-from dfshield.evaluation.record import METRICS as DIVERSITY_METRICS
 from dfshield.models.size import Network, generator_flops, network
 from dfshield.options import CotrainOptions, GenerateOptions
 from dfshield.planning.cells import Cell
@@ -102,7 +101,7 @@ class Jobs:
         """The ledger or record of one cell; returns its path, as all that follow."""
         dataset, model, seed, path = cell.dataset, cell.model, cell.seed, cell.ledger
         network, taken = self.network(dataset, model), self.input(dataset, model)
-        if cell.metric in DIVERSITY_METRICS:
+        if cell.evidence == "diversity":
             place = place_of(DIVERSITY, path)
             data = self.data(dataset, model, place["source"], seed)
             options = self.plan.diversity(dataset, model)

@@ -1,27 +1,25 @@
 """Trace every row of a table CSV to ledger (or record of diversity metrics), student, data and teacher by hash."""
 
-import json
 import re
+from collections import defaultdict
 from collections.abc import Callable
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
-
-import h5py
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import read_yaml
 from dfshield.core.threat import parse_threat, threat_name
-from dfshield.evaluation.ledger import Ledger, read_ledger
-from dfshield.evaluation.record import METRICS as DIVERSITY_METRICS
-from dfshield.evaluation.record import Record, read_record
+from dfshield.evaluation.ledger import Ledger
+from dfshield.evaluation.record import Record
 from dfshield.models.card import read_card
-from dfshield.planning.cells import Cell, swept
+from dfshield.planning.cells import swept
 from dfshield.planning.config import Config
-from dfshield.planning.paths import DATA, DIVERSITY, LEDGER, NONE, RESULTS, STUDENT, TEACHER, place_of
+from dfshield.planning.paths import DATA, NONE, RESULTS, STUDENT, TEACHER, place_of
 from dfshield.planning.tables import SYMBOLS, RowSpec, load_tables
+from dfshield.registry import metric
+from dfshield.report.evidence import DAMAGED, EVIDENCE, Evidence
 from dfshield.report.published import figure
-from dfshield.report.tables import COLUMNS, Row, cell_text, decimals, diversity_row, read_csv, row_of
+from dfshield.report.rows import COLUMNS, Row, cell_of, cell_text, read_csv
 from dfshield.sources.trainset import header
 from dfshield.sources.trainset import verify as verify_data
 
@@ -33,7 +31,7 @@ class BrokenLink(Exception):
 
 
 Place = dict[str, str]
-"""The fields of the path grammar that the path of a ledger or a record holds."""
+"""The fields of the path grammar that the path of a piece of evidence holds."""
 
 
 def verify(table: Path) -> int:
@@ -69,6 +67,7 @@ class Tracer:
         self.number = int(number[1]) if number else 0
         self.table = table.stem
         self.seen: dict[tuple[str, Path], Any] = {}
+        self.found: dict[str, dict[str, list[Path]]] = {}
 
     def methods(self, run: str, method: str) -> list[RowSpec]:
         """What the tables of a run's config have as `method`; none where the table or its file is unknown."""
@@ -79,75 +78,56 @@ class Tracer:
         spec = self._read(load_tables, path).get(self.table) if path.is_file() else None
         return [row for row in spec.rows if row.method == method] if spec else []
 
-    @cached_property
-    def ledgers(self) -> dict[str, list[Path]]:
-        """Ledger paths by the content hash that each states (checked when it is read)."""
-        found: dict[str, list[Path]] = {}
-        for path in sorted(self.root.rglob("ledger.h5")):
-            try:
-                with h5py.File(path, "r", locking=False) as file:
-                    found.setdefault(str(file.attrs.get("content_sha256")), []).append(path)
-            except OSError:
-                continue  # a damaged ledger cannot be a row's: that row's hash will not be found
-        return found
-
-    @cached_property
-    def records(self) -> dict[str, list[Path]]:
-        """Paths of records of diversity metrics by the content hash that each states (checked when it is read)."""
-        found: dict[str, list[Path]] = {}
-        for path in sorted(self.root.rglob("diversity@*.json")):
-            try:
-                stated = json.loads(path.read_text(encoding="utf-8"))["content_sha256"]
-            except (OSError, ValueError, KeyError, TypeError, RecursionError):
-                continue  # as with ledgers
-            found.setdefault(str(stated), []).append(path)
-        return found
+    def files(self, kind: str) -> dict[str, list[Path]]:
+        """Paths of all evidence of a kind, by the content hash that each states (checked when it is read)."""
+        if kind not in self.found:
+            paths: dict[str, list[Path]] = defaultdict(list)
+            for path in sorted(self.root.rglob(EVIDENCE[kind].pattern)):
+                try:
+                    paths[str(EVIDENCE[kind].stated(path))].append(path)
+                except DAMAGED:
+                    continue  # a damaged file cannot be a row's: that row's hash will not be found
+            self.found[kind] = paths
+        return self.found[kind]
 
     def trace(self, row: Row) -> None:
         """Raise BrokenLink at the first link of `row` that does not hold."""
-        printed = cell_text(figure(self.number, row.key), decimals(row.metric))
+        printed = cell_text(figure(self.number, row.key), metric(row.metric).decimals)
         if row.paper is not None and printed != row.text("paper"):
             raise BrokenLink(f"the paper column says {row.text('paper')}, the paper does not")
-        diverse = row.metric in DIVERSITY_METRICS
-        kind, known = ("record", self.records) if diverse else ("ledger", self.ledgers)
-        paths = known.get(row.ledger_sha256)
+        kind = metric(row.metric).evidence
+        evidence = EVIDENCE[kind]
+        paths = self.files(kind).get(row.ledger_sha256)
         if not paths:
-            raise BrokenLink(f"no {kind} with content {row.ledger_sha256[:16]} below {self.root}")
-        mine = [(path, place) for path in paths if (place := self._place(path, row))]
-        if not mine:
+            raise BrokenLink(f"no {evidence.noun} with content {row.ledger_sha256[:16]} below {self.root}")
+        places = [(path, place) for path in paths if (place := self._place(path, row, evidence))]
+        if not places:
             raise BrokenLink(f"{paths[0]}: the path is not that of this cell")
-        path, place = mine[0]
-        cell = Cell("", row.dataset, row.model, row.method, row.variant, row.defence, row.threat, row.metric, row.seed,
-                    str(path))  # fmt: skip
+        path, place = places[0]
         try:
-            source = read_record(path) if diverse else read_ledger(path)
-            again = diversity_row(cell, source, None) if isinstance(source, Record) else row_of(cell, source, None)
+            source = evidence.read(path)
+            again = evidence.row(cell_of(row, path), source, None)
         except InputError as error:
             raise BrokenLink(str(error)) from None
         for name in COLUMNS:
             stated, found = row.text(name), again.text(name)
             if stated != found and name != "paper":
-                raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its {kind} {path}")
-        if isinstance(source, Record):
-            self._compared(place, source)
-        else:
-            self._model(place, row, source)
+                raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its {evidence.noun} {path}")
+        links: dict[str, Callable[[Place, Row, Any], None]] = {"model": self._model, "data": self._compared}
+        links[evidence.traces](place, row, source)
 
-    def _place(self, path: Path, row: Row) -> Place | None:
-        """The fields of the path of a ledger or record; None if it lies elsewhere than the row's should."""
-        diverse = row.metric in DIVERSITY_METRICS
-        below = (RESULTS / path.relative_to(self.root)).as_posix()
-        place = place_of(DIVERSITY if diverse else LEDGER, below)
+    def _place(self, path: Path, row: Row, evidence: Evidence) -> Place | None:
+        """The fields of the path of a piece of evidence; None if it lies elsewhere than the row's should."""
+        place = place_of(evidence.template, (RESULTS / path.relative_to(self.root)).as_posix())
+        threat = threat_name(row.threat)
         expected = {"dataset": row.dataset, "model": row.model, "seed": str(row.seed)}
-        if not diverse:
-            expected |= {"defence": row.defence, "threat": threat_name(row.threat)}
-            if place.get("train_threat") not in (expected["threat"], NONE):
-                return None
-        if not expected.items() <= place.items():
+        expected |= {"defence": row.defence, "threat": threat}
+        if not place or any(place[name] != value for name, value in expected.items() if name in place):
             return None
-        recipe = f"{place.get('recipe')}."  # of a swept one the base comes first
+        if place.get("train_threat", NONE) not in (threat, NONE):
+            return None
         methods = self.methods(place["run"], row.method)
-        fits = [m for m in methods if m.source == place["source"] and (diverse or recipe.startswith(f"{m.recipe}."))]
+        fits = [m for m in methods if m.source == place["source"] and _trains(m, place)]
         return place if fits or not methods else None
 
     def _at(self, template: str, place: Place) -> Path:
@@ -174,8 +154,9 @@ class Tracer:
         taught = card.provenance.get("teacher_sha256")
         self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, taught)
 
-    def _compared(self, place: Place, record: Record) -> None:
-        """The surrogate set that a record is of, and the teacher that it was made from."""
+    def _compared(self, place: Place, row: Row, record: Record) -> None:
+        """The synthetic set that a record is of, and the teacher that it was made from."""
+        del row
         self._data(place, record.data_sha256, record.teacher_sha256, record.real_data)
         teacher = self._at(TEACHER, place)
         self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, record.teacher_sha256)
@@ -203,3 +184,8 @@ class Tracer:
             raise BrokenLink(str(error)) from None
         found: T = self.seen[key]
         return found
+
+
+def _trains(method: RowSpec, place: Place) -> bool:
+    """Whether a path is of a method's recipe, swept or not; true of paths without a recipe."""
+    return "recipe" not in place or f"{place['recipe']}.".startswith(f"{method.recipe}.")

@@ -6,10 +6,10 @@ import pytest
 from test_config import GRID, MINE, changed
 
 from dfshield.core.errors import InputError
-from dfshield.evaluation.record import METRICS as DIVERSITY_METRICS
 from dfshield.planning.config import check_config, load_config
 from dfshield.planning.paths import DATA, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER, recipe_name
 from dfshield.planning.plan import Plan, title
+from dfshield.registry import DIVERSITY_METRICS
 
 ROOT = Path(__file__).parents[2]
 
