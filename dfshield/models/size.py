@@ -51,7 +51,7 @@ def generator_flops(options: CotrainOptions | GenerateOptions, input_shape: Shap
         if isinstance(options, CotrainOptions):
             asks = SimpleNamespace(mean=zeros, std=ones)  # all that a generator's construction asks of the teacher
             method = SimpleNamespace(options=options, shape=input_shape, classes=classes, teacher=asks)
-            made = registry.BASELINES[options.method].load().build(method)
+            made = registry.BASELINES[options.method].load().build(method)  # type: ignore[attr-defined]
         else:
             made = GdfqGenerator(latent, input_shape, zeros.tolist(), ones.tolist(), Unconditional(), options.width)
         n = 2 * classes  # one generator wants all classes equally often, and BatchNorm more than one image of each

@@ -49,13 +49,13 @@ class Grid:
                 f"methods: no table has rows for all of {', '.join(self.config.methods)}; "
                 f"those of {table} are {', '.join(row.method.lower() for row in self.tables[table].rows)}"
             )
-        other = "paper" if self.stand_in(spec) else "stand-in"
-        fitting = [row for row in spec.rows if row.only != other]
+        stand_in = self.stand_in(spec)
+        fitting = [row for row in spec.rows if row.fits(stand_in)]
         if not chosen or not chosen <= names[spec.key]:
             return fitting
         known = {row.method for row in fitting}  # a method of other data has its row if it is named, and no other
         named = [row for row in spec.rows if row.method.lower() in chosen]
-        return [row for row in named if row.only != other or row.method not in known]
+        return [row for row in named if row.fits(stand_in) or row.method not in known]
 
     def table_threats(self, spec: TableSpec, dataset: str) -> list[str]:
         """Threat models that a table has for a data set: its own, or those that the table states."""

@@ -334,17 +334,8 @@ class Plan(Grid):
             threat=self._threat(metric, threat),
             metric=metric,
             seed=place.seed,
-            ledger=self._evidence(place, metric, self._ledger_of(metric, spec.metrics), threat),
+            ledger=self._evidence(place, metric, spec.clean_from if metric == "clean" else metric, threat),
         )
-
-    def _ledger_of(self, metric: str, metrics: tuple[str, ...]) -> str:
-        """The protocol whose ledger has a metric.
-
-        Every ledger holds the clean predictions, so clean accuracy needs no attack of its own where the table has one:
-        the first counts, which may have more images than the others.
-        """
-        attacks = [name for name in metrics if name != "clean" and metric_entry(name).evidence == "ledger"]
-        return attacks[0] if metric == "clean" and attacks else metric
 
     def _threat(self, metric: str, threat: str) -> str:
         """The threat model of a metric: its protocol's own, or the one given."""

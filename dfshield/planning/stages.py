@@ -160,8 +160,8 @@ STAGES: dict[str, Stage] = {
     ),
     "table": Stage(
         "render one table from its ledgers and records, as CSV, Markdown and LaTeX",
-        "dfshield.report.tables:run",
-        code=("dfshield.report.tables:build", "dfshield.report.render:markdown", "dfshield.report.render:latex"),
+        "dfshield.report.table:run",
+        code=("dfshield.report.table:build", "dfshield.report.table:RENDERERS"),
         gpu=False,
         minutes=30,
     ),
@@ -172,7 +172,7 @@ STAGES: dict[str, Stage] = {
         minutes=30,
     ),
     "harden": Stage(
-        "write a hardened model with its report and model card", "dfshield.report.card:run", gpu=False, minutes=30
+        "write a hardened model with its report and model card", "dfshield.report.model_card:run", gpu=False, minutes=30
     ),
 }
 """All stages in the order of the flow."""

@@ -10,6 +10,7 @@ from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
 from dfshield.registry.defences import DEFENCES
 from dfshield.registry.entry import Entry, RealData
 from dfshield.registry.losses import LOSSES, SEARCHES, Inner, Loss, Search, Start
+from dfshield.registry.metrics import DIVERSITY_METRICS, METRICS, Metric, metric
 from dfshield.registry.models import MODELS, Model
 from dfshield.registry.sources import AUGMENTATIONS, COEFFICIENTS, GENERATED, OBJECTIVES, SOURCES, Source
 
@@ -20,9 +21,11 @@ __all__ = [
     "COEFFICIENTS",
     "DATASETS",
     "DEFENCES",
+    "DIVERSITY_METRICS",
     "GENERATED",
     "LOSSES",
     "MEDMNIST_SPLITS",
+    "METRICS",
     "MODELS",
     "OBJECTIVES",
     "SEARCHES",
@@ -33,9 +36,11 @@ __all__ = [
     "Entry",
     "Inner",
     "Loss",
+    "Metric",
     "Model",
     "RealData",
     "Search",
     "Source",
     "Start",
+    "metric",
 ]

@@ -1,17 +1,20 @@
-"""What tables measure."""
+"""What tables measure: titles, units, and the evidence that a figure is read from."""
 
 from dataclasses import dataclass
 from typing import Literal
 
+Evidence = Literal["ledger", "diversity"]
+"""Kind of file that a figure is read from: a ledger of an attack, or a record of diversity metrics."""
+
 
 @dataclass(frozen=True)
 class Metric:
-    """A column of tables: its title, unit, decimals, and the kind of file that it is read from."""
+    """A column of tables."""
 
     title: str
     unit: str = "%"
     decimals: int = 2
-    evidence: Literal["ledger", "diversity"] = "ledger"
+    evidence: Evidence = "ledger"
 
 
 METRICS = {
@@ -27,8 +30,11 @@ METRICS = {
     "ndb": Metric("NDB", "bins", 0, "diversity"),
     "jsd": Metric("JSD", "nat", 3, "diversity"),
 }
+"""Metrics by name. A protocol of the config that is not among them is a metric by its own name; see `metric`."""
+DIVERSITY_METRICS = tuple(name for name, entry in METRICS.items() if entry.evidence == "diversity")
+"""Metrics of a synthetic set; every record of diversity holds all of them."""
 
 
 def metric(name: str) -> Metric:
-    """The metric `name`; a protocol without an entry is an accuracy by its own name."""
-    return METRICS.get(name, Metric(name))
+    """The metric called `name`; for a protocol without an entry, accuracy in percent under that protocol."""
+    return METRICS.get(name) or Metric(name)

@@ -1,11 +1,12 @@
 """What reports are made from: the files of a table, of a model card and of the cost table."""
 
 from dataclasses import asdict
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 from dfshield.core.hashing import digest
 from dfshield.planning.cells import Cell
-from dfshield.planning.jobs import Jobs
+from dfshield.planning.jobs import Job, Jobs
 from dfshield.planning.paths import DATA, HARDEN, NONE, STUDENT, benchmark_of
 from dfshield.planning.plan import Plan
 from dfshield.planning.tables import formulas
@@ -35,23 +36,33 @@ def card_files(plan: Plan, name: str) -> dict[str, Any]:
     return {"student": place.path(STUDENT), "data": place.path(DATA), "ledgers": evidence(plan.harden_cells(name))}
 
 
-def makings(plan: Plan) -> list[tuple[str, str, str, int, list[str], list[str]]]:
-    """What the methods of table 4 make, in its order: data set, model, method, seed, files of the training set (those
-    that it is made of first), the student; no files for the teacher itself. InputError without a cell in table 4."""
+class Making(NamedTuple):
+    """What a method of table 4 makes for one data set, model and seed."""
+
+    dataset: str
+    model: str
+    method: str
+    seed: int
+    data: list[Job]
+    """Jobs that make its training set, those that others wait for first; empty without one."""
+    student: list[Job]
+    """The job that makes its student; empty for the teacher itself."""
+
+
+def makings(plan: Plan) -> list[Making]:
+    """What the methods of table 4 make, in its order. Raises InputError for a config without a cell in table 4."""
     plan.cells("table4")
     spec, jobs, found = plan.tables["table4"], Jobs(plan), []
-    for dataset, models in plan.blocks(spec):
-        for row in plan.rows(spec):
-            for model in models:
-                for seed in plan.seeds(spec, row):
-                    place = plan.place(dataset, model, source=row.source, recipe=row.recipe, seed=seed)
-                    data = [] if row.source == NONE else [j.output for j in jobs.needed(jobs.data(place), MAKING)]
-                    student = [] if row.recipe == NONE else [jobs.student(place)]
-                    found.append((dataset, model, row.method, seed, data, student))
+    for (dataset, models), row in product(plan.blocks(spec), plan.rows(spec)):
+        for model, seed in product(models, plan.seeds(spec, row)):
+            place = plan.place(dataset, model, source=row.source, recipe=row.recipe, seed=seed)
+            data = [] if row.source == NONE else jobs.needed(jobs.data(place), MAKING)
+            student = [] if row.recipe == NONE else [jobs.jobs[jobs.student(place)]]
+            found.append(Making(dataset, model, row.method, seed, data, student))
     return found
 
 
 def measurements(plan: Plan) -> list[str]:
     """Benchmark files of all that the methods of table 4 make."""
-    made = {path for *_, data, student in makings(plan) for path in (*data, *student)}
-    return sorted(str(benchmark_of(path)) for path in made)
+    outputs = {job.output for made in makings(plan) for job in (*made.data, *made.student)}
+    return sorted(str(benchmark_of(path)) for path in outputs)
