@@ -49,7 +49,7 @@ def run(
     teacher: Path,
     out: Path,
     options: CotrainOptions,
-    recipe: str,
+    recipe: str = "",
     factory: str | None = None,
     state: Path | None = None,
     metrics: Path | None = None,
@@ -58,7 +58,7 @@ def run(
 ) -> None:
     """Train a student with images of a generator that is trained beside it, and write it to `out`.
 
-    The last epoch is the result. `metrics` receives one CSV row per epoch: mean losses; on a held-out mini-batch of
+    `recipe` is the name that the files record, the method's if empty. The last epoch is the result. `metrics` receives one CSV row per epoch: mean losses; on a held-out mini-batch of
     generated images, the agreement with the teacher's class, clean and under the inner attack, in percent, and how many
     classes teacher and student see in it; the student's updates so far. `images` receives a training set of
     `options.images` images that the last generator draws, with the teacher's labels: it shows what the student saw and
@@ -70,6 +70,7 @@ def run(
     teacher sees several. The student's provenance says so; it is written all the same, as a result.
     """
     forbid_real_data("cotrain")
+    recipe = recipe or options.method
     if images is not None and not options.images:
         raise InputError(f"{images}: no images to write, options have images 0; ask for some, or for no such file")
     device = select_device(options.device, options.threads)
