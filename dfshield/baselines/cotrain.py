@@ -61,7 +61,7 @@ def run(
     `recipe` is the name that the files record, the method's if empty. The last epoch is the result. `metrics` receives one CSV row per epoch: mean losses; on a held-out mini-batch of
     generated images, the agreement with the teacher's class, clean and under the inner attack, in percent, and how many
     classes teacher and student see in it; the student's updates so far. `images` receives a training set of
-    `options.images` images that the last generator draws, with the teacher's labels: it shows what the student saw and
+    `options.kept_images` images that the last generator draws, with the teacher's labels: it shows what the student saw and
     trains nothing. With `state`, the same call after a crash resumes after the last whole epoch, to the identical
     files.
 
@@ -71,8 +71,8 @@ def run(
     """
     forbid_real_data("cotrain")
     recipe = recipe or options.method
-    if images is not None and not options.images:
-        raise InputError(f"{images}: no images to write, options have images 0; ask for some, or for no such file")
+    if images is not None and not options.kept_images:
+        raise InputError(f"{images}: no images to write, kept_images is 0; ask for some, or for no such file")
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     trainer = Cotrainer(model, card, options)
@@ -260,11 +260,11 @@ class Cotrainer(EpochLoop):
 
     @torch.no_grad()
     def draw_set(self) -> tuple[np.ndarray, np.ndarray]:
-        """`options.images` images (N,H,W,C) float32 in [0,1] of the generator as it is, and the teacher's labels (N,).
+        """`options.kept_images` images (N,H,W,C) float32 in [0,1] of the generator as it is, and the teacher's labels (N,).
 
         The generator is in training mode, as for the student; its running statistics stay as they are.
         """
-        drawing, n = copy.deepcopy(self.method.generator), self.options.images
+        drawing, n = copy.deepcopy(self.method.generator), self.options.kept_images
         parts, labels = [], []
         for index in range(-(-n // self.options.batch)):  # whole mini-batches, for BatchNorm and branches of classes
             z, wanted = self.method.draw(self.options.batch, generator("kept images", self.options.seed, index))

@@ -273,8 +273,8 @@ def test_another_seed_gives_another_student(teacher, tmp_path):
 def test_images_of_the_last_generator_are_kept_and_change_nothing(teacher, tmp_path, method):
     files = {name: tmp_path / f"{name}.safetensors" for name in ("with", "without")}
     images = tmp_path / "images.h5"
-    run(teacher, files["with"], quick(method, images=50), "mine", images=images, code="c0de")
-    run(teacher, files["without"], quick(method, images=50), "mine", code="c0de")
+    run(teacher, files["with"], quick(method), "mine", images=images, code="c0de")
+    run(teacher, files["without"], quick(method), "mine", code="c0de")
     assert files["with"].read_bytes() == files["without"].read_bytes()
     kept = read(images)
     assert kept.images.shape == (50, 8, 8, 1) and kept.labels.shape == (50,)  # two mini-batches of 20 and a half
@@ -302,9 +302,9 @@ def test_drawing_leaves_the_generator_as_it_is(method):
 
 
 def test_no_images_cannot_be_written(teacher, tmp_path):
-    with pytest.raises(InputError, match=r"images\.h5: no images to write, options have images 0"):
-        run(teacher, tmp_path / "s.safetensors", quick("dfme", images=0), images=tmp_path / "images.h5")
-    run(teacher, tmp_path / "s.safetensors", quick("dfme", images=0, epochs=1))
+    with pytest.raises(InputError, match=r"images\.h5: no images to write, kept_images is 0"):
+        run(teacher, tmp_path / "s.safetensors", quick("dfme", kept_images=0), images=tmp_path / "images.h5")
+    run(teacher, tmp_path / "s.safetensors", quick("dfme", kept_images=0, epochs=1))
     assert read_card(tmp_path / "s.safetensors").provenance["recipe"] == "dfme"
 
 

@@ -19,7 +19,7 @@ QUICK = {
     "generator_width": 0.05,
     "generator_epochs": 0,
     "attack_steps": 2,
-    "images": 50,
+    "kept_images": 50,
     "device": "cpu",
 }
 
