@@ -58,12 +58,12 @@ def run(
 ) -> None:
     """Train a student with images of a generator that is trained beside it, and write it to `out`.
 
-    `recipe` is the name that the files record, the method's if empty. The last epoch is the result. `metrics` receives one CSV row per epoch: mean losses; on a held-out mini-batch of
-    generated images, the agreement with the teacher's class, clean and under the inner attack, in percent, and how many
-    classes teacher and student see in it; the student's updates so far. `images` receives a training set of
-    `options.kept_images` images that the last generator draws, with the teacher's labels: it shows what the student saw and
-    trains nothing. With `state`, the same call after a crash resumes after the last whole epoch, to the identical
-    files.
+    `recipe` is the name that the files record, the method's if empty. The last epoch is the result. `metrics` receives
+    one CSV row per epoch: mean losses; on a held-out mini-batch of generated images, the agreement with the teacher's
+    class, clean and under the inner attack, in percent, and how many classes teacher and student see in it; the
+    student's updates so far. `images` receives a training set of `options.kept_images` images that the last generator
+    draws, with the teacher's labels: it shows what the student saw, and nothing is trained on it. With `state`, the
+    same call after a crash resumes after the last whole epoch, to the identical files.
 
     A run has *diverged* if a loss, a weight or an output is not finite (it ends there, and the student is that of the
     last whole epoch) or if, after the last epoch, the student sees one class in all the held-out images where the
@@ -260,7 +260,7 @@ class Cotrainer(EpochLoop):
 
     @torch.no_grad()
     def draw_set(self) -> tuple[np.ndarray, np.ndarray]:
-        """`options.kept_images` images (N,H,W,C) float32 in [0,1] of the generator as it is, and the teacher's labels (N,).
+        """`kept_images` images (N,H,W,C) float32 in [0,1] of the generator as it is, and the teacher's labels (N,).
 
         The generator is in training mode, as for the student; its running statistics stay as they are.
         """
