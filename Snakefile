@@ -35,7 +35,7 @@ wildcard_constraints:
 
 
 include: "workflow/rules/teacher.smk"
-include: "workflow/rules/synthesis.smk"
+include: "workflow/rules/data.smk"
 include: "workflow/rules/training.smk"
 include: "workflow/rules/evaluation.smk"
 include: "workflow/rules/report.smk"

@@ -185,7 +185,7 @@ class Bench:
         random = generator("benchmark")
         images = torch.rand((b * batch, *shape), generator=random)
         flops = network(self.arguments.model, shape, classes).flops
-        options = TrainOptions(
+        options = TrainOptions.of(
             batch=batch,
             aggregate=b,
             holdout=0,

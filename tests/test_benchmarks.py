@@ -45,7 +45,7 @@ def test_training_is_ours():
     teacher, rate = tiny.classifier(scale=3.0), 0.1
     slow = reference.Training(copy.deepcopy(teacher), eps=0.0, b=4, tau=0.75, lr=rate)
     threat = {"threat": "linf:0", "attack_steps": 1}
-    options = TrainOptions(batch=10, aggregate=4, tau=0.75, holdout=0, lr=rate, device="cpu", **threat)
+    options = TrainOptions.of(batch=10, aggregate=4, tau=0.75, holdout=0, lr=rate, device="cpu", **threat)
     made = Trainer(teacher, TrainSet(tiny.images(40), np.arange(40) % tiny.CLASSES, {}), options)
     for index, rows in enumerate(torch.arange(40).split(10)):
         slow.step(made.images[rows])

@@ -8,7 +8,7 @@ what they do not break meets all that the definition asks for, towards many targ
 ==========  =================================================================================================
 classes     what runs
 ==========  =================================================================================================
-10 or more  the definition: 9 targets, or all the others in the released code's variant (``targets: paper``)
+10 or more  the definition: 9 targets, or all the others in the released code's variant (``version: paper``)
 4 to 9      all other classes as targets
 2 or 3      the targeted DLR loss divides by a difference that needs four logits: targeted APGD maximises the
             plain margin z_t - z_y instead, which like DLR neither saturates nor depends on the logits' scale
@@ -28,11 +28,11 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from dfshield.attacks.base import Component, Ensemble, differentiable, frozen, seeded
+from dfshield.attacks.base import Component, Ensemble, Problem, differentiable, frozen, seeded
 from dfshield.attacks.budget import TARGETS, Budget, target_classes
 from dfshield.attacks.pgd import pgd_prefilter
 from dfshield.core.threat import Threat, parse_threat
-from dfshield.options import AttackOptions
+from dfshield.options.attacks import AttackOptions, AutoAttack
 
 NORMS = {"linf": "Linf", "l2": "L2"}
 ORDERS = {"linf": torch.inf, "l2": 2}
@@ -54,7 +54,7 @@ class _MarginAPGD(APGDAttack_targeted):
         return logits[rows, self.y_target] - logits[rows, y]
 
 
-def autoattack(options: AttackOptions, input_shape: tuple[int, int, int], classes: int) -> Ensemble:
+def autoattack(options: AutoAttack, input_shape: tuple[int, int, int], classes: int) -> Ensemble:
     """The ensemble for a model of `input_shape` (C,H,W) and `classes`, and how it departs from the definition."""
     targets = target_classes(options, classes)
     norm = parse_threat(options.threat).norm
@@ -71,9 +71,9 @@ def autoattack(options: AttackOptions, input_shape: tuple[int, int, int], classe
     )
 
 
-def _note(options: AttackOptions, classes: int, targets: int, side: int | None) -> str:
+def _note(options: AutoAttack, classes: int, targets: int, side: int | None) -> str:
     parts = []
-    if options.targets == "standard" and targets < TARGETS:
+    if options.version == "standard" and targets < TARGETS:
         parts.append(f"{targets} target{'s' if targets > 1 else ''}")
     if classes < 4:
         parts.append("margin for DLR")
@@ -104,9 +104,8 @@ def _perturb(attack: Any, model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return x_adv.detach()
 
 
-def _apgd_ce(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
-) -> Tensor:
+def _apgd_ce(problem: Problem, options: AttackOptions) -> Tensor:
+    model, x, y, threat, generator, _ = problem
     attack = APGDAttack(
         differentiable(model), n_iter=BUDGET.iterations, loss="ce", logger=_silent, **_common(threat, x, generator)
     )
@@ -118,9 +117,8 @@ class _Targeted:
     targets: int
     margin: bool
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
-    ) -> Tensor:
+    def __call__(self, problem: Problem, options: AttackOptions) -> Tensor:
+        model, x, y, threat, generator, _ = problem
         kind = _MarginAPGD if self.margin else APGDAttack_targeted
         attack = kind(differentiable(model), n_iter=BUDGET.iterations, logger=_silent, **_common(threat, x, generator))
         attack.init_hyperparam(x)
@@ -138,9 +136,8 @@ class _Targeted:
 class _Fab:
     targets: int
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
-    ) -> Tensor:
+    def __call__(self, problem: Problem, options: AttackOptions) -> Tensor:
+        model, x, y, threat, generator, _ = problem
         attack = _PairwiseFAB(differentiable(model), n_iter=BUDGET.iterations, **_common(threat, x, generator))
 
         def run(x: Tensor, y: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,9 +206,8 @@ class _Square:
     side: int | None
     """side of the square canvas that the images are put on, None to attack them as they are"""
 
-    def __call__(
-        self, model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
-    ) -> Tensor:
+    def __call__(self, problem: Problem, options: AttackOptions) -> Tensor:
+        model, x, y, threat, generator, _ = problem
         height, width = x.shape[2:]
         logits = differentiable(model)
         if threat.norm == "linf" and x.device.type == "cpu" and x[0].numel() <= SMALL and not options.reference:

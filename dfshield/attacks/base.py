@@ -1,13 +1,13 @@
 """What every attack needs of a model, and the ascent that gradient attacks share.
 
-An attack is a function ``(model, x, y, threat, options, generator) -> x_adv`` of one chunk of images (N,C,H,W) in
-[0,1] that the model still classifies as `y`. It may return anything: the evaluation projects and judges it. Its
-randomness comes from `generator` alone.
+An attack is a function ``(problem, options) -> x_adv`` of one chunk of images (N,C,H,W) in [0,1] that the model still
+classifies as labelled. It may return anything: the evaluation projects and judges it. Its randomness comes from
+`problem.random` alone.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,26 @@ from dfshield.core.threat import Threat
 from dfshield.options import AttackOptions
 
 Objective = Callable[[Tensor, Tensor], Tensor]
-Attack = Callable[[nn.Module, Tensor, Tensor, Threat, AttackOptions, torch.Generator], Tensor]
+
+
+class Problem(NamedTuple):
+    """What an attack gets: a model, images that it classifies rightly, and what it may do to them."""
+
+    model: nn.Module
+    """Images (N,C,H,W) in [0,1] to logits (N,classes): what gradients go through."""
+    x: Tensor
+    """Images (N,C,H,W) in [0,1]."""
+    y: Tensor
+    """Labels (N,)."""
+    threat: Threat
+    random: torch.Generator
+    others: Mapping[str, Any] = {}
+    """What the attack's entry needs besides: ``teacher`` and ``surrogate`` are models; ``guide`` is images (N,C,H,W) of
+    other classes, one for each of `x`."""
+
+
+Attack = Callable[[Problem, Any], Tensor]
+"""``(problem, options) -> x_adv``."""
 
 
 class Component(NamedTuple):
@@ -93,11 +112,26 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
 
 
-def clean(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
-) -> Tensor:
+class Eot(nn.Module):
+    """Expectation over transformation (Athalye et al. 2018): the mean logits of `draws` passes of a model that draws.
+
+    It stands around the model that is crafted on, so that every attack's gradient is that of the mean; verdicts never
+    come from it.
+    """
+
+    def __init__(self, model: nn.Module, draws: int) -> None:
+        super().__init__()
+        self.model, self.draws = model, draws
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N,C,H,W) to logits (N,classes)."""
+        total: Tensor = sum(self.model(x).float() for _ in range(self.draws))
+        return total / self.draws
+
+
+def clean(problem: Problem, options: AttackOptions) -> Tensor:
     """No attack: the images as they are."""
-    return x
+    return problem.x
 
 
 def ascend(

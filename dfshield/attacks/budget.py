@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dfshield.options import AttackOptions
+from dfshield.options.attacks import AttackOptions, AutoAttack, Pgd
 
 TARGETS = 9
 """Most target classes of AutoAttack's targeted attacks, by its definition."""
@@ -20,6 +20,33 @@ class Budget:
     """of Square"""
 
 
-def target_classes(options: AttackOptions, classes: int) -> int:
-    """Target classes of a model of `classes`: as the definition has it, or all the others (``targets: paper``)."""
-    return classes - 1 if options.targets == "paper" else min(TARGETS, classes - 1)
+GRADIENT = 2
+"""Forward pass and gradient of the pixels, in forward passes."""
+
+
+def target_classes(options: AutoAttack, classes: int) -> int:
+    """Target classes of a model of `classes`: as the definition has it, or all the others (``version: paper``)."""
+    return classes - 1 if options.version == "paper" else min(TARGETS, classes - 1)
+
+
+def clean_passes(options: AttackOptions, images: int, robust: float, classes: int) -> float:
+    """Forward passes of the evaluation alone."""
+    return images
+
+
+def fgsm_passes(options: AttackOptions, images: int, robust: float, classes: int) -> float:
+    """Forward passes of FGSM: one gradient an image."""
+    return GRADIENT * images * options.eot
+
+
+def pgd_passes(options: Pgd, images: int, robust: float, classes: int) -> float:
+    """Forward passes of PGD: a gradient an image, step and restart."""
+    return GRADIENT * images * options.steps * options.restarts * options.eot
+
+
+def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: int) -> float:
+    """Forward passes of AutoAttack; what does not survive (1 - `robust`) is taken to fall to the pre-filter."""
+    budget, targets = Budget(), target_classes(options, classes)
+    runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
+    full = runs * budget.iterations + budget.queries
+    return images * (GRADIENT * PREFILTER_STEPS + robust * full) * options.eot

@@ -1,25 +1,23 @@
 """PGD (Madry et al. 2018), and the short one that comes before AutoAttack."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from dfshield.attacks.base import ascend, frozen, margin
+from dfshield.attacks.base import Problem, ascend, frozen, margin
 from dfshield.attacks.budget import PREFILTER_STEPS
 from dfshield.core.fractions import fraction
 from dfshield.core.lp import random_start
-from dfshield.core.threat import Threat
-from dfshield.options import AttackOptions
+from dfshield.options.attacks import AttackOptions, Pgd
 
 
-def pgd(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
-) -> Tensor:
+def pgd(problem: Problem, options: Pgd) -> Tensor:
     """Projected gradient ascent on the cross entropy from uniform random starts (Madry et al. 2018, Eq 2).
 
     `options.steps` steps of ε/4 (linf) or `options.l2_step` (l2); the last point of a run counts, or the first one that
     is clearly misclassified (see `ascend`). Each of `options.restarts` runs has only the images that the runs before it
     did not break.
     """
+    model, x, y, threat, generator, _ = problem
     size = threat.eps / 4 if threat.norm == "linf" else fraction(options.l2_step)
     result = x.clone()
     alive = torch.arange(len(x), device=x.device)
@@ -36,10 +34,9 @@ def pgd(
     return result
 
 
-def pgd_prefilter(
-    model: nn.Module, x: Tensor, y: Tensor, threat: Threat, options: AttackOptions, generator: torch.Generator
-) -> Tensor:
+def pgd_prefilter(problem: Problem, options: AttackOptions) -> Tensor:
     """A few steps of ε/4 down the margin: breaks cheaply what a strong attack would break at length."""
+    model, x, y, threat, generator, _ = problem
     size = threat.eps / 4
     with frozen(model):
         start = random_start(x, threat, generator)

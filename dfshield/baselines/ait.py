@@ -6,8 +6,8 @@ from torch import Tensor
 
 from dfshield.baselines.method import Method, answer_and_distance
 from dfshield.models.generators import GdfqGenerator, Generator, LabelEmbedding
-from dfshield.options import TrainOptions
-from dfshield.training.losses import trades
+from dfshield.options.baselines import Ait as AitOptions
+from dfshield.training.losses import trades_loss
 
 
 class Ait(Method):
@@ -15,6 +15,8 @@ class Ait(Method):
 
     Gradient inundation, AIT's device for weights that are quantised, has no meaning for this student and is left out.
     """
+
+    options: AitOptions
 
     def build(self) -> Generator:
         latent, mean, std = self.options.latent, self.teacher.mean.flatten(), self.teacher.std.flatten()
@@ -26,5 +28,4 @@ class Ait(Method):
         return F.cross_entropy(logits, labels) + self.options.feature_weight * distance
 
     def student_loss(self, images: Tensor, adversarial: Tensor, teacher: Tensor, labels: Tensor) -> Tensor:
-        options = TrainOptions(beta=self.options.beta)
-        return trades(self.student(images), self.student(adversarial), teacher, labels, options)
+        return trades_loss(self.student(images), self.student(adversarial), labels, self.options.beta)

@@ -9,6 +9,7 @@ from torch import Tensor
 from dfshield.baselines.method import Method
 from dfshield.core.errors import InputError
 from dfshield.models.generators import DastGenerator, Generator
+from dfshield.options.baselines import Dast as DastOptions
 
 
 def dast_imitation(student: Tensor, teacher: Tensor, beta: float) -> Tensor:
@@ -30,6 +31,8 @@ class Dast(Method):
     teacher's class. Here the generator is trained, and the term asks for the class of the branch, as the publication
     has it; `label_control` gives the other.
     """
+
+    options: DastOptions
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)

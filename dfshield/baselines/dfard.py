@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dfshield.baselines.method import Method, answer_and_distance
 from dfshield.models.generators import AcganGenerator, Generator
+from dfshield.options.baselines import Dfard as DfardOptions
 from dfshield.training.losses import kl
 
 
@@ -29,6 +30,8 @@ class Dfard(Method):
     that climbs the student's loss, between 1 and 20) and adaptive weights between the generator's terms (here: each
     term over its mean magnitude in the epoch before). The generator is ACGAN's, as in the paper's appendix A.4.
     """
+
+    options: DfardOptions
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)

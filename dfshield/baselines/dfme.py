@@ -8,6 +8,7 @@ from torch import Tensor
 
 from dfshield.baselines.method import Method
 from dfshield.models.generators import DfmeGenerator, Generator
+from dfshield.options.baselines import Dfme as DfmeOptions
 
 
 def recovered_logits(teacher: Tensor) -> Tensor:
@@ -53,6 +54,8 @@ class Dfme(Method):
     Differences are taken on the image before the tanh. The teacher is at hand in our setting, so the exact gradient is
     possible too (`gradient: exact`); the estimate keeps the publication's settings.
     """
+
+    options: DfmeOptions
 
     def build(self) -> Generator:
         return DfmeGenerator(self.options.latent, self.shape, self.options.generator_width)

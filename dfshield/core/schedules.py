@@ -1,6 +1,7 @@
-"""How a run changes in its course: learning rates and ε as factors of their full size, and steps."""
+"""Schedules: factors for the learning rate and ε per epoch, and the number of inner PGD steps."""
 
 import math
+from collections.abc import Callable
 
 
 def warmed(share: float, epoch: int, epochs: int) -> float:
@@ -15,6 +16,11 @@ def half_cosine(step: int, steps: int) -> float:
 
 def inner_steps(search: str, steps: int, epoch: int, epochs: int) -> int:
     """Gradient steps of the inner maximisation in epoch `epoch` (from 0), where all that it may take is `steps`."""
-    if search == "single-step":
-        return 1
-    return -(-(epoch + 1) * steps // epochs) if search == "curriculum" else steps
+    return INNER_STEPS[search](steps, epoch, epochs) if search in INNER_STEPS else steps
+
+
+INNER_STEPS: dict[str, Callable[[int, int, int], int]] = {
+    "single-step": lambda steps, epoch, epochs: 1,
+    "curriculum": lambda steps, epoch, epochs: -(-(epoch + 1) * steps // epochs),
+}
+"""Searches that take another number of steps than all in every epoch: ``(steps, epoch, epochs) -> steps``."""

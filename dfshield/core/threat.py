@@ -37,7 +37,8 @@ def threat_name(text: str) -> str:
     return text.replace(":", "-").replace("/", "-")
 
 
-def _threat(text: str) -> str:
+def check_threat(text: str) -> str:
+    """A threat without spaces; raises ValueError with the fix for what is none."""
     parse_threat(text)
     return text.replace(" ", "")
 
@@ -52,5 +53,5 @@ def _fraction(text: str) -> str:
     return text
 
 
-ThreatText = Annotated[str, AfterValidator(_threat), Field(pattern=r"^(linf|l2):.+$")]
+ThreatText = Annotated[str, AfterValidator(check_threat), Field(pattern=r"^(linf|l2):.+$")]
 FractionText = Annotated[str, BeforeValidator(str), AfterValidator(_fraction)]

@@ -6,12 +6,15 @@ counts. Finished pieces of work, one attack on one chunk, are kept until the led
 where it was and ends in the same bytes.
 """
 
+import contextlib
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from dfshield import __version__, registry
 from dfshield.attacks.base import Component, Ensemble, frozen
@@ -19,13 +22,16 @@ from dfshield.core.device import resolve_precision, select_device
 from dfshield.core.errors import InputError
 from dfshield.core.hashing import digest
 from dfshield.core.threat import parse_threat
+from dfshield.defences.defence import Defence
 from dfshield.evaluation.ledger import Ledger, write_ledger
-from dfshield.options import AttackOptions
+from dfshield.evaluation.session import Session, guides
+from dfshield.options import AttackOptions, DefendOptions
+
+NO_DEFENCE = "none"
 
 if TYPE_CHECKING:
     from dfshield.data.sets import Images
     from dfshield.models.checkpoints import Card
-from dfshield.evaluation.session import attack_all
 
 
 def run(
@@ -40,24 +46,29 @@ def run(
     subject: dict[str, Any],
     state: Path | None = None,
     code: str = "",
+    defence: DefendOptions | None = None,
+    others: Mapping[str, Path] | None = None,
 ) -> Ledger:
     """Attack the checkpoint `model_path` and write the ledger `out`.
 
     The images are those of `evaluation_npz` if given, else of `dataset` (the checkpoint's own if None) in
     `options.split` below `data_dir`. `protocol` is the attack's name in tables; what departs from it is added in
     brackets: the split, too, unless it is the test split. `state` is a folder for finished pieces. `factory`, `subject`
-    and `code` go to the checkpoint's loader and into the ledger. Raises InputError for a checkpoint, data or state
-    folder that cannot be used.
+    and `code` go to the checkpoint's loader and into the ledger. With `defence` the defended model is judged and, if
+    `options.adaptive`, attacked through the defence. `others` are checkpoints of further models that the attack needs,
+    by name. Raises InputError for a checkpoint, data or state folder that cannot be used, and for an attack that lacks
+    what it needs.
     """
     from dfshield.models.checkpoints import load_checkpoint
 
+    entry = registry.ATTACKS[options.attack]
+    check_problem(entry, options, others or {})
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
     model, card = load_checkpoint(model_path, device, factory)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster layout for convolutions
     images = _images(card, options, dataset, data_dir, evaluation_npz)
-    threat = parse_threat(options.threat)
-    ensemble = plan(options, card.input_shape, card.classes)
+    ensemble = components(options, card.input_shape, card.classes)
     notes = [ensemble.note] if ensemble.note else []
     if options.split != "test" and evaluation_npz is None:
         notes.append(options.split)
@@ -71,14 +82,24 @@ def run(
         "subject": subject,
         "protocol": f"{protocol}[{', '.join(notes)}]" if notes else protocol,
         "threat": options.threat,
-        "options": options.model_dump(mode="json"),
+        "options": options.described(device),
+        "defence": defence.defence if defence else NO_DEFENCE,
+        "defence_options": defence.described() if defence else {},
         "seed": options.seed,
         "version": __version__,
         "code": code,
     }
     folder = state / digest(header, device.type)[:32] if state else None
-    with frozen(model):
-        rows, flags = attack_all(model, images.x, images.y, threat, options, ensemble, device, folder)
+    models = {name: load_checkpoint(path, device, factory)[0] for name, path in (others or {}).items()}
+    needed: dict[str, Any] = {name: models[name] for name in entry.needs if name in models}
+    if "guide" in entry.needs:
+        needed["guide"] = guides(images.x, images.y, options.seed)
+    judged, victim = defended(model, defence, options)
+    with contextlib.ExitStack() as stack:
+        for network in (model, *models.values()):
+            stack.enter_context(frozen(network))
+        session = Session(judged, images.x, images.y, options, ensemble, device, folder, victim, needed)
+        rows, flags = session.run()
     if card.provenance.get("diverged"):
         flags = (*flags, "diverged")
     names = ("robust", "clean", *(component.name for component in ensemble.components))
@@ -90,7 +111,27 @@ def run(
     return ledger
 
 
-def plan(options: AttackOptions, input_shape: tuple[int, int, int], classes: int) -> Ensemble:
+def check_problem(entry: registry.Attack, options: AttackOptions, others: Mapping[str, Path]) -> None:
+    """Raise InputError, before any work, for a threat model or further models that the attack cannot do with."""
+    norm = parse_threat(options.threat).norm
+    if norm not in entry.norms:
+        raise InputError(f"attack {options.attack}: works within {', '.join(entry.norms)}, threat is {options.threat}")
+    missing = [name for name in entry.needs if name != "guide" and name not in others]
+    if missing:
+        raise InputError(f"attack {options.attack}: needs a {missing[0]}; give --other {missing[0]}=CHECKPOINT")
+
+
+def defended(
+    model: nn.Module, defence: DefendOptions | None, options: AttackOptions
+) -> tuple[nn.Module, nn.Module | None]:
+    """The model that is judged, and what attacks are crafted on (None: the same)."""
+    if defence is None:
+        return model, None
+    made: Defence[Any] = registry.DEFENCES[defence.defence].load()(defence)
+    return made.protect(model), made.surrogate(model) if options.adaptive else model
+
+
+def components(options: AttackOptions, input_shape: tuple[int, int, int], classes: int) -> Ensemble:
     """The attacks that `options` stand for, in order."""
     entry = registry.ATTACKS[options.attack]
     if entry.ensemble:

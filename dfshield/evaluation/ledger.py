@@ -32,7 +32,7 @@ ROWS = {
 }
 PERTURBED = {"perturbed_index": np.int64, "perturbation": np.float16}
 DATASETS = ROWS | PERTURBED
-JSON_ATTRIBUTES = ("components", "flags", "options", "subject")
+JSON_ATTRIBUTES = ("components", "flags", "options", "subject", "defence_options")
 HEADER = ("format", "format_version", "complete")
 """Attributes that are no field of a ledger."""
 CONTRACT = hdf5.Contract(
@@ -88,6 +88,10 @@ class Ledger:
     options: dict[str, Any]
     """Attack options."""
     seed: int
+    defence: str = "none"
+    """Defence at test time that stood before the model."""
+    defence_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the defence."""
     flags: tuple[str, ...] = ()
     """Reasons to distrust the accuracy under attack; ``diverged`` where the model's training ended so."""
     version: str = ""

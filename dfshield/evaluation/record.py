@@ -1,4 +1,4 @@
-"""The record of a surrogate set's diversity: a small JSON file that table cells are read from and traced by hash."""
+"""The record of a synthetic set's diversity: a small JSON file that table cells are read from and traced by hash."""
 
 import json
 from dataclasses import asdict, dataclass, field, replace
@@ -10,28 +10,19 @@ from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationErro
 from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file, write_text
 from dfshield.core.hashing import digest
-from dfshield.registry import RealData
+from dfshield.registry import DIVERSITY_METRICS, RealData
 
 FORMAT = "dfshield-diversity"
 VERSION = 1
 REMEDY = "make it again with `dfshield diversity`"
 
-METRICS = {
-    "precision": ("1", 3),
-    "recall": ("1", 3),
-    "density": ("1", 3),
-    "coverage": ("1", 3),
-    "ndb": ("bins", 0),
-    "jsd": ("nat", 3),
-}
-"""Diversity metrics: the unit and the decimals that tables print."""
 BINNED = ("ndb", "jsd")
 """Metrics of the bins; the others are of neighbourhoods."""
 
 
 @dataclass(frozen=True)
 class Record:
-    """Diversity of one surrogate set with respect to one set of real images."""
+    """Diversity of one synthetic set with respect to one set of real images."""
 
     __pydantic_config__ = ConfigDict(extra="forbid")
 
@@ -39,23 +30,23 @@ class Record:
     model: str
     source: str
     seed: int
-    """Of the surrogate set."""
+    """Of the synthetic set."""
     split: str
     """Part of the real data set."""
     n_real: Annotated[int, Field(ge=1)]
     """Real images that were compared."""
     n_synthetic: Annotated[int, Field(ge=1)]
-    """Surrogate images that were compared."""
+    """Synthetic images that were compared."""
     values: dict[str, FiniteFloat]
-    """Value by name in `METRICS`."""
+    """Value by metric: all of `registry.DIVERSITY_METRICS`."""
     options: dict[str, Any]
     """Options of the stage."""
     real_data: RealData
-    """Real data that the surrogate set was made from."""
+    """Real data that the synthetic set was made from."""
     teacher_sha256: str
     """Of the tensors of the teacher that the set was made from."""
     data_sha256: str
-    """Content of the surrogate set."""
+    """Content of the synthetic set."""
     real_sha256: str
     """Of the whole real split."""
     weights_sha256: str
@@ -97,8 +88,8 @@ def read_record(path: Path) -> Record:
         raise InputError(f"{path}: is not whole ({reason}); {REMEDY}") from None
     if not same:
         raise InputError(f"{path}: content does not match its SHA-256 (edited or damaged); {REMEDY}")
-    if record.values.keys() != METRICS.keys():
-        raise InputError(f"{path}: has {', '.join(record.values)}, expected {', '.join(METRICS)}; {REMEDY}")
+    if record.values.keys() != set(DIVERSITY_METRICS):
+        raise InputError(f"{path}: has {', '.join(record.values)}, expected {', '.join(DIVERSITY_METRICS)}; {REMEDY}")
     return record
 
 

@@ -2,142 +2,159 @@
 
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfshield.attacks.base import Component, Ensemble, seeded
+from dfshield.attacks.base import Component, Ensemble, Eot, Problem, seeded
 from dfshield.core.files import atomic
 from dfshield.core.progress import progress
 from dfshield.core.rng import generator
-from dfshield.core.threat import Threat
-from dfshield.evaluation.crafting import FastModels
-from dfshield.options import AttackOptions
-
-if TYPE_CHECKING:
-    pass
+from dfshield.core.threat import parse_threat
 from dfshield.evaluation.checks import SQUARE_POINTS, gradient_masking_checks
+from dfshield.evaluation.crafting import FastModels
 from dfshield.evaluation.verdict import Outcome, evaluate_perturbation
+from dfshield.options import AttackOptions
 
 CLEAN = 1
 """Index of ``clean`` among a ledger's components."""
 
 
-def attack_all(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    options: AttackOptions,
-    ensemble: Ensemble,
-    device: torch.device,
-    folder: Path | None,
-) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
-    """Run `ensemble` on images `x` (N,C,H,W) with labels `y` (N,); returns the ledger's arrays and the flags."""
-    chunks = range(0, len(x), options.chunk)
-    crafting = FastModels(model, options)
-    pieces = []
-    flags: list[str] = []
-    broken = done = 0
-    with progress(len(chunks) * (len(ensemble.components) + 1), options.attack, "piece") as bar:
-        for number, start in enumerate(chunks):
-            stop = start + options.chunk
-            # the components of AutoAttack look at gradients through views, which other layouts do not have
-            chunk, labels = x[start:stop].to(device).contiguous(), y[start:stop].to(device)
-            if number == 0 and options.attack != "clean":
-                flags = gradient_masking_checks(model, chunk, labels)
-            done += len(chunk)
-            for rows in attack_chunk(model, crafting, chunk, labels, threat, options, ensemble, number, folder):
-                bar.set_postfix(
-                    {"robust": f"{100 * (1 - (broken + rows['broken'].sum()) / done):.2f} %"}, refresh=False
-                )
-                bar.update()
-            broken += int(rows["broken"].sum())
-            rows["perturbed_index"] += start
-            pieces.append(rows)
-    table = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
-    table["label"] = y.cpu().numpy().astype(np.int64)
-    names = [component.name for component in ensemble.components]
-    if len(names) > 1 and "square" in names:
-        by_square = int(np.sum(table["component"] == CLEAN + 1 + names.index("square")))
-        if by_square > max(1, SQUARE_POINTS * len(x)):  # one image alone is no sign, however few there are
-            flags.append("square-broke-after-white-box")
-    return table, tuple(flags)
+class Session:
+    """One evaluation: `ensemble` against `model` on images `x` (N,C,H,W) with labels `y` (N,), in fixed chunks.
 
-
-def attack_chunk(
-    model: nn.Module,
-    crafting: FastModels,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    options: AttackOptions,
-    ensemble: Ensemble,
-    number: int,
-    folder: Path | None,
-) -> Iterator[dict[str, np.ndarray]]:
-    """Attack one chunk; yields the ledger's rows after the clean pass and after every attack.
-
-    The result depends on the chunk's images and `number`, not on other chunks.
+    Attacks are crafted on `victim`, by default the model itself: the surrogate of a defence, or the bare network of an
+    attack that does not know of the defence. Verdicts are the model's. `others` are what the attack's entry needs:
+    models by name, and ``guide`` images (N,C,H,W). Finished pieces, one attack on one chunk, are kept in `folder`.
     """
-    labels = y.cpu().numpy()
-    clean = evaluate_perturbation(model, x, y, x, threat)
-    prediction, margin = clean.prediction.copy(), clean.margin.copy()
-    perturbation = clean.perturbation
-    component = np.where(prediction != labels, CLEAN, 0).astype(np.uint8)
 
-    def rows() -> dict[str, np.ndarray]:
-        attacked = np.flatnonzero(component > CLEAN)
-        return {
-            "clean_prediction": clean.prediction,
-            "prediction": prediction,
-            "broken": component > 0,
-            "component": component,
-            "margin": margin,
-            "perturbed_index": attacked,
-            "perturbation": perturbation[attacked],
-        }
+    def __init__(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        options: AttackOptions,
+        ensemble: Ensemble,
+        device: torch.device,
+        folder: Path | None = None,
+        victim: nn.Module | None = None,
+        others: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model, self.x, self.y, self.options, self.ensemble = model, x, y, options, ensemble
+        self.device, self.folder, self.others = device, folder, dict(others or {})
+        self.threat = parse_threat(options.threat)
+        self.victim = model if victim is None else victim
+        self.fast = FastModels(self.victim, options)
 
-    yield rows()
-    for index, part in enumerate(ensemble.components, start=CLEAN + 1):
-        alive = np.flatnonzero(component == 0)
-        if len(alive):
-            file = folder / f"{number:06d}-{part.name}.npz" if folder else None
-            verdict = _load(file, alive)
-            if verdict is None:
-                verdict = _attack(part, model, crafting, x, y, threat, options, number, alive)
-                _save(file, alive, verdict)
-            won = alive[verdict.prediction[alive] != labels[alive]]
-            component[won] = index
-            prediction[won] = verdict.prediction[won]
-            perturbation[won] = verdict.perturbation[won]
-            margin[alive] = np.minimum(margin[alive], verdict.margin[alive])
+    def run(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
+        """Attack all images; returns the ledger's arrays and the flags."""
+        chunks = range(0, len(self.x), self.options.chunk)
+        pieces = []
+        flags: list[str] = []
+        broken = done = 0
+        with progress(len(chunks) * (len(self.ensemble.components) + 1), self.options.attack, "piece") as bar:
+            for number, start in enumerate(chunks):
+                stop = start + self.options.chunk
+                # the components of AutoAttack look at gradients through views, which other layouts do not have
+                x, y = self.x[start:stop].to(self.device).contiguous(), self.y[start:stop].to(self.device)
+                if number == 0 and self.options.attack != "clean":
+                    flags = gradient_masking_checks(self.victim, x, y)
+                done += len(x)
+                for rows in self.chunk(x, y, number):
+                    robust = 100 * (1 - (broken + rows["broken"].sum()) / done)
+                    bar.set_postfix({"robust": f"{robust:.2f} %"}, refresh=False)
+                    bar.update()
+                broken += int(rows["broken"].sum())
+                rows["perturbed_index"] += start
+                pieces.append(rows)
+        table = {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+        table["label"] = self.y.cpu().numpy().astype(np.int64)
+        names = [component.name for component in self.ensemble.components]
+        if len(names) > 1 and "square" in names:
+            by_square = int(np.sum(table["component"] == CLEAN + 1 + names.index("square")))
+            if by_square > max(1, SQUARE_POINTS * len(self.x)):  # one image alone is no sign, however few there are
+                flags.append("square-broke-after-white-box")
+        return table, tuple(flags)
+
+    def chunk(self, x: Tensor, y: Tensor, number: int) -> Iterator[dict[str, np.ndarray]]:
+        """Attack chunk `number`; yields the ledger's rows after the clean pass and after every attack.
+
+        The result depends on the chunk's images and `number`, not on other chunks.
+        """
+        labels = y.cpu().numpy()
+        clean = evaluate_perturbation(self.model, x, y, x, self.threat)
+        prediction, margin = clean.prediction.copy(), clean.margin.copy()
+        perturbation = clean.perturbation
+        component = np.where(prediction != labels, CLEAN, 0).astype(np.uint8)
+
+        def rows() -> dict[str, np.ndarray]:
+            attacked = np.flatnonzero(component > CLEAN)
+            return {
+                "clean_prediction": clean.prediction,
+                "prediction": prediction,
+                "broken": component > 0,
+                "component": component,
+                "margin": margin,
+                "perturbed_index": attacked,
+                "perturbation": perturbation[attacked],
+            }
+
         yield rows()
+        for index, part in enumerate(self.ensemble.components, start=CLEAN + 1):
+            alive = np.flatnonzero(component == 0)
+            if len(alive):
+                file = self.folder / f"{number:06d}-{part.name}.npz" if self.folder else None
+                outcome = load_piece(file, alive)
+                if outcome is None:
+                    outcome = self.attack(part, x, y, number, alive)
+                    save_piece(file, alive, outcome)
+                won = alive[outcome.prediction[alive] != labels[alive]]
+                component[won] = index
+                prediction[won] = outcome.prediction[won]
+                perturbation[won] = outcome.perturbation[won]
+                margin[alive] = np.minimum(margin[alive], outcome.margin[alive])
+            yield rows()
+
+    def attack(self, part: Component, x: Tensor, y: Tensor, number: int, alive: np.ndarray) -> Outcome:
+        """One attack on the images `alive` (indices) of chunk `number`, and the model's verdict on the whole chunk."""
+        random = chunk_generator(self.options.seed, part.name, number)
+        select = torch.from_numpy(alive).to(x.device)
+        # a randomised model draws from the global generators: seeded too, so that its ledger can be made again
+        with seeded(random.initial_seed(), x.device):
+            x_adv = x.clone()
+            victim = self.fast.bf16 if part.bf16_safe else self.fast.fp32
+            if self.options.eot > 1:
+                victim = Eot(victim, self.options.eot)
+            problem = Problem(victim, x[select], y[select], self.threat, random, self._others(number, select))
+            x_adv[select] = part.attack(problem, self.options).to(x.dtype)
+            return evaluate_perturbation(self.model, x, y, x_adv, self.threat)
+
+    def _others(self, number: int, select: Tensor) -> dict[str, Any]:
+        """What the attack needs besides, for the images of a chunk that it has."""
+        found = dict(self.others)
+        if "guide" in found:
+            start = number * self.options.chunk
+            found["guide"] = found["guide"][start : start + self.options.chunk].to(self.device)[select]
+        return found
 
 
-def _attack(
-    part: Component,
-    model: nn.Module,
-    crafting: FastModels,
-    x: Tensor,
-    y: Tensor,
-    threat: Threat,
-    options: AttackOptions,
-    number: int,
-    alive: np.ndarray,
-) -> Outcome:
-    randomness = chunk_generator(options.seed, part.name, number)
-    select = torch.from_numpy(alive).to(x.device)
-    # a randomised model draws from the global generators: seeded too, so that its ledger can be made again
-    with seeded(randomness.initial_seed(), x.device):
-        x_adv = x.clone()
-        victim = crafting.bf16 if part.bf16_safe else crafting.fp32
-        x_adv[select] = part.attack(victim, x[select], y[select], threat, options, randomness).to(x.dtype)
-        return evaluate_perturbation(model, x, y, x_adv, threat)
+def guides(x: Tensor, y: Tensor, seed: int) -> Tensor:
+    """For every image of `x` (N,C,H,W) with labels `y` (N,) another one of another class, drawn by `seed`.
+
+    Raises ValueError if all images are of one class.
+    """
+    random = generator("guide", seed)
+    chosen = []
+    for label in y.tolist():
+        others = (y != label).nonzero()[:, 0]
+        if not len(others):
+            raise ValueError("all images are of one class, so none can guide another")
+        chosen.append(int(others[torch.randint(len(others), (), generator=random)]))
+    return x[chosen]
 
 
 def chunk_generator(seed: int, attack: str, number: int) -> torch.Generator:
@@ -145,14 +162,15 @@ def chunk_generator(seed: int, attack: str, number: int) -> torch.Generator:
     return generator(seed, attack, number) if number else torch.Generator().manual_seed(seed)
 
 
-def _save(file: Path | None, alive: np.ndarray, verdict: Outcome) -> None:
+def save_piece(file: Path | None, alive: np.ndarray, outcome: Outcome) -> None:
+    """Keep the outcome of one attack on one chunk, with the images `alive` (indices) that it was of."""
     if file:
         with atomic(file) as temporary:
-            np.savez(temporary, alive=alive, **vars(verdict))
+            np.savez(temporary, alive=alive, **vars(outcome))
 
 
-def _load(file: Path | None, alive: np.ndarray) -> Outcome | None:
-    """The verdict that an earlier run left in `file`; None if there is none that is whole."""
+def load_piece(file: Path | None, alive: np.ndarray) -> Outcome | None:
+    """The outcome that an earlier run left in `file`; None if there is none that is whole and of the same images."""
     if file is None or not file.is_file():
         return None
     try:

@@ -137,6 +137,13 @@ class LabelEmbedding(nn.Module):
         return latent
 
 
+class Unconditional(nn.Module):
+    """RDSKD's conditioning, which is none: the latent is the noise itself."""
+
+    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
+        return noise
+
+
 class GdfqGenerator(Generator):
     """GDFQ's generator (Xu et al. 2020), which AIT, Qimera and, without classes, RDSKD share.
 

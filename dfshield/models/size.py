@@ -43,8 +43,7 @@ def generator_flops(options: CotrainOptions | GenerateOptions, input_shape: Shap
     import torch
     from torch.utils.flop_counter import FlopCounterMode
 
-    from dfshield.models.generators import GdfqGenerator
-    from dfshield.sources.rdskd import Unconditional
+    from dfshield.models.generators import GdfqGenerator, Unconditional
 
     zeros, ones = torch.zeros(input_shape[0]), torch.ones(input_shape[0])
     latent = options.latent or 64  # the linear layer that depends on it hardly counts

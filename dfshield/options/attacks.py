@@ -1,9 +1,10 @@
-"""Options of attacks, and the named protocols."""
+"""Options of attacks. What one attack alone reads is in the class of that attack."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
+from dfshield import registry
 from dfshield.core.threat import FractionText, ThreatText
 from dfshield.options.common import AttackName, Positive, Precision, StageOptions
 
@@ -11,18 +12,13 @@ from dfshield.options.common import AttackName, Positive, Precision, StageOption
 class AttackOptions(StageOptions):
     """Attack a model on a real evaluation set and keep a ledger of every image."""
 
+    entries = ("attack", registry.ATTACKS)
+    neutral: ClassVar[dict[str, Any]] = {"eot": 1, "adaptive": True}
+
     attack: AttackName = "autoattack"
     """attack"""
     threat: ThreatText = "linf:8/255"
     """threat model, NORM:EPS"""
-    steps: Positive = 10
-    """PGD steps"""
-    restarts: Positive = 1
-    """PGD restarts from fresh random starts"""
-    l2_step: FractionText = "15/255"
-    """PGD step for l2 threats (l∞ uses ε/4)"""
-    targets: Literal["standard", "paper"] = "standard"
-    """AutoAttack target classes: standard is at most 9, paper is all C-1"""
     split: Literal["test", "dev", "train"] = "test"
     """part of the data set"""
     limit: Annotated[int, Field(ge=0)] = 0
@@ -33,18 +29,27 @@ class AttackOptions(StageOptions):
     """arithmetic of crafting (PGD, APGD), auto: bf16 on hardware that is faster in it; verdicts are always fp32"""
     reference: bool = False
     """craft as a reference library does, slowly: on the model as it is, every step for every image, no pre-filter"""
+    eot: Positive = 1
+    """forward passes that the crafting model's logits are averaged over (EOT), for models and defences that draw"""
+    adaptive: bool = True
+    """with a defence: craft through the defence, not on the bare network"""
 
 
-PROTOCOLS: dict[str, dict[str, Any]] = {
-    "clean": {"attack": "clean"},
-    "fgsm": {"attack": "fgsm"},
-    "pgd10": {"attack": "pgd", "steps": 10},
-    "pgd50x5": {"attack": "pgd", "steps": 50, "restarts": 5},
-    "aa-standard": {"attack": "autoattack", "targets": "standard"},
-    "aa-paper": {"attack": "autoattack", "targets": "paper"},
-}
-"""Evaluation protocols: the names that paths and tables use, and the attack options that each stands for."""
-if TYPE_CHECKING:
-    ProtocolName: TypeAlias = str
-else:
-    ProtocolName = Literal[tuple(PROTOCOLS)]
+class Pgd(AttackOptions):
+    """Projected gradient descent (Madry et al. 2018)."""
+
+    attack: AttackName = "pgd"
+    """attack"""
+    steps: Positive = 10
+    """steps"""
+    restarts: Positive = 1
+    """restarts from fresh random starts"""
+    l2_step: FractionText = "15/255"
+    """length of a step for l2 threats (l∞ uses ε/4)"""
+
+
+class AutoAttack(AttackOptions):
+    """AutoAttack (Croce and Hein 2020)."""
+
+    version: Literal["standard", "paper"] = "standard"
+    """target classes of APGD-T and FAB-T: standard is at most 9, paper is all C-1"""

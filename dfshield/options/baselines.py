@@ -4,55 +4,18 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from dfshield import registry
 from dfshield.core.threat import FractionText, ThreatText
-from dfshield.options.common import BaselineName, OfMethod, Positive, Share, Weight
+from dfshield.options.common import BaselineName, Positive, Share, StageOptions, Weight
 
 
-class CotrainOptions(OfMethod):
+class CotrainOptions(StageOptions):
     """Train a generator and a student together, without data (section A.4: DaST, DFME, AIT, DFARD).
 
-    Options that are not given are the method's own (`by_method`); the defaults of the class are DaST's.
+    The defaults of the class are DaST's; each method has its own publication's.
     """
 
-    by_method = {
-        "dfme": {
-            # 20 million queries of 256 x (1 x 2 + 5) an iteration: 223 epochs of 50 iterations
-            "epochs": 223,
-            "iterations": 50,
-            "batch": 256,
-            "student_steps": 5,
-            "latent": 256,
-            "generator_lr": 1e-4,
-            "adam_beta1": 0.9,
-            "student_optimiser": "sgd",
-            "student_lr": 0.1,
-            "weight_decay": 5e-4,
-            "milestones": (0.1, 0.3, 0.5),
-            "decay": 0.3,
-        },
-        "ait": {
-            "epochs": 400,
-            "iterations": 200,
-            "batch": 200,
-            "generator_epochs": 4,
-            "latent": 100,
-            "generator_lr": 1e-3,
-            "student_optimiser": "sgd",
-            "nesterov": True,
-            "milestones": (0.25, 0.5, 0.75),
-            "batchnorm": "eval",
-            "beta": 6.0,  # convention, TRADES' own: not stated
-        },
-        "dfard": {  # conventions: its numbers are not published
-            "epochs": 200,
-            "iterations": 200,
-            "batch": 256,
-            "latent": 100,
-            "generator_lr": 1e-3,
-            "student_optimiser": "sgd",
-            "schedule": "cosine",
-        },
-    }
+    entries = ("method", registry.BASELINES)
 
     method: BaselineName = "dast"
     """method that trains generator and student"""
@@ -76,8 +39,6 @@ class CotrainOptions(OfMethod):
     """channels of the generator's layers, as a multiple of the published ones"""
     generator_lr: Annotated[float, Field(gt=0)] = 2e-4
     """Adam learning rate of the generator"""
-    branch_lr: Annotated[float, Field(gt=0)] = 1e-4
-    """dast: Adam learning rate of the generator's branches"""
     adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.5
     """β1 of Adam, the generator's and the student's"""
     student_start: Literal["teacher", "random"] = "teacher"
@@ -106,24 +67,6 @@ class CotrainOptions(OfMethod):
     """steps of the inner maximisation"""
     l2_step: FractionText | Literal["eps/5"] = "15/255"
     """step of the inner maximisation for l2 threats (l∞ uses ε/4)"""
-    alpha: Weight = 0.2
-    """dast: weight of the label-control term; it follows the term once that is below it"""
-    label_control: Literal["branch", "teacher"] = "branch"
-    """dast: class that the term asks for, the branch's (publication) or the teacher's answer (released code)"""
-    beta: Weight = 0.1
-    """weight in the student's loss: of dast's probability term, of ait's robust term (TRADES)"""
-    gradient: Literal["forward-differences", "exact"] = "forward-differences"
-    """dfme: how the generator learns of its loss"""
-    directions: Positive = 1
-    """dfme: random directions per image of the forward differences"""
-    difference: Annotated[float, Field(gt=0)] = 1e-3
-    """dfme: length of the forward differences"""
-    feature_weight: Weight = 0.1
-    """ait: weight of the generator's BN-statistics term"""
-    temperature: Annotated[float, Field(gt=0)] = 4.0
-    """dfard: distillation temperature at the start (convention)"""
-    temperature_lr: Weight = 0.1
-    """dfard: step of the temperature, which climbs the student's loss between 1 and 20 (convention)"""
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "CotrainOptions":
@@ -139,3 +82,109 @@ class CotrainOptions(OfMethod):
                 "or the student is never trained"
             )
         return self
+
+
+class Dast(CotrainOptions):
+    """DaST (Zhou et al. 2020)."""
+
+    branch_lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Adam learning rate of the generator's branches"""
+    alpha: Weight = 0.2
+    """weight of the label-control term; it follows the term once that is below it"""
+    label_control: Literal["branch", "teacher"] = "branch"
+    """class that the term asks for, the branch's (publication) or the teacher's answer (released code)"""
+    beta: Weight = 0.1
+    """weight of the probability term in the student's loss"""
+
+
+class Dfme(CotrainOptions):
+    """DFME (Truong et al. 2021): 20 million queries of 256 x (1 x 2 + 5) an iteration, 223 epochs of 50 iterations."""
+
+    method: BaselineName = "dfme"
+    """method that trains generator and student"""
+    epochs: Positive = 223
+    """epochs"""
+    iterations: Positive = 50
+    """generator steps per epoch"""
+    batch: Annotated[int, Field(ge=2)] = 256
+    """generated images per mini-batch"""
+    student_steps: Positive = 5
+    """student steps per generator step; a single one takes the generator's images, several take new ones each"""
+    latent: Positive = 256
+    """random numbers that an image is made from"""
+    generator_lr: Annotated[float, Field(gt=0)] = 1e-4
+    """Adam learning rate of the generator"""
+    adam_beta1: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """β1 of Adam, the generator's and the student's"""
+    student_optimiser: Literal["adam", "sgd"] = "sgd"
+    """optimiser of the student"""
+    student_lr: Annotated[float, Field(gt=0)] = 0.1
+    """learning rate of the student"""
+    weight_decay: Weight = 5e-4
+    """weight decay of the student"""
+    milestones: tuple[Share, ...] = (0.1, 0.3, 0.5)
+    """shares of the epochs after which the learning rates fall"""
+    decay: Annotated[float, Field(gt=0)] = 0.3
+    """factor of the learning rates at each milestone"""
+    gradient: Literal["forward-differences", "exact"] = "forward-differences"
+    """how the generator learns of its loss"""
+    directions: Positive = 1
+    """random directions per image of the forward differences"""
+    difference: Annotated[float, Field(gt=0)] = 1e-3
+    """length of the forward differences"""
+
+
+class Ait(CotrainOptions):
+    """AIT (Choi et al. 2022), its student trained by TRADES."""
+
+    method: BaselineName = "ait"
+    """method that trains generator and student"""
+    epochs: Positive = 400
+    """epochs"""
+    iterations: Positive = 200
+    """generator steps per epoch"""
+    batch: Annotated[int, Field(ge=2)] = 200
+    """generated images per mini-batch"""
+    generator_epochs: Annotated[int, Field(ge=0)] = 4
+    """first epochs, in which the generator alone is trained"""
+    latent: Positive = 100
+    """random numbers that an image is made from"""
+    generator_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam learning rate of the generator"""
+    student_optimiser: Literal["adam", "sgd"] = "sgd"
+    """optimiser of the student"""
+    nesterov: bool = True
+    """Nesterov momentum of the student"""
+    milestones: tuple[Share, ...] = (0.25, 0.5, 0.75)
+    """shares of the epochs after which the learning rates fall"""
+    batchnorm: Literal["train", "eval"] = "eval"
+    """mode of the student's BatchNorm layers in its own steps; eval keeps the teacher's statistics"""
+    feature_weight: Weight = 0.1
+    """weight of the generator's BN-statistics term"""
+    beta: Weight = 6.0
+    """weight of the robust term (convention, TRADES' own: not stated)"""
+
+
+class Dfard(CotrainOptions):
+    """DFARD (Wang et al. 2024) by conventions of our own: its numbers are not published."""
+
+    method: BaselineName = "dfard"
+    """method that trains generator and student"""
+    epochs: Positive = 200
+    """epochs"""
+    iterations: Positive = 200
+    """generator steps per epoch"""
+    batch: Annotated[int, Field(ge=2)] = 256
+    """generated images per mini-batch"""
+    latent: Positive = 100
+    """random numbers that an image is made from"""
+    generator_lr: Annotated[float, Field(gt=0)] = 1e-3
+    """Adam learning rate of the generator"""
+    student_optimiser: Literal["adam", "sgd"] = "sgd"
+    """optimiser of the student"""
+    schedule: Literal["steps", "cosine"] = "cosine"
+    """steps: all learning rates fall at the milestones; cosine: the student's falls over the epochs"""
+    temperature: Annotated[float, Field(gt=0)] = 4.0
+    """distillation temperature at the start (convention)"""
+    temperature_lr: Weight = 0.1
+    """step of the temperature, which climbs the student's loss between 1 and 20 (convention)"""

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, TypeAlias
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from dfshield import registry
 from dfshield.core.validation import Options
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     AttackName: TypeAlias = str
     ModelName: TypeAlias = str
     DatasetName: TypeAlias = str
+    DefenceName: TypeAlias = str
 else:  # the choices are the registries' own
     LossName = Literal[tuple(registry.LOSSES)]
     BaselineName = Literal[tuple(registry.BASELINES)]
@@ -39,6 +40,7 @@ else:  # the choices are the registries' own
     AttackName = Literal[tuple(registry.ATTACKS)]
     ModelName = Literal[tuple(registry.MODELS)]
     DatasetName = Literal[tuple(registry.DATASETS)]
+    DefenceName = Literal[tuple(registry.DEFENCES)]
 
 
 class StageOptions(Options):
@@ -62,7 +64,7 @@ class StageOptions(Options):
 
     @classmethod
     def class_for(cls, name: str | None) -> type[Self]:
-        """Class of the options of entry `name`; None stands for the default entry, an unknown one has the stage's own."""
+        """Class of the options of entry `name`, the default entry for None; an unknown one has the stage's own."""
         if cls.entries is None:
             return cls
         field, known = cls.entries
@@ -84,26 +86,3 @@ class StageOptions(Options):
         values = self.model_dump(mode="json", exclude={"device", "threads", "seed"})
         kept = {name: value for name, value in values.items() if (name, value) not in self.neutral.items()}
         return kept | ({"device": device.type} if device is not None else {})
-
-    def defaults(self) -> dict[str, Any]:
-        """What every option is where it is not given."""
-        return {name: field.default for name, field in type(self).model_fields.items()}
-
-
-class OfMethod(StageOptions):
-    """Options whose defaults depend on their `method`."""
-
-    by_method: ClassVar[dict[str, dict[str, Any]]] = {}
-    """What a method has in place of the defaults of the class: its publication's numbers."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_method(cls, values: Any) -> Any:
-        if not isinstance(values, dict):
-            return values
-        method = values.get("method", cls.model_fields["method"].default)
-        return cls.by_method.get(str(method), {}) | values
-
-    def defaults(self) -> dict[str, Any]:
-        """What every option is where it is not given with this method."""
-        return super().defaults() | self.by_method.get(vars(self)["method"], {})

@@ -1,11 +1,10 @@
-"""Options of a stage as command-line flags, and back: generated from the option classes, never written twice."""
+"""Options as command-line flags, and back: generated from the option classes, never written twice."""
 
 import argparse
 from types import UnionType
 from typing import Annotated, Any, Literal, NoReturn, get_args, get_origin
 
-from dfshield.core.validation import build
-from dfshield.options import PROFILES, STAGES, OfMethod, StageOptions
+from dfshield.options.common import StageOptions
 
 
 class Parser(argparse.ArgumentParser):
@@ -30,13 +29,32 @@ def _base(annotation: Any) -> Any:
     return annotation
 
 
+def chosen_entry(words: list[str], options: type[StageOptions]) -> str | None:
+    """The registry entry that the words of a command choose, None without one: its options are the ones to parse."""
+    if options.entries is None:
+        return None
+    flag, found = flag_of(options.entries[0]), None
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        if word == flag:
+            found = following
+        elif word.startswith(f"{flag}="):
+            found = word.partition("=")[2]
+    return found
+
+
+def flag_of(name: str) -> str:
+    """The flag of an option: ``attack_steps`` is ``--attack-steps``."""
+    return f"--{name.replace('_', '-')}"
+
+
 def add_options(parser: argparse.ArgumentParser, options: type[StageOptions]) -> None:
     """Add one flag per option; a value that was not given stays out of the namespace."""
+    field = options.entries[0] if options.entries else ""
     group = parser.add_argument_group("options")
-    for name, field in options.model_fields.items():
-        flag, annotation = f"--{name.replace('_', '-')}", _base(field.annotation)
-        default = "" if field.default is None else f" (default: {_text(field.default)}{_other_defaults(options, name)})"
-        settings: dict[str, Any] = {"help": f"{field.description}{default}".replace("%", "%%")}
+    for name, entry in options.model_fields.items():
+        annotation = _base(entry.annotation)
+        default = "" if entry.default is None else f" (default: {_text(entry.default)})"
+        settings: dict[str, Any] = {"help": f"{entry.description}{default}".replace("%", "%%")}
         settings["default"] = argparse.SUPPRESS
         if annotation is bool:
             settings["action"] = argparse.BooleanOptionalAction
@@ -45,29 +63,37 @@ def add_options(parser: argparse.ArgumentParser, options: type[StageOptions]) ->
         else:
             choices = _choices(annotation) if get_origin(annotation) is not UnionType else None
             settings |= {"choices": choices} if choices else {"metavar": name.upper()}
-        group.add_argument(flag, dest=f"option_{name}", **settings)
+            if name == field:  # the entries are listed below, each with what it is
+                settings["metavar"] = name.upper()
+        group.add_argument(flag_of(name), dest=f"option_{name}", **settings)
+    if options.entries:
+        parser.epilog = entries_text(options)
+
+
+def entries_text(options: type[StageOptions]) -> str:
+    """What may be chosen, one line an entry, and how to see an entry's own options."""
+    assert options.entries is not None
+    field, known = options.entries
+    width = max(map(len, known)) + 2
+    lines = [f"  {name:{width}}{entry.about or entry.title or ''}".rstrip() for name, entry in known.items()]
+    own = [name for name, entry in known.items() if entry.options]
+    more = [f"{flag_of(field)} NAME --help shows the options of NAME."] if own else []
+    return "\n".join([f"{flag_of(field)} is one of:", *lines, *more])
 
 
 def _text(value: Any) -> str:
     return (" ".join(map(str, value)) if isinstance(value, tuple) else str(value)) or "none"
 
 
-def _other_defaults(options: type[StageOptions], name: str) -> str:
-    """Defaults that depend on the method."""
-    if not issubclass(options, OfMethod):
-        return ""
-    others = [f"{method} {_text(own[name])}" for method, own in options.by_method.items() if name in own]
-    return f"; {', '.join(others)}" if others else ""
-
-
 def as_flags(options: StageOptions) -> list[str]:
     """The command-line words that give `options`; values that are the defaults are left out."""
-    words, defaults = [], options.defaults()
-    for name in type(options).model_fields:
+    words = []
+    chosen = options.entries[0] if options.entries else ""
+    for name, field in type(options).model_fields.items():
         value = getattr(options, name)
-        if value == defaults[name]:
+        if value == field.default and name != chosen:  # the entry is always told: its class has it as the default
             continue
-        flag = f"--{name.replace('_', '-')}"
+        flag = flag_of(name)
         if isinstance(value, bool):
             words.append(flag if value else f"--no-{flag[2:]}")
         elif isinstance(value, tuple):
@@ -77,8 +103,6 @@ def as_flags(options: StageOptions) -> list[str]:
     return words
 
 
-def given_options(stage: str, arguments: argparse.Namespace) -> Any:
-    """The stage's options from parsed arguments, defaults from the chosen profile."""
-    profile = PROFILES[getattr(arguments, "profile", "paper")].get(stage, {})
-    given = {k.removeprefix("option_"): v for k, v in vars(arguments).items() if k.startswith("option_")}
-    return build(STAGES[stage], profile | given, "options")
+def given_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that the parsed arguments of a command give, by name."""
+    return {k.removeprefix("option_"): v for k, v in vars(arguments).items() if k.startswith("option_")}

@@ -1,6 +1,6 @@
-"""Options of adversarial training on surrogate data."""
+"""Options of adversarial training on a training set."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -10,16 +10,19 @@ from dfshield.options.common import LossName, Positive, Precision, Schedule, Sha
 
 
 class TrainOptions(StageOptions):
-    """Adversarially fine-tune a copy of the teacher on surrogate data (Eq 7 and 9-11)."""
+    """Adversarially fine-tune a copy of the teacher on a training set (Eq 7 and 9-11)."""
+
+    entries = ("loss", registry.LOSSES)
+    neutral: ClassVar[dict[str, Any]] = {"sign_filter": True}
 
     loss: LossName = "dfshield"
     """training loss"""
     threat: ThreatText = "linf:8/255"
     """threat model of the inner maximisation, NORM:EPS"""
     epochs: Positive = 100
-    """passes over the surrogate data"""
+    """passes over the training set"""
     data_share: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """share of the surrogate images that is used, from the first on: what a smaller synthesis would have made"""
+    """share of the synthetic images that is used, from the first on: what a smaller synthesis would have made"""
     batch: Positive = 200
     """images per mini-batch"""
     lr: Annotated[float, Field(gt=0)] = 1e-4
@@ -37,13 +40,13 @@ class TrainOptions(StageOptions):
     eps_warmup: Share = 0.0
     """share of the epochs in which ε of the inner maximisation grows linearly to its full value"""
     flip: bool = False
-    """mirror surrogate images left to right at random; for photographs, not for digits"""
+    """mirror synthetic images left to right at random; for photographs, not for digits"""
     translate: bool = False
-    """shift surrogate images at random by up to one pixel in eight, filling with black; the teacher is asked again"""
+    """shift synthetic images at random by up to one pixel in eight, filling black; teacher logits are recomputed"""
     contrast: Share = 0.0
-    """largest relative change of a surrogate image's brightness, drawn at each use; the teacher is asked again"""
+    """largest relative change of a synthetic image's brightness, drawn at each use; teacher logits are recomputed"""
     noise: Weight = 0.0
-    """standard deviation of normal noise on surrogate images, drawn at each use; the teacher is asked again"""
+    """standard deviation of normal noise on synthetic images, drawn at each use; teacher logits are recomputed"""
     eps_factor: Annotated[float, Field(gt=0)] = 1.0
     """ε of the inner maximisation as a multiple of the threat model's, which the student is meant to withstand"""
     batchnorm: Literal["train", "eval"] = "train"
@@ -54,46 +57,6 @@ class TrainOptions(StageOptions):
     """size of adversarial weight perturbation, relative to each layer's norm; 0 for none (AT 0.01, TRADES 0.005)"""
     awp_warmup: Annotated[int, Field(ge=0)] = 0
     """epochs before adversarial weight perturbation sets in"""
-    lambda1: Weight = 1.0
-    """weight of the robust-teacher term of L_DFShield (b in Eq 11)"""
-    lambda2: Weight = 1.0
-    """weight of the smoothness term of L_DFShield (c in Eq 11)"""
-    temperature: Annotated[float, Field(gt=0)] = 1.0
-    """temperature of the clean term of L_DFShield"""
-    clean_reduction: Literal["batchmean", "mean"] = "batchmean"
-    """clean term: divided by images (batchmean) or by images times classes (mean, released code)"""
-    beta: Weight = 6.0
-    """weight of the robust term of TRADES and RST"""
-    mart_weight: Weight = 5.0
-    """weight of the KL term of MART"""
-    ard_alpha: Share = 1.0
-    """share of the distillation term of ARD; the rest is cross entropy on clean images"""
-    ard_temperature: Annotated[float, Field(gt=0)] = 30.0
-    """temperature of ARD"""
-    rslad_alpha: FractionText = "5/6"
-    """share of the adversarial term of RSLAD"""
-    pairing_weight: Weight = 0.5
-    """weight of the pairing term of ALP and CLP"""
-    alp_pairs: Literal["logits", "probabilities"] = "logits"
-    """what ALP pairs"""
-    mma_halvings: Positive = 10
-    """halvings in the search for the margin of an image (mma)"""
-    mmc_norm: Annotated[float, Field(gt=0)] = 10.0
-    """norm of the class centres of the max-Mahalanobis centre loss (mmc)"""
-    vat_weight: Weight = 1.0
-    """weight of the KL term of virtual adversarial training"""
-    vat_iterations: Positive = 1
-    """power iterations of virtual adversarial training"""
-    fgsm_alpha: Share = 0.5
-    """share of the clean term of single-step training (fgsm)"""
-    fosc_max: Annotated[float, Field(gt=0)] = 0.5
-    """convergence (FOSC) at which DART stops an inner maximisation in the first epoch; falls linearly to 0"""
-    fosc_share: FractionText = "5/6"
-    """share of the epochs after which DART's threshold is 0"""
-    gradient_weight: Weight = 1.0
-    """weight of the squared input gradient (gradient-penalty)"""
-    uat_weight: Weight = 1.0
-    """weight of the divergence from the teacher in UAT"""
     inner: Literal["auto", registry.Inner] = "auto"
     """objective of the inner maximisation; auto is the one of the loss's own paper, none takes its random start"""
     attack_steps: Positive = 10
@@ -104,6 +67,8 @@ class TrainOptions(StageOptions):
     """mini-batches per update (B of GradRefine); 1 is plain SGD"""
     tau: Share = 0.5
     """agreement threshold of GradRefine, inclusive"""
+    sign_filter: bool = True
+    """gradients against the majority of the signs are left out (Eq 10); false: all are added, so τ = 0 masks nothing"""
     reduction: Literal["sum", "mean"] = "sum"
     """agreeing gradients are summed (Eq 10) or averaged over B"""
     lr_factor: Literal["1", "B"] = "1"
@@ -113,7 +78,7 @@ class TrainOptions(StageOptions):
     last_group: Literal["full", "actual", "drop"] = "full"
     """last, shorter group of an epoch: threshold by the full B, by its own size, or no update"""
     holdout: Annotated[int, Field(ge=0)] = 200
-    """surrogate images kept out of training for the per-epoch metrics; 0 for none"""
+    """synthetic images kept out of training for the per-epoch metrics; 0 for none"""
     precision: Precision = "fp32"
     """arithmetic of the inner maximisation; auto: bf16 on hardware that is faster in it"""
     outer_precision: Precision = "fp32"
@@ -144,9 +109,11 @@ class TrainOptions(StageOptions):
     @model_validator(mode="after")
     def _inner_problem_fits_the_loss(self) -> "TrainOptions":
         entry = registry.LOSSES[self.loss]
-        if entry.search == "power" and not self.threat.startswith("l2:"):
-            raise ValueError(f"loss {self.loss} searches an l2 ball, threat is {self.threat}; give l2:EPS")
-        if self.inner != "auto" and (entry.search == "power" or entry.input_gradient):
+        search = registry.SEARCHES[entry.search]
+        if self.threat.partition(":")[0] not in search.norms:
+            balls = " or ".join(search.norms)
+            raise ValueError(f"loss {self.loss} searches an {balls} ball, threat is {self.threat}; give {balls}:EPS")
+        if self.inner != "auto" and (search.second_derivatives or entry.input_gradient):
             raise ValueError(f"inner {self.inner}: loss {self.loss} has no inner maximisation to choose; use auto")
         if self.inner in ("kl", "teacher") and entry.start == "image":
             raise ValueError(
@@ -154,3 +121,141 @@ class TrainOptions(StageOptions):
                 "use auto or ce"
             )
         return self
+
+
+class Dfshield(TrainOptions):
+    """L_DFShield (Eq 11)."""
+
+    lambda1: Weight = 1.0
+    """weight of the robust-teacher term (b in Eq 11)"""
+    lambda2: Weight = 1.0
+    """weight of the smoothness term (c in Eq 11)"""
+    temperature: Annotated[float, Field(gt=0)] = 1.0
+    """temperature of the clean term"""
+    clean_reduction: Literal["batchmean", "mean"] = "batchmean"
+    """clean term: divided by images (batchmean) or by images times classes (mean, released code)"""
+
+
+class Trades(TrainOptions):
+    """TRADES (Zhang et al. 2019); also of RST, which trains by it on the teacher's classes."""
+
+    loss: LossName = "trades"
+    """training loss"""
+    beta: Weight = 6.0
+    """weight of the robust term (1/λ)"""
+
+
+class Mart(TrainOptions):
+    """MART (Wang et al. 2020)."""
+
+    loss: LossName = "mart"
+    """training loss"""
+    weight: Weight = 5.0
+    """weight of the KL term (λ)"""
+
+
+class Ard(TrainOptions):
+    """ARD (Goldblum et al. 2020)."""
+
+    loss: LossName = "ard"
+    """training loss"""
+    alpha: Share = 1.0
+    """share of the distillation term; the rest is cross entropy on clean images"""
+    temperature: Annotated[float, Field(gt=0)] = 30.0
+    """temperature of the distillation term"""
+
+
+class Rslad(TrainOptions):
+    """RSLAD (Zi et al. 2021)."""
+
+    loss: LossName = "rslad"
+    """training loss"""
+    alpha: FractionText = "5/6"
+    """share of the adversarial term"""
+
+
+class Alp(TrainOptions):
+    """Adversarial logit pairing (Kannan et al. 2018)."""
+
+    loss: LossName = "alp"
+    """training loss"""
+    weight: Weight = 0.5
+    """weight of the pairing term"""
+    pairs: Literal["logits", "probabilities"] = "logits"
+    """what is paired"""
+
+
+class Mma(TrainOptions):
+    """Max-margin adversarial training (Ding et al. 2020)."""
+
+    loss: LossName = "mma"
+    """training loss"""
+    halvings: Positive = 10
+    """halvings in the search for the margin of an image"""
+
+
+class Mmc(TrainOptions):
+    """Max-Mahalanobis centre loss (Pang et al. 2020)."""
+
+    loss: LossName = "mmc"
+    """training loss"""
+    norm: Annotated[float, Field(gt=0)] = 10.0
+    """norm of the class centres"""
+
+
+class Vat(TrainOptions):
+    """Virtual adversarial training (Miyato et al. 2016)."""
+
+    loss: LossName = "vat"
+    """training loss"""
+    weight: Weight = 1.0
+    """weight of the KL term"""
+    iterations: Positive = 1
+    """power iterations"""
+
+
+class Fgsm(TrainOptions):
+    """Training on single-step images (Goodfellow et al. 2015)."""
+
+    loss: LossName = "fgsm"
+    """training loss"""
+    alpha: Share = 0.5
+    """share of the clean term"""
+
+
+class Dart(TrainOptions):
+    """DART (Wang et al. 2019): inner maximisation to a convergence that grows with the epochs."""
+
+    loss: LossName = "dart"
+    """training loss"""
+    fosc_max: Annotated[float, Field(gt=0)] = 0.5
+    """convergence (FOSC) at which an inner maximisation stops in the first epoch; falls linearly to 0"""
+    fosc_share: FractionText = "5/6"
+    """share of the epochs after which the threshold is 0"""
+
+
+class GradientPenalty(TrainOptions):
+    """Input-gradient regularisation (Ross and Doshi-Velez 2018)."""
+
+    loss: LossName = "gradient-penalty"
+    """training loss"""
+    weight: Weight = 1.0
+    """weight of the squared input gradient"""
+
+
+class Uat(TrainOptions):
+    """Unsupervised adversarial training (Alayrac et al. 2019)."""
+
+    loss: LossName = "uat"
+    """training loss"""
+    weight: Weight = 1.0
+    """weight of the divergence from the teacher"""
+
+
+class Clp(TrainOptions):
+    """Clean logit pairing (Kannan et al. 2018, in the form of MART's comparison)."""
+
+    loss: LossName = "clp"
+    """training loss"""
+    weight: Weight = 0.5
+    """weight of the pairing term"""

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from dfshield.planning.tables import SYMBOLS
+from dfshield.registry import metrics
 
 
 @dataclass(frozen=True)
@@ -22,10 +23,15 @@ class Cell:
     threat: str
     """threat model of the evaluation, and of the training where there is one, such as ``linf:4/255``"""
     metric: str
-    """``clean``, ``autoattack``, the name of the attack's protocol such as ``pgd10``, or a diversity metric"""
+    """``clean``, ``autoattack``, the name of another protocol such as ``pgd10``, or a diversity metric"""
     seed: int
     ledger: str
     """path of what the figure is read from: the evaluation ledger, or the record of diversity metrics"""
+
+    @property
+    def evidence(self) -> metrics.Evidence:
+        """Kind of what the figure is read from."""
+        return metrics.metric(self.metric).evidence
 
 
 def variant(overrides: dict[str, Any]) -> str:

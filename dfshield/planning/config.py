@@ -1,100 +1,74 @@
-"""What a config file says: the grid of data sets, models, sources and recipes, or models to harden.
+"""What a config file says: the grid of data sets, models, training sets and recipes, or models to harden.
 
-The options of the stages themselves are in `dfshield.options`; a config file gives them by stage, and for single data
-sets, models and recipes.
+The options of the stages are in `dfshield.options`; a config gives them by stage, and for single data sets, models,
+training sets, recipes and protocols. `dfshield.planning.choices` has the form of the vocabularies.
 """
 
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+import dfshield
 from dfshield.core.errors import InputError
 from dfshield.core.files import read_yaml
 from dfshield.core.threat import ThreatText
 from dfshield.core.validation import Options, build, check_keys
-from dfshield.options import STAGES, AttackOptions, CotrainOptions, GenerateOptions, SynthesizeOptions, TrainOptions
-from dfshield.options.attacks import PROTOCOLS, ProtocolName
-from dfshield.options.common import AugmentationName, DatasetName, Device, ModelName, Name, Positive
+from dfshield.options.common import DatasetName, Device, ModelName, Name, Positive
+from dfshield.planning.choices import VOCABULARIES, Choice, check_section, merged, read_defaults
+from dfshield.planning.stages import OLD_NAMES, STAGES, sections
 
 ELSEWHERE = {
     "seed": "seeds:",
     "threat": "threat: of the data set or model, or threats: of a table",
     "split": "split: of the config",
-    **dict.fromkeys({key for options in PROTOCOLS.values() for key in options}, "the name of an evaluation's protocol"),
 }
-"""Options that a config states in a place of their own, which would win in silence."""
+"""Options with a config key of their own. Inside a stage's section they would be overridden silently."""
+ELSEWHERE_BY_STAGE = {"attack": ("seed", "threat", "split"), "train": ("seed", "threat"), "cotrain": ("seed", "threat")}
 
 
 def _refuse_misplaced(options: dict[str, Any], stage: str, where: str) -> None:
-    fixed = {"attack": ELSEWHERE, "training": ("seed", "threat"), "cotraining": ("seed", "threat")}
-    seeded = () if stage in ("teacher", "diversity") else ("seed",)  # which are made once, whatever the seeds
-    for key in options.keys() & set(fixed.get(stage, seeded)):
-        raise ValueError(f"{where}.{key}: is said elsewhere, by {ELSEWHERE[key]}; take it out here")
-
-
-SOURCE_OPTIONS: dict[str, type[SynthesizeOptions] | type[GenerateOptions]] = {
-    "synthetic": SynthesizeOptions,
-    "generator": GenerateOptions,
-}
-"""What options a source takes that is made out of the teacher, by kind."""
-
-
-class SourceConfig(Options):
-    """One kind of training data."""
-
-    kind: Literal["synthetic", "generator", "augmented", "real", "public"] = "synthetic"
-    """synthetic: out of the teacher, pixel by pixel; generator: by a network that the teacher trains; augmented: out of
-    another source; real: the real training set (an upper bound); public: another real data set's images"""
-    synthesis: dict[str, Any] = {}
-    """synthesis options of this source"""
-    generation: dict[str, Any] = {}
-    """generation options of this source"""
-    base: Name | None = None
-    """the synthetic source that an augmented one is made of"""
-    augmentation: AugmentationName | None = None
-    """how an augmented source is made"""
-    dataset: DatasetName | None = None
-    """the data set of a public source; without it the one that the options of stage public name"""
-
-    @model_validator(mode="after")
-    def _kind_has_its_keys(self) -> "SourceConfig":
-        needed = {"base", "augmentation"} if self.kind == "augmented" else set[str]()
-        optional = {"synthetic": {"synthesis"}, "generator": {"generation"}, "public": {"dataset"}}
-        given = {key for key in ("synthesis", "generation", "base", "augmentation", "dataset") if getattr(self, key)}
-        for key in sorted(needed - given):
-            raise ValueError(f"{key} is missing; a source of kind {self.kind} needs it")
-        for key in sorted(given - needed - optional.get(self.kind, set())):
-            raise ValueError(f"{key} is not for a source of kind {self.kind}; leave it out")
-        return self
+    seeded = ("seed",) if STAGES[stage].seeded else ()
+    for key in ELSEWHERE_BY_STAGE.get(stage, seeded):
+        if key in options:
+            raise ValueError(f"{where}.{key}: cannot be set here; use {ELSEWHERE[key]}")
 
 
 class StageOverrides(Options):
-    """Options of the stages, by stage; each is checked against the stage's own options."""
+    """Options of the stages, by stage; a stage's section may have a part for one entry alone, by its name."""
 
     teacher: dict[str, Any] = {}
     """teacher options"""
-    synthesis: dict[str, Any] = {}
-    """synthesis options"""
-    generation: dict[str, Any] = {}
-    """generation options"""
-    augmentation: dict[str, Any] = {}
-    """augmentation options"""
+    synthesize: dict[str, Any] = {}
+    """options of synthesis"""
+    generate: dict[str, Any] = {}
+    """options of training sets by a generator"""
+    augment: dict[str, Any] = {}
+    """options of augmented training sets"""
     public: dict[str, Any] = {}
-    """options of public sources"""
+    """options of public training sets"""
     diversity: dict[str, Any] = {}
     """options of the diversity metrics"""
-    training: dict[str, Any] = {}
+    train: dict[str, Any] = {}
     """training options"""
-    cotraining: dict[str, Any] = {}
-    """options of recipes that name a method"""
+    cotrain: dict[str, Any] = {}
+    """options of recipes that train a generator and a student together"""
     attack: dict[str, Any] = {}
     """attack options"""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _new_names(cls, values: Any) -> Any:
+        for old, new in OLD_NAMES.items() if isinstance(values, dict) else ():
+            if old in values:
+                raise ValueError(f"{old}: is called {new} now, as the stage; rename the section")
+        return values
+
     @model_validator(mode="after")
     def _known_options(self) -> "StageOverrides":
-        for stage, options in STAGES.items():
-            check_keys(getattr(self, stage), options, stage)
+        for stage in sections():
+            check_section(getattr(self, stage), stage, stage)
             _refuse_misplaced(getattr(self, stage), stage, stage)
         return self
 
@@ -109,11 +83,11 @@ class DatasetConfig(StageOverrides):
     by_model: dict[str, StageOverrides] = {}
     """options by model"""
     by_source: dict[str, dict[str, Any]] = {}
-    """synthesis options by source, or generation options where a generator makes it"""
+    """options by training set"""
     by_recipe: dict[str, dict[str, Any]] = {}
-    """training options by recipe, or co-training options where the recipe names a method"""
+    """options by recipe"""
     by_protocol: dict[str, dict[str, Any]] = {}
-    """attack options by evaluation protocol"""
+    """options by evaluation protocol"""
 
 
 class EvaluationConfig(Options):
@@ -123,14 +97,8 @@ class EvaluationConfig(Options):
     """.npz with x (N,H,W,C) or (N,H,W), uint8 or float in [0,1], and y (N,); below data_dir if not absolute"""
     limit: Annotated[int, Field(ge=0)] = 0
     """use only the first so many images; 0 for all"""
-    protocols: tuple[ProtocolName, ...] = Field(("pgd10", "aa-standard"), min_length=1)
-    """evaluation protocols, one of AutoAttack's at most; each gives clean accuracy, too"""
-
-    @model_validator(mode="after")
-    def _one_autoattack(self) -> "EvaluationConfig":
-        if len([name for name in self.protocols if PROTOCOLS[name]["attack"] == "autoattack"]) > 1:
-            raise ValueError("protocols: aa-standard and aa-paper would share one line of the model card; choose one")
-        return self
+    protocols: tuple[Name, ...] = Field(("pgd10", "autoattack"), min_length=1)
+    """evaluation protocols, of the config's; each gives clean accuracy, too"""
 
 
 class HardenConfig(StageOverrides):
@@ -153,7 +121,7 @@ class HardenConfig(StageOverrides):
     threat: ThreatText
     """threat model to harden against"""
     source: Name = "dss"
-    """training data, one of the config's sources"""
+    """training set, one of the config's sources"""
     recipe: Name = "dfshield"
     """training recipe, one of the config's recipes"""
     evaluation: EvaluationConfig | None = None
@@ -168,7 +136,7 @@ class HardenConfig(StageOverrides):
 
 
 class Config(StageOverrides):
-    """A whole config file: the grid of data sets, models, sources and recipes, or models to harden."""
+    """A whole config file: the grid of data sets, models, training sets and recipes, or models to harden."""
 
     name: Name
     """name of the run: the folder below results/"""
@@ -186,112 +154,96 @@ class Config(StageOverrides):
     """cells of the tables: cut to demo scale, or the paper's"""
     methods: tuple[str, ...] = ()
     """rows of the tables that compare methods, such as undefended, ours, original; none: all"""
-    autoattack: Literal["aa-standard", "aa-paper"] = "aa-standard"
-    """protocol of the AutoAttack columns"""
     split: Literal["test", "dev"] = "test"
     """evaluation split: test for tables, dev for choices"""
     datasets: dict[DatasetName, DatasetConfig] = {}
     """the grid: data sets and their models"""
-    sources: dict[Name, SourceConfig] = {
-        "fixed": SourceConfig(synthesis={"coefficients": "fixed"}),
-        "dss": SourceConfig(synthesis={"coefficients": "dss"}),
-        "real": SourceConfig(kind="real"),
-        "public": SourceConfig(kind="public"),
-        # IntraQ's own numbers, but for the batch; images keep their distance from earlier ones of a group's 20 batches
-        "intraq": SourceConfig(
-            synthesis={"objective": "intraq", "lr": 0.5, "iterations": 1000, "group": 20, "labels": "random"}
-        ),
-        "qimera": SourceConfig(kind="generator", generation={"method": "qimera"}),
-        "rdskd": SourceConfig(kind="generator", generation={"method": "rdskd"}),
-        "mixup": SourceConfig(kind="augmented", base="fixed", augmentation="mixup"),
-        "cutout": SourceConfig(kind="augmented", base="fixed", augmentation="cutout"),
-        "cutmix": SourceConfig(kind="augmented", base="fixed", augmentation="cutmix"),
-    }
-    """kinds of training data by name"""
-    recipes: dict[Name, dict[str, Any]] = {
-        "dfshield": {"loss": "dfshield"},
-        "dfshield-8": {"loss": "dfshield", "aggregate": 8},
-        # docs/plus.md says what each of these brought
-        "plus": {
-            "loss": "dfshield",
-            "translate": True,
-            "contrast": 0.3,
-            "noise": 0.01,
-            "weight_decay": 5e-4,
-            "average": 0.99,
-        },
-        "dfshield-plain": {"loss": "dfshield", "aggregate": 1},
-        "trades": {"loss": "trades", "aggregate": 1},
-        "std": {"loss": "std", "aggregate": 1},
-        "std-soft": {"loss": "std-soft", "aggregate": 1},
-        "mart": {"loss": "mart", "aggregate": 1},
-        "ard": {"loss": "ard", "aggregate": 1},
-        "rslad": {"loss": "rslad", "aggregate": 1},
-        "dast": {"method": "dast"},
-        "dfme": {"method": "dfme"},
-        "ait": {"method": "ait"},
-        "dfard": {"method": "dfard"},
-    }
-    """training options by recipe; one that names a method trains a generator too, and takes co-training options"""
+    sources: dict[Name, dict[str, Any] | None] = {}
+    """training sets by name: {synthesize: inversion, …}, {generate: qimera}, {augment: mixup, base: fixed}, {public:
+    cifar10}, {export: train}; merged with config/defaults.yaml, null takes a built-in one out"""
+    recipes: dict[Name, dict[str, Any] | None] = {}
+    """recipes by name: {train: LOSS, …} or {cotrain: METHOD, …}; merged as sources"""
+    protocols: dict[Name, dict[str, Any] | None] = {}
+    """evaluation protocols by name: {attack: pgd, steps: 10}, with a threat of its own if it needs one; merged as
+    sources"""
+    defences: dict[Name, dict[str, Any] | None] = {}
+    """defences at test time by name: {defend: tte}; merged as sources"""
     harden: dict[Name, HardenConfig] = {}
     """your own models"""
     tables: Path = Path("config/tables.yaml")
     """what each table is"""
+    defaults: Path = Path("config/defaults.yaml")
+    """built-in sources, recipes, protocols and defences"""
+
+    @cached_property
+    def choices(self) -> dict[str, dict[str, Choice]]:
+        """The entries in force of every vocabulary, by name."""
+        built_in = read_defaults(shipped(self.defaults))
+        return {name: merged(name, getattr(self, name), built_in[name]) for name in VOCABULARIES}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _new_keys(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "autoattack" in values:
+            version = str(values["autoattack"]).removeprefix("aa-")
+            raise ValueError(
+                f"autoattack: is a protocol now; write protocols: {{autoattack: {{attack: autoattack, "
+                f"version: {version}}}}}"
+            )
+        return values
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
-        for name, recipe in self.recipes.items():
-            check_keys(recipe, recipe_options(recipe), f"recipes.{name}")
-            _refuse_misplaced(recipe, "training", f"recipes.{name}")
-        for name, source in self.sources.items():
-            for stage in ("synthesis", "generation"):
-                check_keys(getattr(source, stage), STAGES[stage], f"sources.{name}.{stage}")
-                _refuse_misplaced(getattr(source, stage), stage, f"sources.{name}.{stage}")
-            if source.base is not None:
-                synthetic = [other for other, own in self.sources.items() if own.kind == "synthetic"]
-                _among([source.base], synthetic, f"sources.{name}.base")
-        for key in ("recipes", "sources"):
-            if "none" in getattr(self, key):
-                raise ValueError(f"{key}.none: this name stands for the teacher itself; choose another")
+        sources, recipes = self.choices["sources"], self.choices["recipes"]
+        for name in VOCABULARIES:
+            for key, choice in self.choices[name].items():
+                if choice.stage in STAGES:
+                    _refuse_misplaced(dict(choice.options), choice.stage, f"{name}.{key}")
+        synthetic = [name for name, choice in sources.items() if choice.stage == "synthesize"]
+        for name, choice in sources.items():
+            if choice.base is not None:
+                _among([choice.base], synthetic, f"sources.{name}.base")
         for name, dataset in self.datasets.items():
             _among(dataset.by_model, dataset.models, f"datasets.{name}.by_model")
-            kinds = {source: own.kind for source, own in self.sources.items() if own.kind in SOURCE_OPTIONS}
-            _among(dataset.by_source, kinds, f"datasets.{name}.by_source")
-            for key, options in dataset.by_source.items():
-                check_keys(options, SOURCE_OPTIONS[kinds[key]], f"datasets.{name}.by_source.{key}")
-                _refuse_misplaced(options, "synthesis", f"datasets.{name}.by_source.{key}")
-            _among(dataset.by_recipe, self.recipes, f"datasets.{name}.by_recipe")
-            for base, options in dataset.by_recipe.items():
-                check_keys(options, recipe_options(self.recipes[base]), f"datasets.{name}.by_recipe.{base}")
-                _refuse_misplaced(options, "training", f"datasets.{name}.by_recipe.{base}")
-            _among(dataset.by_protocol, PROTOCOLS, f"datasets.{name}.by_protocol")
-            for protocol, options in dataset.by_protocol.items():
-                check_keys(options, AttackOptions, f"datasets.{name}.by_protocol.{protocol}")
-                _refuse_misplaced(options, "attack", f"datasets.{name}.by_protocol.{protocol}")
+            for key, vocabulary in (("by_source", "sources"), ("by_recipe", "recipes"), ("by_protocol", "protocols")):
+                self._check_overrides(getattr(dataset, key), vocabulary, f"datasets.{name}.{key}")
         for name, harden in self.harden.items():
-            _among([harden.source], self.sources, f"harden.{name}.source")
-            _among([harden.recipe], self.recipes, f"harden.{name}.recipe")
-            if recipe_options(self.recipes[harden.recipe]) is CotrainOptions:
+            _among([harden.source], sources, f"harden.{name}.source")
+            _among([harden.recipe], recipes, f"harden.{name}.recipe")
+            if recipes[harden.recipe].stage == "cotrain":
                 raise ValueError(
-                    f"harden.{name}.recipe: {harden.recipe!r} trains a generator in place of the source's data; such "
+                    f"harden.{name}.recipe: {harden.recipe!r} trains a generator in place of a training set; such "
                     "recipes are for comparisons, by datasets: or `dfshield cotrain`"
                 )
-            if self.sources[harden.source].kind in ("real", "public"):
+            if sources[harden.source].stage in ("export", "public"):
                 raise ValueError(f"harden.{name}.source: {harden.source!r} is real data; choose a synthetic source")
+            if harden.evaluation:
+                _among(harden.evaluation.protocols, self.choices["protocols"], f"harden.{name}.evaluation.protocols")
         if not self.datasets and not self.harden:
             raise ValueError("there is nothing to do: give datasets: (a grid) or harden: (your own models)")
         return self
 
-
-def recipe_options(recipe: dict[str, Any]) -> type[TrainOptions] | type[CotrainOptions]:
-    """The options that a recipe takes: a recipe that names a method trains a generator and a student together."""
-    return CotrainOptions if "method" in recipe else TrainOptions
+    def _check_overrides(self, overrides: dict[str, dict[str, Any]], vocabulary: str, where: str) -> None:
+        """Options that a data set has for single entries of a vocabulary."""
+        _among(overrides, self.choices[vocabulary], where)
+        for name, options in overrides.items():
+            choice = self.choices[vocabulary][name]
+            if choice.options_class is None:
+                raise ValueError(f"{where}.{name}: {choice.stage} has no options; take it out")
+            check_keys(options, choice.options_class, f"{where}.{name}")
+            _refuse_misplaced(options, choice.stage, f"{where}.{name}")
 
 
 def _among(values: Any, allowed: Any, where: str) -> None:
     for value in values:
         if value not in allowed:
             raise ValueError(f"{where}: {value!r} is not one of {', '.join(sorted(allowed))}")
+
+
+def shipped(path: Path) -> Path:
+    """`path` itself or, where there is no such file in the current folder, the one that came with the program."""
+    own = Path(dfshield.__file__).parent.parent / path
+    return own if not path.is_file() and own.is_file() else path
 
 
 def load_config(path: Path) -> Config:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from dfshield import registry
-from dfshield.attacks.budget import PREFILTER_STEPS, Budget, target_classes
 from dfshield.core.errors import InputError
 from dfshield.core.schedules import inner_steps
 from dfshield.models.size import Network, Shape, network
@@ -139,11 +138,13 @@ def inner_passes(options: TrainOptions, epoch: int) -> float:
     entry = registry.LOSSES[options.loss]
     if entry.input_gradient:
         return 0
-    if entry.search == "power":  # the logits and their derivative; in each iteration its derivative, twice a pass, too
-        return GRADIENT + UPDATE * options.vat_iterations
+    search = registry.SEARCHES[entry.search]
+    steps = inner_steps(entry.search, options.attack_steps, epoch, options.epochs)
+    extra = search.passes(options, steps) if search.passes else 0
+    if search.second_derivatives:
+        return extra
     climbs = options.inner != "none" and (options.inner != "auto" or entry.inner != "none")
-    climb = 1 + GRADIENT * inner_steps(entry.search, options.attack_steps, epoch, options.epochs) if climbs else 0
-    return climb + (options.mma_halvings if entry.search == "nearest" else 0)
+    return extra + (1 + GRADIENT * steps if climbs else 0)
 
 
 def cotraining_passes(options: CotrainOptions) -> tuple[float, float]:
@@ -160,20 +161,13 @@ def cotraining_passes(options: CotrainOptions) -> tuple[float, float]:
     return options.batch * classifiers, options.batch * (drawn * UPDATE + trained * again + options.epochs)
 
 
-def attack_passes(options: AttackOptions, images: int, robust: float, classes: int = 10) -> float:
+def attack_passes(options: AttackOptions, images: int, robust: float, classes: int = 10) -> float | None:
     """Forward passes of an attack on `images` images of which the share `robust` survives everything.
 
-    Of AutoAttack the rest is taken to fall to the pre-filter.
+    None for an attack whose entry does not say: it is not estimated.
     """
-    if options.attack == "clean":
-        return images
-    if options.attack == "fgsm":
-        return GRADIENT * images
-    if options.attack == "pgd":
-        return GRADIENT * images * options.steps * options.restarts
-    budget, targets = Budget(), target_classes(options, classes)
-    runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
-    return images * (GRADIENT * PREFILTER_STEPS + robust * (runs * budget.iterations + budget.queries))
+    count = registry.ATTACKS[options.attack].count()
+    return None if count is None else count(options, images, robust, classes)
 
 
 def diversity_flops(net: Network, real: int, synthetic: int) -> float:

@@ -1,302 +1,265 @@
-"""From a config to jobs: their options, their files, the cells of every table.
+"""From a config to jobs: their options, the cells of every table, the names that paths may have.
 
-This is the one place that knows which options a job gets. It is light (no torch), because
-Snakemake reads it at every start.
+This is the one place that knows which options a job gets. It is light (no torch), because Snakemake reads it at every
+start.
 """
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from functools import cached_property
 from itertools import product
 from typing import Any
 
-from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.threat import threat_name
-from dfshield.core.validation import build
-from dfshield.evaluation.record import METRICS as DIVERSITY_METRICS
-from dfshield.options import PROFILES, PROTOCOLS, STAGES, AttackOptions, CotrainOptions, DiversityOptions
+from dfshield.options import PROFILES, DefendOptions
 from dfshield.planning.cells import Cell, variant
-from dfshield.planning.config import Config, HardenConfig, StageOverrides, recipe_options
-from dfshield.planning.paths import DATA, DIVERSITY, HARDEN, LEDGER, NONE, SHARD, STUDENT, recipe_name
-from dfshield.planning.tables import GridSpec, RowSpec, TableSpec, load_tables
+from dfshield.planning.choices import VOCABULARIES, Choice, layer
+from dfshield.planning.config import Config, HardenConfig, shipped
+from dfshield.planning.grid import Grid
+from dfshield.planning.paths import (
+    DIVERSITY,
+    HARDEN,
+    IMAGES_DIVERSITY,
+    LEDGER,
+    NONE,
+    SHARD,
+    Place,
+    recipe_name,
+    train_name,
+)
+from dfshield.planning.stages import STAGES, options_of
+from dfshield.planning.subjects import Subject, look_up, subjects_of
+from dfshield.planning.tables import RowSpec, TableSpec, load_tables
+from dfshield.registry.metrics import metric as metric_entry
+
+FIELDS = {"sources": "source", "recipes": "recipe", "protocols": "protocol", "defences": "defence"}
+"""Vocabularies and the fields of a place that hold their names."""
+OF_STAGE = {stage: vocabulary for vocabulary, stages in VOCABULARIES.items() for stage in stages}
+"""Stages and the vocabularies that their entries are in."""
 
 
-@dataclass(frozen=True)
-class Work:
-    """What a method makes, for one data set, model and seed; making it is what the method costs."""
-
-    dataset: str
-    model: str
-    method: str
-    source: str
-    recipe: str
-    seed: int
-    data: tuple[str, ...]
-    """files of its training data, those that they are made of first"""
-    student: tuple[str, ...]
-    """its student; empty for the teacher itself"""
-
-
-@dataclass(frozen=True)
-class Plan:
+class Plan(Grid):
     """Everything that one config asks for."""
-
-    config: Config
-    tables: dict[str, TableSpec]
 
     @classmethod
     def of(cls, config: Config) -> "Plan":
         """The plan of a config, with the tables that it names."""
-        return cls(config, load_tables(config.tables))
+        return cls(config, load_tables(shipped(config.tables)))
 
     def check(self) -> None:
-        """InputError for what is wrong whichever target is asked for: methods' names, options that do not fit together.
+        """Check everything that is wrong regardless of the target; raises InputError.
 
-        Sources and recipes that only some tables take are checked with those.
+        Training sets and recipes that only some tables take are checked with those.
         """
         for spec in self.tables.values():
             self.rows(spec)
-        for dataset, stage in product(self.datasets, ("teacher", "synthesis", "public", "diversity")):
-            for model in self.models(dataset):
-                self.options(stage, dataset, model)
-        for name, entry in self.config.harden.items():
-            if self.config.sources[entry.source].kind == "synthetic":
-                self.synthesis(HARDEN, name, entry.source, 0)
-            self.training(HARDEN, name, entry.recipe, 0)
+        for dataset, model in self.subjects:
+            place = self.place(dataset, model)
+            for stage in ("teacher", "diversity"):
+                self.options(stage, place)
+            used = [name for name, choice in self.sources.items() if choice.stage in ("synthesize", "public")]
+            own = self.subject(dataset, model)
+            if own.own:
+                used = [self.hardened(model).source]
+                self.options("train", self.place(dataset, model, source=used[0], recipe=self.hardened(model).recipe))
+            for name in used:
+                stage = self.sources[name].stage
+                if stage in ("synthesize", "public") and not (own.own and stage == "public"):
+                    self.options(stage, place.at(source=name))
 
     # --- what there is -----------------------------------------------------------------------------------------------
+
+    @property
+    def sources(self) -> dict[str, Choice]:
+        """Training sets by name."""
+        return self.config.choices["sources"]
+
+    @property
+    def protocols(self) -> dict[str, Choice]:
+        """Evaluation protocols by name."""
+        return self.config.choices["protocols"]
 
     @cached_property
     def recipes(self) -> dict[str, tuple[str, dict[str, Any]]]:
         """Every recipe name of the run, swept ones included: its base recipe and overrides."""
-        found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in self.config.recipes}
+        known = self.config.choices["recipes"]
+        found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in known}
         for spec in self.tables.values():
             for row, overrides in product(spec.rows, self.sweeps(spec)):
-                if row.recipe in self.config.recipes:
+                if row.recipe in known:
                     found[recipe_name(row.recipe, overrides)] = (row.recipe, overrides)
         return found
 
-    def cotrained(self, recipe: str) -> bool:
-        """Whether a recipe, swept or not, trains a generator beside the student and so takes source ``none``."""
-        return recipe_options(self.config.recipes[self.recipes[recipe][0]]) is CotrainOptions
+    def recipe_stage(self, recipe: str) -> str:
+        """``train`` or ``cotrain``, by a recipe's name, swept or not; a co-trained one takes source ``none``."""
+        return self.config.choices["recipes"][self.recipes[recipe][0]].stage
 
-    def models(self, dataset: str) -> tuple[str, ...]:
-        """Models of a data set of the grid, or the names under ``harden:``."""
-        return tuple(self.config.harden) if dataset == HARDEN else self.config.datasets[dataset].models
+    @cached_property
+    def subjects(self) -> dict[tuple[str, str], Subject]:
+        """Every classifier that is hardened, by (data set, model)."""
+        return subjects_of(self.config)
+
+    def subject(self, dataset: str, model: str) -> Subject:
+        """A classifier of the grid or a user's own; raises InputError for one that is not in the config."""
+        return look_up(self.subjects, dataset, model)
+
+    def hardened(self, name: str) -> HardenConfig:
+        """The entry of one model under ``harden:``."""
+        self.subject(HARDEN, name)
+        return self.config.harden[name]
 
     @property
     def datasets(self) -> list[str]:
         """Names that the path grammar's ``dataset`` may take."""
-        return [*self.config.datasets, *([HARDEN] if self.config.harden else [])]
-
-    def threat(self, dataset: str, model: str) -> str:
-        """Threat model of a data set or of a user's model."""
-        return self.config.harden[model].threat if dataset == HARDEN else self.config.datasets[dataset].threat
+        return list(dict.fromkeys(dataset for dataset, _ in self.subjects))
 
     @cached_property
     def threats(self) -> dict[tuple[str, str], dict[str, str]]:
-        """Threat models of every (data set, model), by their names in paths: its own and those of tables."""
-        found = {(d, m): [self.threat(d, m)] for d in self.datasets for m in self.models(d)}
+        """Threat models of every (data set, model), by their names in paths: its own, those of tables and protocols."""
+        of_protocols = [choice.threat for choice in self.protocols.values() if choice.threat]
+        found = {key: [subject.threat, *of_protocols] for key, subject in self.subjects.items()}
         for spec in self.tables.values():
             for dataset, models in self.blocks(spec):
                 for model in models:
                     found[dataset, model] += self.table_threats(spec, dataset)
-        return {place: {threat_name(text): text for text in texts} for place, texts in found.items()}
+        return {key: {threat_name(text): text for text in texts} for key, texts in found.items()}
 
     @cached_property
     def vocabulary(self) -> dict[str, list[str]]:
         """Every value that each field of the path grammar may take."""
-        config = self.config
-        threats = {name for names in self.threats.values() for name in names}
+        threats = sorted({name for names in self.threats.values() for name in names})
         return {
-            "run": [config.name],
+            "run": [self.config.name],
             "dataset": self.datasets,
-            "model": sorted({m for d in self.datasets for m in self.models(d)}),
-            "source": [*config.sources, NONE],
+            "model": sorted({model for _, model in self.subjects}),
+            "source": [*self.sources, NONE],
             "recipe": [*self.recipes, NONE],
-            "train_threat": [*sorted(threats), NONE],
-            "threat": sorted(threats),
-            "seed": [str(seed) for seed in config.seeds],
-            "shard": [str(shard) for shard in range(config.shards)],
-            "defence": [NONE],
-            "protocol": list(PROTOCOLS),
-            "split": sorted({self.diversity(d, m).split for d in self.datasets for m in self.models(d)}),
+            "train_threat": [*threats, NONE],
+            "threat": threats,
+            "seed": [str(seed) for seed in self.config.seeds],
+            "shard": [str(shard) for shard in range(self.config.shards)],
+            "defence": [NONE, *self.config.choices["defences"]],
+            "protocol": list(self.protocols),
+            "split": sorted({self.options("diversity", self.place(*key)).split for key in self.subjects}),
             "table": list(self.tables),
-            "name": list(config.harden),
+            "name": list(self.config.harden),
         }
+
+    def place(self, dataset: str, model: str, **fields: Any) -> Place:
+        """A place of this run; training has the subject's threat model unless `train_threat` is given."""
+        place = Place(self.config.name, dataset, model, **fields)
+        if place.recipe != NONE and place.train_threat == NONE:
+            return place.at(train_threat=threat_name(self.subject(dataset, model).threat))
+        return place
 
     # --- options -----------------------------------------------------------------------------------------------------
 
-    def options(self, stage: str, dataset: str, model: str, seed: int = 0, /, **extra: Any) -> Any:
-        """Options of one job; later layers win: profile, config, data set, model, then `extra`."""
-        own: StageOverrides = self.config.harden[model] if dataset == HARDEN else self.config.datasets[dataset]
-        layers = [PROFILES[self.config.profile].get(stage, {}), getattr(self.config, stage), getattr(own, stage)]
-        if dataset != HARDEN and model in self.config.datasets[dataset].by_model:
-            layers.append(getattr(self.config.datasets[dataset].by_model[model], stage))
-        values = {key: value for layer in layers for key, value in layer.items()}
-        given = {"device": self.config.device, "seed": seed} | values | extra
-        return build(STAGES[stage], given, f"{stage} options of {dataset}/{model}")
+    @cached_property
+    def _known_options(self) -> dict[tuple[str, Place], Any]:
+        return {}
 
-    def synthesis(self, dataset: str, model: str, source: str, seed: int) -> Any:
-        """SynthesizeOptions of one source."""
-        own = self._of_source("synthesis", dataset, model, source)
-        return self.options("synthesis", dataset, model, seed, **own)
+    def options(self, stage: str, place: Place) -> Any:
+        """Options of one job. Raises InputError for options that do not fit, and for names that do not belong together.
 
-    def generation(self, dataset: str, model: str, source: str, seed: int) -> Any:
-        """GenerateOptions of one source by a generator; it has as many images as the synthesised ones."""
-        images = self.options("synthesis", dataset, model, seed).images
-        own = self._of_source("generation", dataset, model, source)
-        return self.options("generation", dataset, model, seed, **{"images": images} | own)
-
-    def _of_source(self, stage: str, dataset: str, model: str, source: str) -> dict[str, Any]:
-        """A source's own options; a data set's and, as they are more particular, a user's model's win over them."""
-        own: dict[str, Any] = getattr(self.config.sources[source], stage)
-        if dataset == HARDEN:
-            return own | getattr(self.config.harden[model], stage)
-        return own | self.config.datasets[dataset].by_source.get(source, {})
-
-    def augmentation(self, dataset: str, model: str, source: str, seed: int) -> Any:
-        """AugmentOptions of one augmented source."""
-        return self.options("augmentation", dataset, model, seed, augmentation=self.config.sources[source].augmentation)
-
-    def public(self, dataset: str, model: str, source: str, seed: int) -> Any:
-        """PublicOptions of one public source."""
-        own = self.config.sources[source].dataset
-        return self.options("public", dataset, model, seed, **({"dataset": own} if own else {}))
-
-    def diversity(self, dataset: str, model: str) -> DiversityOptions:
-        """DiversityOptions of one model: one seed for all its surrogate sets, so that the bins are the same."""
-        options: DiversityOptions = self.options("diversity", dataset, model, self.config.seeds[0])
-        return options
-
-    def training(self, dataset: str, model: str, recipe: str, seed: int, threat: str = "") -> Any:
-        """TrainOptions of one recipe, swept or not; CotrainOptions where it names a method.
-
-        `threat` is the threat model of the training, the data set's own if empty.
+        Later layers win: profile, config, data set, model, then the chosen entry's own and the data set's for that
+        entry; a user's own model is more particular than an entry.
         """
-        base, overrides = self.recipes[recipe]
-        layers = dict(self.config.recipes[base])
-        if dataset == HARDEN:  # a user's own training options are more particular than the recipe's
-            layers |= self.config.harden[model].training
-        else:
-            layers |= self.config.datasets[dataset].by_recipe.get(base, {})
-        stage = "cotraining" if self.cotrained(recipe) else "training"
-        given = {"threat": threat or self.threat(dataset, model)}
-        return self.options(stage, dataset, model, seed, **given | layers | overrides)
+        key = stage, place.at(shard=0)
+        if key not in self._known_options:
+            self._known_options[key] = self._options(stage, place)
+        return self._known_options[key]
 
-    def attack(self, dataset: str, model: str, protocol: str, seed: int, threat: str = "") -> AttackOptions:
-        """AttackOptions of one protocol; `threat` is the threat model, the data set's own if empty."""
-        given = {"threat": threat or self.threat(dataset, model), "split": self.config.split} | PROTOCOLS[protocol]
-        if dataset != HARDEN:
-            given |= self.config.datasets[dataset].by_protocol.get(protocol, {})
-        options: AttackOptions = self.options("attack", dataset, model, seed, **given)
-        evaluation = self.config.harden[model].evaluation if dataset == HARDEN else None
-        if evaluation and "limit" in evaluation.model_fields_set:
-            return options.model_copy(update={"limit": evaluation.limit})
-        return options
+    def _options(self, stage: str, place: Place) -> Any:
+        subject, choice = self.subject(place.dataset, place.model), self._choice(stage, place)
+        entry = choice.name if choice else ""
+        profile = layer(PROFILES[self.config.profile].get(stage, {}), stage, entry)
+        sections = [layer(getattr(section, stage), stage, entry) for section in subject.sections]
+        own = dict(choice.options) if choice else {}
+        vocabulary = OF_STAGE.get(stage, "")
+        name = str(getattr(place, FIELDS[vocabulary])) if vocabulary else ""
+        base, swept = self.recipes.get(name, (name, {})) if vocabulary == "recipes" else (name, {})
+        own |= subject.overrides.get(vocabulary, {}).get(base, {})
+        layers = [*sections[:-1], own, sections[-1]] if subject.own else [*sections, own]
+        given: dict[str, Any] = {"device": self.config.device, "seed": place.seed}
+        if stage == "generate":  # as many images as are synthesised
+            given["images"] = self._synthetic_images(subject)
+        for values in (profile, *layers, swept, self._fixed(stage, place, subject, choice)):
+            given |= values
+        return options_of(stage, given, f"{stage} options of {place.dataset}/{place.model}")
 
-    # --- paths -------------------------------------------------------------------------------------------------------
+    def _choice(self, stage: str, place: Place) -> Choice | None:
+        """The entry of a vocabulary that a job is of; InputError if it is of another stage."""
+        vocabulary = OF_STAGE.get(stage)
+        if vocabulary is None:
+            return None
+        name = str(getattr(place, FIELDS[vocabulary]))
+        if vocabulary == "recipes":
+            name = self.recipes.get(name, (name, {}))[0]
+        choice = self.config.choices[vocabulary].get(name)
+        if choice is None or choice.stage != stage:
+            raise InputError(f"{stage}: {name!r} is none of the config's {vocabulary} of this stage")
+        return choice
 
-    def path(self, template: str, dataset: str, model: str, **fields: Any) -> str:
-        """A path of the grammar, for this run; training and evaluation have the data set's threat unless given."""
-        threat = threat_name(self.threat(dataset, model))
-        fields = {"defence": NONE, "threat": threat, "train_threat": fields.get("threat", threat)} | fields
-        if fields.get("recipe") == NONE:
-            fields["train_threat"] = NONE
-        return template.format(run=self.config.name, dataset=dataset, model=model, **fields)
+    def _fixed(self, stage: str, place: Place, subject: Subject, choice: Choice | None) -> dict[str, Any]:
+        """Options that the config states by a key of their own."""
+        known = self.threats[subject.dataset, subject.model]
+        if stage in ("train", "cotrain"):
+            if place.train_threat not in known:
+                raise InputError(f"{place.dataset}/{place.model}: no threat model {place.train_threat!r} in the config")
+            return {"threat": known[place.train_threat]}
+        if stage == "attack" and choice:
+            threat = choice.threat or known.get(place.threat, subject.threat if not place.threat else "")
+            if not threat or (place.threat and threat_name(threat) != place.threat):
+                raise InputError(
+                    f"{place.dataset}/{place.model}: no threat model {place.threat!r} for {place.protocol}"
+                )
+            fixed: dict[str, Any] = {"threat": threat, "split": self.config.split}
+            if subject.evaluation and "limit" in subject.evaluation.model_fields_set:
+                fixed["limit"] = subject.evaluation.limit
+            return fixed
+        if stage == "diversity":  # one seed for all training sets, so that the bins are the same
+            return {"seed": self.config.seeds[0]}
+        return {}
 
-    def shards(self, dataset: str, model: str, source: str, seed: int) -> list[str]:
-        """The shard files of one surrogate set: as many as the config says, or as there are groups of batches."""
-        count = min(self.config.shards, self.synthesis(dataset, model, source, seed).groups)
-        return [self.path(SHARD, dataset, model, source=source, seed=seed, shard=i) for i in range(count)]
+    def _synthetic_images(self, subject: Subject) -> int:
+        """Images that the subject's sections ask a synthesis for."""
+        given = {k: v for section in subject.sections for k, v in section.synthesize.items() if k == "images"}
+        base = STAGES["synthesize"].options
+        assert base is not None
+        return int(given.get("images", base.model_fields["images"].default))
 
-    def data_files(self, dataset: str, model: str, source: str, seed: int) -> list[str]:
-        """A surrogate set and, before it, the files that it is made of: shards, or the set of an augmented one."""
-        kind = self.config.sources[source]
-        made_of = self.data_files(dataset, model, kind.base, seed) if kind.base else []
-        if kind.kind == "synthetic":
-            made_of = self.shards(dataset, model, source, seed)
-        return [*made_of, self.path(DATA, dataset, model, source=source, seed=seed)]
+    def defence(self, name: str) -> DefendOptions | None:
+        """Options of a defence at test time; None for ``none``."""
+        if name == NONE:
+            return None
+        choice = self.config.choices["defences"][name]
+        return DefendOptions.of(**choice.options)
+
+    def shards(self, place: Place) -> list[str]:
+        """The shard files of one training set: as many as the config says, or as there are groups of batches."""
+        count = min(self.config.shards, self.options("synthesize", place).groups)
+        return [place.at(shard=index).path(SHARD) for index in range(count)]
 
     # --- tables ------------------------------------------------------------------------------------------------------
 
-    def blocks(self, spec: TableSpec) -> list[tuple[str, tuple[str, ...]]]:
-        """(data set, models) of a table: the config's among the paper's, or the config's own as a stand-in."""
-        own = [d for d in spec.paper.datasets if d in self.config.datasets]
-        if own:
-            return [(d, tuple(m for m in self.config.datasets[d].models if m in spec.paper.models)) for d in own]
-        first = self.grid(spec).models == "first"
-        return [(d, c.models[:1] if first else c.models) for d, c in self.config.datasets.items()]
-
-    def stand_in(self, spec: TableSpec) -> bool:
-        """Whether the config's own data sets take the place of the paper's, of which it has none."""
-        return not any(d in self.config.datasets for d in spec.paper.datasets)
-
-    def grid(self, spec: TableSpec) -> GridSpec:
-        """The part of the config's grid that a table takes: all of it where it has the paper's data sets."""
-        if not self.stand_in(spec):
-            return GridSpec()
-        return spec.grid.full if self.config.grid == "full" else spec.grid.demo
-
-    def seeds(self, spec: TableSpec, row: RowSpec) -> tuple[int, ...]:
-        """The seeds that a table has for a row."""
-        return self.config.seeds[:1] if "first" in (row.seeds, self.grid(spec).seeds) else self.config.seeds
-
-    def rows(self, spec: TableSpec) -> list[RowSpec]:
-        """The rows of a table; those that the config's `methods` choose, if the table has them all."""
-        chosen = {name.lower() for name in self.config.methods}
-        names = {table: {row.method.lower() for row in one.rows} for table, one in self.tables.items()}
-        if not any(chosen <= own for own in names.values()):
-            table = max(names, key=lambda name: len(chosen & names[name]))
-            raise InputError(
-                f"methods: no table has rows for all of {', '.join(self.config.methods)}; "
-                f"those of {table} are {', '.join(row.method.lower() for row in self.tables[table].rows)}"
-            )
-        other = "paper" if self.stand_in(spec) else "stand-in"
-        fitting = [row for row in spec.rows if row.only != other]
-        if not chosen or not chosen <= names[spec.key]:
-            return fitting
-        known = {row.method for row in fitting}  # a method of other data has its row if it is named, and no other
-        named = [row for row in spec.rows if row.method.lower() in chosen]
-        return [row for row in named if row.only != other or row.method not in known]
-
-    def table_threats(self, spec: TableSpec, dataset: str) -> list[str]:
-        """Threat models that a table has for a data set: its own, or those that the table states."""
-        if spec.threats is None:
-            return [self.config.datasets[dataset].threat]
-        papers = dataset in spec.paper.datasets or self.config.grid == "full"
-        return list(spec.threats.full if papers else spec.threats.demo)
-
-    def sweeps(self, spec: TableSpec) -> list[dict[str, Any]]:
-        """The combinations of swept options of a table; one empty combination where nothing is swept."""
-        values = [getattr(sweep, self.config.grid) for sweep in spec.sweep.values()]
-        return [dict(zip(spec.sweep, combination, strict=True)) for combination in product(*values)]
+    @cached_property
+    def _known_cells(self) -> dict[str, list[Cell]]:
+        return {}
 
     def cells(self, table: str) -> list[Cell]:
         """The cells of one table in the order of its layout."""
+        if table not in self._known_cells:
+            self._known_cells[table] = self._cells(table)
+        return self._known_cells[table]
+
+    def _cells(self, table: str) -> list[Cell]:
         if table not in self.tables:
             raise InputError(f"{self.config.tables}: no {table!r}; tables are {', '.join(self.tables)}")
         spec = self.tables[table]
         if not spec.metrics:
             return []
         rows = self.rows(spec)
-        for row, kind in product(rows, ("recipe", "source")):
-            name, known = getattr(row, kind), getattr(self.config, f"{kind}s")
-            if name != NONE and name not in known:
-                raise InputError(
-                    f"{table}: its row {row.method!r} takes {kind} {name!r}, which the config lacks; "
-                    f"add it under {kind}s: (there are {', '.join(known)})"
-                )
-        for row in rows:
-            if row.recipe != NONE and self.cotrained(row.recipe) != (row.source == NONE):
-                why = (
-                    "trains a generator of its own: its source is none"
-                    if self.cotrained(row.recipe)
-                    else (f"needs training data: its source is one of {', '.join(self.config.sources)}")
-                )
-                raise InputError(
-                    f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
-                )
+        self._check_rows(table, rows)
         found = []
         for dataset, models in self.blocks(spec):
             cut = self.config.grid == "demo" and self.stand_in(spec)
@@ -305,119 +268,109 @@ class Plan:
                 for model in models[:1] if cut and row.models == "first" else models:
                     recipe = self._shared_recipe(dataset, model, row, overrides)
                     for metric, seed in product(spec.metrics, self.seeds(spec, row)):
-                        if metric in DIVERSITY_METRICS and row.source == NONE:
-                            continue  # there are no training images
-                        found.append(self._cell(table, dataset, model, row, recipe, overrides, metric, seed, threat))
+                        place = Place(
+                            self.config.name, dataset, model, row.source, recipe, train_name(recipe, threat), seed,
+                            defence=row.defence,
+                        )  # fmt: skip
+                        if self._measures(metric, place):
+                            found.append(self._cell(spec, place, row.method, variant(overrides), metric, threat))
         if not found:
             raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")
         return found
 
-    @cached_property
-    def work(self) -> list[Work]:
-        """What the methods of table 4 make, in its order; InputError where the config has no cell in it."""
-        self.cells("table4")
-        spec, found = self.tables["table4"], []
-        for (dataset, models), row in product(self.blocks(spec), self.rows(spec)):
-            for model, seed in product(models, self.seeds(spec, row)):
-                source, recipe = row.source, row.recipe
-                data = [] if source == NONE else self.data_files(dataset, model, source, seed)
-                student = self.path(STUDENT, dataset, model, source=source, recipe=recipe, seed=seed)
-                students = () if recipe == NONE else (student,)
-                found.append(Work(dataset, model, row.method, source, recipe, seed, tuple(data), students))
-        return found
+    def _check_rows(self, table: str, rows: list[RowSpec]) -> None:
+        """InputError for rows that name what the config lacks, or a recipe without its training set."""
+        for row, (vocabulary, field) in product(rows, FIELDS.items()):
+            name = getattr(row, field, NONE)
+            known: Mapping[str, Any] = self.config.choices[vocabulary]
+            if name != NONE and name not in known:
+                raise InputError(
+                    f"{table}: its row {row.method!r} takes {field} {name!r}, which the config lacks; "
+                    f"add it under {vocabulary}: (there are {', '.join(known)})"
+                )
+        for metric in self.tables[table].metrics:
+            if metric_entry(metric).evidence == "ledger" and metric not in self.protocols:
+                raise InputError(
+                    f"{table}: its metric {metric!r} is no protocol of the config; add it under protocols: "
+                    f"(there are {', '.join(self.protocols)})"
+                )
+        for row in rows:
+            if row.recipe == NONE:
+                continue
+            cotrained = self.recipe_stage(row.recipe) == "cotrain"
+            if cotrained != (row.source == NONE):
+                why = (
+                    "trains a generator of its own: its source is none"
+                    if cotrained
+                    else f"needs a training set: its source is one of {', '.join(self.sources)}"
+                )
+                raise InputError(
+                    f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
+                )
 
-    @cached_property
-    def own_tables(self) -> list[str]:
-        """The tables that this config has cells in."""
-        return [table for table, spec in self.tables.items() if any(models for _, models in self.blocks(spec))]
+    def _measures(self, metric: str, place: Place) -> bool:
+        """Whether a metric is of a place: diversity needs training images."""
+        return metric_entry(metric).evidence == "ledger" or (place.source, place.recipe) != (NONE, NONE)
 
     def _shared_recipe(self, dataset: str, model: str, row: RowSpec, overrides: dict[str, Any]) -> str:
         """The base recipe where the swept values are its own, so that nothing is trained twice."""
         if row.recipe == NONE or not overrides:
             return row.recipe
         swept = recipe_name(row.recipe, overrides)
-        same = self.training(dataset, model, swept, 0) == self.training(dataset, model, row.recipe, 0)
+        place = self.place(dataset, model, source=row.source, recipe=row.recipe)
+        stage = self.recipe_stage(row.recipe)
+        same = self.options(stage, place.at(recipe=swept)) == self.options(stage, place)
         return row.recipe if same else swept
 
-    def _cell(
-        self,
-        table: str,
-        dataset: str,
-        model: str,
-        row: RowSpec,
-        recipe: str,
-        overrides: dict[str, Any],
-        metric: str,
-        seed: int,
-        threat: str,
-    ) -> Cell:
-        if metric in DIVERSITY_METRICS:
-            split = self.diversity(dataset, model).split
-            file = self.path(DIVERSITY, dataset, model, source=row.source, seed=seed, split=split)
-        else:
-            # every ledger holds the clean predictions, so clean accuracy needs no attack of its own; the cheapest one
-            # may have more images
-            attacks = [name for name in ("pgd10", "autoattack") if name in self.tables[table].metrics]
-            attack = attacks[0] if metric == "clean" and attacks else metric
-            fields = {"recipe": recipe, "protocol": self.config.autoattack if attack == "autoattack" else attack}
-            fields |= {"threat": threat_name(threat)}
-            file = self.path(LEDGER, dataset, model, source=row.source, seed=seed, **fields)
+    def _cell(self, spec: TableSpec, place: Place, method: str, variant: str, metric: str, threat: str) -> Cell:
+        """One cell: a figure by `metric` at `place`, evaluated at `threat` or at its protocol's own."""
         return Cell(
-            table=table,
-            dataset=dataset,
-            model=model,
-            method=row.method,
-            variant=variant(overrides),
-            defence=NONE,
-            threat=threat,
+            table=spec.key,
+            dataset=place.dataset,
+            model=place.model,
+            method=method,
+            variant=variant,
+            defence=place.defence,
+            threat=self._threat(metric, threat),
             metric=metric,
-            seed=seed,
-            ledger=file,
+            seed=place.seed,
+            ledger=self._evidence(place, metric, spec.clean_from if metric == "clean" else metric, threat),
         )
 
-    # --- a user's own model ------------------------------------------------------------------------------------------
+    def _threat(self, metric: str, threat: str) -> str:
+        """The threat model of a metric: its protocol's own, or the one given."""
+        return (self.protocols[metric].threat if metric in self.protocols else "") or threat
 
-    def hardened(self, name: str) -> HardenConfig:
-        """The entry of one model under ``harden:``."""
-        if name not in self.config.harden:
-            raise InputError(f"harden: no entry {name!r}; there are {', '.join(self.config.harden) or 'none'}")
-        return self.config.harden[name]
+    def _evidence(self, place: Place, metric: str, protocol: str, threat: str) -> str:
+        """The file that a metric is read from."""
+        if metric_entry(metric).evidence == "diversity":
+            split = self.options("diversity", self.place(place.dataset, place.model)).split
+            return place.at(split=split).path(IMAGES_DIVERSITY if place.source == NONE else DIVERSITY)
+        return place.at(protocol=protocol, threat=threat_name(self._threat(protocol, threat))).path(LEDGER)
 
     def harden_cells(self, name: str) -> list[Cell]:
         """The figures of one hardened model: Undefended and Hardened by every protocol of its evaluation."""
         entry = self.hardened(name)
         if entry.evaluation is None:
             return []
-        rows = (
-            RowSpec(method="Undefended", source=NONE, recipe=NONE),
-            RowSpec(method="Hardened", source=entry.source, recipe=entry.recipe),
-        )
-        found = []
         protocols = entry.evaluation.protocols
-        metrics = {"clean": protocols[-1]}  # every ledger holds the clean predictions
-        metrics |= {"autoattack" if protocol.startswith("aa-") else protocol: protocol for protocol in protocols}
-        for row, (metric, protocol) in product(rows, metrics.items()):
-            ledger = self.path(
-                LEDGER, HARDEN, name, source=row.source, recipe=row.recipe, seed=self.config.seeds[0], protocol=protocol
-            )
+        metrics = {"clean": protocols[-1]} | {protocol: protocol for protocol in protocols}
+        rows = {"Undefended": (NONE, NONE), "Hardened": (entry.source, entry.recipe)}
+        found = []
+        for (method, (source, recipe)), (metric, protocol) in product(rows.items(), metrics.items()):
+            place = self.place(HARDEN, name, source=source, recipe=recipe, seed=self.config.seeds[0])
             found.append(
                 Cell(
                     table=HARDEN,
                     dataset=HARDEN,
                     model=name,
-                    method=row.method,
+                    method=method,
                     variant="",
                     defence=NONE,
-                    threat=entry.threat,
+                    threat=self._threat(metric, entry.threat),
                     metric=metric,
-                    seed=self.config.seeds[0],
-                    ledger=ledger,
+                    seed=place.seed,
+                    ledger=self._evidence(place, metric, protocol, entry.threat),
                 )
             )
         return found
-
-
-def title(kind: str, name: str) -> str:
-    """A data set's or model's name as tables print it."""
-    entries: dict[str, Any] = {**registry.DATASETS, **registry.MODELS}
-    return entries[name].title if name in entries else name

@@ -14,56 +14,45 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from dfshield import registry
+from dfshield.options import StageOptions
+from dfshield.planning.paths import Place
+from dfshield.planning.stages import STAGES
 
 PACKAGE = "dfshield"
 ROOT = Path(__file__).parent.parent
 LEFT_OUT = (
-    "registry",
-    "options",
-    "planning.config",
-    "planning.provenance",
-    "core.errors",
-    "core.files",
-    "core.progress",
+    *("registry", "options", "core.errors", "core.files", "core.progress"),
+    *("planning.config", "planning.choices", "planning.stages", "planning.provenance"),
 )
 """Parts of the package that decide about no result, or whose part in it counts by value."""
 COSTS = {"passes", "robust_only", "generator_passes", "student_inputs"}
-NO_FACTS = {
-    "target",
-    "title",
-    "about",
-    "options",
-    "passes",
-    "pretrained",
-    "files",
-    "generator_loss",
-    "student_loss",
-} | COSTS
+NAMES = {"target", "title", "about", "options", "pretrained", "files", "generator_loss", "student_loss"}
+NO_FACTS = NAMES | COSTS
 """Fields of registry entries that decide about no result: names, where code and files are found, what it costs."""
 
-ENTRY_POINTS = {
-    "teacher": ("dfshield.training.teacher:run",),
-    "synthesis": ("dfshield.sources.inversion:run",),
-    "export": ("dfshield.sources.real:export",),
-    "public": ("dfshield.sources.public:run",),
-    "merge": ("dfshield.sources.trainset:merge",),
-    "generation": ("dfshield.sources.generator:run",),
-    "augmentation": ("dfshield.sources.augmentation:run",),
-    "diversity": ("dfshield.evaluation.diversity:run",),
-    "training": ("dfshield.training.train:run",),
-    "cotraining": ("dfshield.baselines.cotrain:run",),
-    "attack": ("dfshield.evaluation.attack:run",),
-    "table": ("dfshield.report.tables:build", "dfshield.report.render:markdown", "dfshield.report.render:latex"),
-    "cost": ("dfshield.report.cost:run",),
-    "card": ("dfshield.report.card:run",),
-}
-"""Where each stage's code starts."""
+_digests: dict[tuple[str, ...], str] = {}
+
+
+def job_digest(stage: str, place: Place | None = None, *options: StageOptions | None) -> str:
+    """Digest of the code of one job: its stage's, with the network, data set, loss, attack… that it uses.
+
+    `options` are the job's own and those of a defence, if there is one. Digests of equal choices are made once.
+    """
+    own = STAGES[stage]
+    chosen = [entry for values in options for entry in own.chosen(values)]
+    if place is not None:
+        found = [registry.MODELS.get(place.model), registry.DATASETS.get(place.dataset) if own.dataset else None]
+        chosen += [entry for entry in found if entry is not None]
+    key = stage, *(f"{entry.target} {id(entry)}" for entry in chosen)
+    if key not in _digests:
+        _digests[key] = stage_digest(stage, *chosen)
+    return _digests[key]
 
 
 def stage_digest(stage: str, *chosen: registry.Entry) -> str:
     """SHA-256 (first 16 hex digits) of the code of a stage together with the registry entries chosen for it."""
-    todo = []
-    for root in (*ENTRY_POINTS[stage], *(entry.target for entry in chosen)):
+    own, todo = STAGES[stage], []
+    for root in (*(own.code or (own.run,)), *(entry.target for entry in chosen)):
         target = _resolve(root)
         if not target:
             raise LookupError(f"{root}: there is no such code")

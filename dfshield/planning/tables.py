@@ -15,9 +15,8 @@ from dfshield.options.common import Name
 
 SYMBOLS = {"aggregate": "B", "data_share": "share"}
 """Training options that the paper's tables call by another name."""
-Metric = Literal[
-    "clean", "fgsm", "pgd10", "pgd50x5", "autoattack", "precision", "recall", "density", "coverage", "ndb", "jsd"
-]
+Scale = Literal["demo", "full"]
+"""How much of a table a config computes: its ``grid``."""
 
 
 class PaperGrid(Options):
@@ -42,16 +41,25 @@ class RowSpec(Options):
     """A method of a table: the training data it uses and the recipe it is trained by."""
 
     method: str
+    """its name in the CSV, and in the CSV of the paper's figures"""
+    printed: str = ""
+    """the paper's name for it where that is another; printed on the paper's data sets"""
     source: Name
     recipe: Name
+    defence: Name = "none"
+    """defence at test time, one of the config's"""
     marks: dict[str, bool] = Field(default_factory=dict)
-    """ablation columns, ticked or crossed"""
+    """columns with a tick or a cross beside the row's name, by their titles"""
     seeds: Literal["all", "first"] = "all"
-    """the config's seeds, or its first alone: enough for a row of reference"""
+    """the config's seeds, or its first alone, which is enough for a row of reference"""
     models: Literal["all", "first"] = "all"
-    """models that a stand-in at demo scale has this row for: the table's, or the first of them alone"""
+    """models of this row on stand-in data at demo scale: the table's, or the first of them alone"""
     only: Literal["stand-in", "paper"] | None = None
-    """data that have the row: stand-ins, or the paper's own; others have it where the config's `methods` name it"""
+    """show the row for stand-in data alone, or for the paper's data sets alone; the config's `methods` override this"""
+
+    def fits(self, stand_in: bool) -> bool:
+        """Whether data have this row: stand-ins, or the paper's data sets."""
+        return self.only != ("paper" if stand_in else "stand-in")
 
 
 class SweepSpec(Options):
@@ -90,14 +98,18 @@ class TableSpec(Options):
     """swept training options; a matrix has its first option along the rows, its second along the columns"""
     threats: ThreatSpec | None = None
     """threat models, for a table that compares them or has another than the data sets' own"""
-    metrics: tuple[Metric, ...] = ()
-    """what is measured; nothing where the table has formulas"""
+    metrics: tuple[Name, ...] = ()
+    """what is measured: names of `registry.METRICS` or of the config's protocols; nothing in a table of formulas"""
+    gain_of: Name | None = None
+    """metric that is printed with its gain over another row, such as ``45.50 (+8.79)``"""
+    gain_from: Literal["first", "best"] = "first"
+    """first: every row's gain over the first row · best: the last row's gain over the best of the others"""
     layout: Literal["rows", "datasets", "models", "ablation", "sweep", "matrix", "formulas"]
     grid: Grids = Grids()
 
     @model_validator(mode="after")
     def _layout_fits(self) -> "TableSpec":
-        unknown = [name for name in self.sweep if name not in TrainOptions.model_fields]
+        unknown = [name for name in self.sweep if name not in sweepable()]
         if unknown:
             raise ValueError(f"sweep: {unknown[0]!r} is not a training option")
         if (self.layout == "formulas") == bool(self.metrics):
@@ -112,8 +124,10 @@ class TableSpec(Options):
         unknown = [row.recipe for row in self.rows if not self.metrics and row.recipe not in registry.BASELINES]
         if unknown:
             raise ValueError(f"rows: {unknown[0]!r} is none of {', '.join(registry.BASELINES)}, which have formulas")
-        if self.layout == "ablation" and any(row.marks.keys() != self.rows[0].marks.keys() for row in self.rows):
-            raise ValueError("rows: every row of an ablation needs the same marks")
+        if any(list(row.marks) != list(self.rows[0].marks) for row in self.rows):
+            raise ValueError("rows: every row needs the same marks, in the same order")
+        if self.gain_of and (swept or self.gain_of not in self.metrics):
+            raise ValueError(f"gain_of: {self.gain_of!r} is none of the metrics, or the layout has no rows of methods")
         return self
 
     @property
@@ -132,9 +146,24 @@ class TableSpec(Options):
         return 0 if self.figure else self.number
 
     @property
+    def clean_from(self) -> str:
+        """The metric whose ledger clean accuracy is read from: the table's first attack.
+
+        Every ledger holds the clean predictions, so clean accuracy needs no job of its own beside an attack; ``clean``
+        in a table without one.
+        """
+        attacks = (name for name in self.metrics if name != "clean" and registry.metric(name).evidence == "ledger")
+        return next(attacks, "clean")
+
+    @property
     def papers_threats(self) -> tuple[str, ...]:
         """The threat models of the paper's own table."""
         return self.threats.full if self.threats else tuple(filter(None, [self.paper.threat]))
+
+
+def sweepable() -> set[str]:
+    """Names of training options, common ones and those of single losses."""
+    return {name for loss in registry.LOSSES for name in TrainOptions.class_for(loss).model_fields}
 
 
 def formulas(spec: TableSpec) -> list[tuple[str, str, str]]:

@@ -5,10 +5,12 @@ without importing it. The command line's choices, the config schema and the code
 """
 
 from dfshield.registry.attacks import ATTACKS, Attack
-from dfshield.registry.base import Entry, RealData
 from dfshield.registry.baselines import BASELINES, Baseline
 from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
-from dfshield.registry.losses import LOSSES, Inner, Loss, Search, Start
+from dfshield.registry.defences import DEFENCES
+from dfshield.registry.entry import Entry, RealData
+from dfshield.registry.losses import LOSSES, SEARCHES, Inner, Loss, Search, Start
+from dfshield.registry.metrics import DIVERSITY_METRICS, METRICS, Metric, metric
 from dfshield.registry.models import MODELS, Model
 from dfshield.registry.sources import AUGMENTATIONS, COEFFICIENTS, GENERATED, OBJECTIVES, SOURCES, Source
 
@@ -18,11 +20,15 @@ __all__ = [
     "BASELINES",
     "COEFFICIENTS",
     "DATASETS",
+    "DEFENCES",
+    "DIVERSITY_METRICS",
     "GENERATED",
     "LOSSES",
     "MEDMNIST_SPLITS",
+    "METRICS",
     "MODELS",
     "OBJECTIVES",
+    "SEARCHES",
     "SOURCES",
     "Attack",
     "Baseline",
@@ -30,9 +36,11 @@ __all__ = [
     "Entry",
     "Inner",
     "Loss",
+    "Metric",
     "Model",
     "RealData",
     "Search",
     "Source",
     "Start",
+    "metric",
 ]

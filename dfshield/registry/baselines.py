@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from dfshield.registry.base import Entry
+from dfshield.registry.entry import Entry
 
 
 @dataclass(frozen=True)
@@ -32,18 +32,27 @@ class Baseline(Entry):
 BASELINES = {
     "dast": Baseline(
         "dfshield.baselines.dast:Dast",
+        "DaST",
+        about="data-free substitute training (Zhou et al. 2020)",
+        options="dfshield.options.baselines:Dast",
         generator_loss="exp(−CE(S(x), argmax(T(x))) − β·MSE(softmax(S(x)), softmax(T(x)))) + α·CE(S(x), y)",
         student_loss="CE(S(x'), argmax(T(x))) + β·MSE(softmax(S(x')), softmax(T(x)))",
         generator_passes=3,  # the teacher's answer is a constant
     ),
     "dfme": Baseline(
         "dfshield.baselines.dfme:Dfme",
+        "DFME",
+        about="data-free model extraction (Truong et al. 2021)",
+        options="dfshield.options.baselines:Dfme",
         generator_loss="−‖S(x) − ℓ(T(x))‖₁/C",
         student_loss="‖S(x') − ℓ(T(x))‖₁/C",
         generator_passes=lambda options: 4 if options.gradient == "exact" else 2 * (1 + options.directions),
     ),
     "ait": Baseline(
         "dfshield.baselines.ait:Ait",
+        "AIT",
+        about="GDFQ's generator, the student by TRADES (Choi et al. 2022)",
+        options="dfshield.options.baselines:Ait",
         inner="kl",
         start="normal",
         generator_loss="CE(T(x), y) + w·BN(x)",
@@ -53,6 +62,9 @@ BASELINES = {
     ),
     "dfard": Baseline(
         "dfshield.baselines.dfard:Dfard",
+        "DFARD",
+        about="data-free adversarially robust distillation, by our convention (Wang et al. 2024)",
+        options="dfshield.options.baselines:Dfard",
         generator_loss="w₁·CE(T(x), y) + w₂·BN(x) − w₃·KL(T(x), S(x))",
         student_loss="τ²·(KL(T(x)/τ, S(x')/τ) + KL(T(x)/τ, S(x)/τ))",
         student_inputs=2,

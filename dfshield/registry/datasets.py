@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from dfshield.registry.base import Entry
+from dfshield.registry.entry import Entry
 
 
 @dataclass(frozen=True)

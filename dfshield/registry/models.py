@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from dfshield.registry.base import Entry
+from dfshield.registry.entry import Entry
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from dfshield.registry.base import Entry, RealData
+from dfshield.registry.entry import Entry, RealData
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,13 @@ from pathlib import Path
 from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file, write_text
 from dfshield.planning.cost import Throughput
-from dfshield.planning.paths import NONE, benchmark_of
+from dfshield.planning.paths import benchmark_of
 from dfshield.planning.plan import Plan
-from dfshield.report.layout import Block, Item, Layout, Value, dataset_title, model_title
-from dfshield.report.render import latex_grid, markdown_grid, tex
-from dfshield.tools.estimate import Jobs
+from dfshield.planning.pricing import Prices
+from dfshield.report import latex, markdown
+from dfshield.report.content import makings
+from dfshield.report.items import Item, Value
+from dfshield.report.layout import Block, Layout, dataset_title, model_title
 
 TITLE = "Cost of every method"
 NOTES = (
@@ -56,18 +58,9 @@ def run(plan: Plan, out: Path) -> None:
     seeds = len({cost.seed for cost in costs})
     spread = f"Mean ± sample standard deviation over {seeds} seeds; a figure without ± is of one seed."
     notes = [*NOTES, *([spread] if seeds > 1 else [])]
-    text = [f"## {TITLE}", "", *markdown_grid(layout, {}), *(line for note in notes for line in (note, ""))]
-    latex = [
-        r"% needs \usepackage{booktabs}",
-        r"\begin{table}[tbp]",
-        r"\centering",
-        rf"\caption{{{tex(TITLE)}. {tex(' '.join(notes))}}}",
-        r"\label{tab:cost}",
-        *latex_grid(layout, {}),
-        r"\end{table}",
-    ]
+    text = [f"## {TITLE}", "", *markdown.grid(layout, {}), *markdown.paragraphs(notes)]
     write_text(out.with_suffix(".md"), "\n".join(text).rstrip() + "\n")
-    write_text(out.with_suffix(".tex"), "\n".join(latex) + "\n")
+    write_text(out.with_suffix(".tex"), latex.table_float("cost", f"{TITLE}. {' '.join(notes)}", layout, {}))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([field.name for field in fields(Cost)])
@@ -77,17 +70,14 @@ def run(plan: Plan, out: Path) -> None:
 
 def measure(plan: Plan) -> list[Cost]:
     """The costs in the order of table 4."""
-    jobs = Jobs(plan, Throughput("arithmetic alone", rates={"synthesis": {"any": 1.0}}), robust=1.0)
+    prices = Prices(plan, Throughput("arithmetic alone", rates={"synthesis": {"any": 1.0}}), robust=1.0)
     found = []
-    for work in plan.work:
-        if work.source != NONE:
-            jobs.data(work.dataset, work.model, work.source, work.seed)
-        if work.recipe != NONE:
-            jobs.student(work.dataset, work.model, work.source, work.recipe, work.seed)
-        kinds = (work.data, work.student)
-        spent = [sum(map(seconds, paths)) for paths in kinds]
-        counted = [sum(jobs.found[path].flops for path in paths) for paths in kinds]
-        found.append(Cost(work.dataset, work.model, work.method, work.seed, *map(float, (*spent, *counted))))
+    for made in makings(plan):
+        kinds = (made.data, made.student)
+        spent = [sum(seconds(job.output) for job in jobs) for jobs in kinds]
+        prices_of = [[prices.price(job) for job in jobs] for jobs in kinds]
+        counted = [sum(price.flops for price in own if price) for own in prices_of]
+        found.append(Cost(made.dataset, made.model, made.method, made.seed, *map(float, (*spent, *counted))))
     return found
 
 

@@ -10,48 +10,12 @@ from dfshield.core.threat import parse_threat
 from dfshield.evaluation.ledger import confidence_interval
 from dfshield.planning.cells import swept
 from dfshield.planning.tables import SYMBOLS, TableSpec, formulas
+from dfshield.registry import metric
+from dfshield.report.items import Gain, Item, Pair, Value
 from dfshield.report.published import Key, Published
-from dfshield.report.tables import Row, decimals
+from dfshield.report.rows import Row
 
-METRICS = {
-    **{"clean": "Clean", "fgsm": "FGSM", "pgd10": "PGD-10", "pgd50x5": "PGD-50×5", "autoattack": "AA"},
-    **{"precision": "Precision", "recall": "Recall", "density": "Density", "coverage": "Coverage"},
-    **{"ndb": "NDB", "jsd": "JSD"},
-}
 GREEK = {"tau": "τ", "lambda1": "λ1", "lambda2": "λ2"}
-
-
-@dataclass(frozen=True)
-class Value:
-    """A figure: mean over seeds, sample standard deviation (None for one seed), 95 % interval, flags, decimals.
-
-    Accuracies are in percent; diversity metrics have no interval.
-    """
-
-    mean: float
-    spread: float | None = None
-    interval: tuple[float, float] | None = None
-    flags: tuple[str, ...] = ()
-    places: int = 2
-
-
-@dataclass(frozen=True)
-class Pair:
-    """Two figures in one cell, printed as ``first (second)``."""
-
-    first: Value | None
-    second: Value | None
-
-
-@dataclass(frozen=True)
-class Gain:
-    """A figure and its difference from the base row."""
-
-    value: Value | None
-    difference: float | None
-
-
-Item = str | bool | Value | Pair | Gain | None
 
 
 class Place(NamedTuple):
@@ -119,7 +83,7 @@ def measured(rows: Sequence[Row]) -> dict[Key, Value]:
 
 def _average(rows: list[Row]) -> Value:
     flags = tuple(dict.fromkeys(flag for row in rows for flag in row.flags))
-    places, accuracy = decimals(rows[0].metric), rows[0].unit == "%"
+    places, accuracy = metric(rows[0].metric).decimals, rows[0].unit == "%"
     if len(rows) == 1:
         return Value(rows[0].value, None, (rows[0].ci_low, rows[0].ci_high) if accuracy else None, flags, places)
     mean, spread = statistics.fmean(row.value for row in rows), statistics.stdev(row.value for row in rows)
@@ -129,7 +93,7 @@ def _average(rows: list[Row]) -> Value:
 
 def of_paper(entries: Sequence[Published]) -> dict[Key, Value]:
     """Values of the paper's table."""
-    return {entry.key: Value(entry.value, flags=entry.flags, places=decimals(entry.metric)) for entry in entries}
+    return {entry.key: Value(entry.value, flags=entry.flags, places=metric(entry.metric).decimals) for entry in entries}
 
 
 def lay_out(spec: TableSpec, values: Mapping[Key, Value]) -> Layout:
@@ -158,26 +122,59 @@ def _pairs(values: Values) -> list[tuple[Place, str]]:
     return list(dict.fromkeys((key[0], key[1]) for key in values))
 
 
+def _figures(spec: TableSpec, values: Values, place: Place, model: str, method: str) -> list[Item]:
+    """The figures of one row of one model; the one of `gain_of` with its gain."""
+    found: dict[str, Value | None] = {m: values.get((place, model, method, "", m)) for m in spec.metrics}
+    items: list[Item] = list(found.values())
+    value = found.get(spec.gain_of) if spec.gain_of else None
+    base = _base(spec, values, place, model, method)
+    if value and base is not None:
+        items[spec.metrics.index(str(spec.gain_of))] = Gain(value, value.mean - base)
+    return items
+
+
+def _base(spec: TableSpec, values: Values, place: Place, model: str, method: str) -> float | None:
+    """What the gain of a row is counted from; None for rows that have none."""
+    methods = [row.method for row in spec.rows]
+    if spec.gain_from == "first":
+        others = methods[:1] if method != methods[0] else []
+    else:
+        others = methods[:-1] if method == methods[-1] else []
+    figures = [values.get((place, model, other, "", str(spec.gain_of))) for other in others]
+    return max((figure.mean for figure in figures if figure), default=None)
+
+
+def _row_title(spec: TableSpec, method: str, place: Place) -> str:
+    """A method's name: on the paper's data sets as the paper prints it."""
+    printed = next((row.printed for row in spec.rows if row.method == method), "")
+    return printed if printed and place.dataset in spec.paper.datasets else method
+
+
+def _marks(spec: TableSpec, method: str) -> list[Item]:
+    """Ticks and crosses of a row."""
+    return next(([*row.marks.values()] for row in spec.rows if row.method == method), [])
+
+
 def _rows(spec: TableSpec, values: Values) -> Layout:
     """Methods below one another, models side by side, a block a data set; of one method, data sets are the rows."""
     models = _names(values, 1)
     single = len(spec.rows) == 1
     blocks = []
     for place in _places(values):
-        methods = dict.fromkeys(key[2] for key in values if key[0] == place)
-        rows: list[list[Item]] = [
-            [
-                place.title if single else method,
-                *(values.get((place, model, method, "", metric)) for model in models for metric in spec.metrics),
-            ]
-            for method in methods
-        ]
+        rows: list[list[Item]] = []
+        for method in dict.fromkeys(key[2] for key in values if key[0] == place):
+            stub = [place.title] if single else [*_marks(spec, method), _row_title(spec, method, place)]
+            rows.append([*stub, *(item for model in models for item in _figures(spec, values, place, model, method))])
         blocks.append(Block(place.title, rows))
     if single:
         blocks = [Block("", [row for block in blocks for row in block.rows])]
     groups = [(model_title(model), len(spec.metrics)) for model in models]
-    columns = [METRICS[metric] for metric in spec.metrics] * len(models)
-    return Layout(["Data set" if single else "Method"], groups, columns, blocks)
+    stub_titles = ["Data set"] if single else [*spec.rows[0].marks, "Method"]
+    return Layout(stub_titles, groups, _columns(spec) * len(models), blocks)
+
+
+def _columns(spec: TableSpec) -> list[str]:
+    return [metric(name).title for name in spec.metrics]
 
 
 def _datasets(spec: TableSpec, values: Values) -> Layout:
@@ -186,12 +183,16 @@ def _datasets(spec: TableSpec, values: Values) -> Layout:
     blocks = []
     for model in _names(values, 1):
         rows: list[list[Item]] = [
-            [method, *(values.get((place, model, method, "", metric)) for place in places for metric in spec.metrics)]
+            [
+                *_marks(spec, method),
+                _row_title(spec, method, places[0]),
+                *(item for place in places for item in _figures(spec, values, place, model, method)),
+            ]
             for method in dict.fromkeys(key[2] for key in values if key[1] == model)
         ]
         blocks.append(Block(model_title(model), rows))
     groups = [(place.title, len(spec.metrics)) for place in places]
-    return Layout(["Method"], groups, [METRICS[m] for m in spec.metrics] * len(places), blocks)
+    return Layout([*spec.rows[0].marks, "Method"], groups, _columns(spec) * len(places), blocks)
 
 
 def _formulas(spec: TableSpec, values: Values) -> Layout:
@@ -200,38 +201,29 @@ def _formulas(spec: TableSpec, values: Values) -> Layout:
 
 
 def _models(spec: TableSpec, values: Values) -> Layout:
-    """Models below one another, each with its methods; gains in AutoAttack accuracy are counted from the first."""
+    """Models below one another, each with its methods."""
     blocks = []
     for place in _places(values):
         rows: list[list[Item]] = []
         for model in [model for found, model in _pairs(values) if found == place]:
-            base = values.get((place, model, spec.rows[0].method, "", "autoattack"))
             for row in spec.rows:
-                items: list[Item] = [model_title(model) if row is spec.rows[0] else "", row.method]
-                for metric in spec.metrics:
-                    found = values.get((place, model, row.method, "", metric))
-                    gains = metric == "autoattack" and row is not spec.rows[0]
-                    items.append(Gain(found, found.mean - base.mean) if gains and base and found else found)
-                rows.append(items)
+                title = model_title(model) if row is spec.rows[0] else ""
+                name = _row_title(spec, row.method, place)
+                rows.append([title, *row.marks.values(), name, *_figures(spec, values, place, model, row.method)])
         blocks.append(Block(place.title, rows))
-    return Layout(["Model", "Method"], [], [METRICS[metric] for metric in spec.metrics], blocks)
+    return Layout(["Model", *spec.rows[0].marks, "Method"], [], _columns(spec), blocks)
 
 
 def _ablation(spec: TableSpec, values: Values) -> Layout:
-    blocks = []
-    for place in _places(values):
-        rows: list[list[Item]] = []
-        for model in [model for found, model in _pairs(values) if found == place]:
-            base = values.get((place, model, spec.rows[0].method, "", spec.metrics[-1]))
-            for row in spec.rows:
-                found = [values.get((place, model, row.method, "", metric)) for metric in spec.metrics]
-                last = found[-1]
-                gain = last.mean - base.mean if base and last and row is not spec.rows[0] else None
-                title = model_title(model) if row is spec.rows[0] else ""
-                rows.append([title, *row.marks.values(), *found[:-1], Gain(last, gain)])
-        blocks.append(Block(place.title, rows))
-    columns = [METRICS[metric] for metric in spec.metrics]
-    return Layout(["Model", *spec.rows[0].marks], [], [*columns[:-1], f"{columns[-1]} (gain)"], blocks)
+    """As `_models`, with ticks and crosses in place of the methods' names."""
+    full = _models(spec, values)
+    method = full.stub.index("Method")
+    blocks = [Block(block.title, [row[:method] + row[method + 1 :] for row in block.rows]) for block in full.blocks]
+    columns = [
+        f"{title} (gain)" if name == spec.gain_of else title
+        for name, title in zip(spec.metrics, full.columns, strict=True)
+    ]
+    return Layout(full.stub[:method], [], columns, blocks)
 
 
 def _symbol(option: str) -> str:
@@ -260,7 +252,7 @@ def _sweep(spec: TableSpec, values: Values) -> Layout:
     ]
     groups = [(_pair_title(pair, pairs), len(spec.metrics)) for pair in pairs]
     stub = [_symbol(option), *(["Method"] if several else [])]
-    return Layout(stub, groups, [METRICS[m] for m in spec.metrics] * len(pairs), [Block(_common_title(pairs), rows)])
+    return Layout(stub, groups, _columns(spec) * len(pairs), [Block(_common_title(pairs), rows)])
 
 
 def _pair_title(pair: tuple[Place, str], pairs: list[tuple[Place, str]]) -> str:
@@ -290,5 +282,5 @@ def _matrix(spec: TableSpec, values: Values) -> Layout:
                 cells = [Pair(*(values.get((*key, metric)) for metric in spec.metrics)) for key in keys]
                 rows.append([f"{one:g}", *cells])
             blocks.append(Block(f"{place.title}, {model_title(model)}", rows))
-    group = [(f"{_symbol(across)}: {' ('.join(METRICS[m] for m in spec.metrics)})", len(columns))]
+    group = [(f"{_symbol(across)}: {' ('.join(_columns(spec))})", len(columns))]
     return Layout([_symbol(down)], group, [f"{two:g}" for two in columns], blocks)

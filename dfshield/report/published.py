@@ -1,4 +1,4 @@
-"""The paper's published numbers (``report/paper/tableN.csv``), as printed, with the anomalies we know of as flags."""
+"""The paper's published numbers (``report/paper/tableN.csv``), as printed; flags name the anomalies that we know of."""
 
 import csv
 import functools
@@ -34,9 +34,6 @@ class Published:
 @functools.cache
 def published(number: int) -> tuple[Published, ...]:
     """All figures of the paper's table `number`, in the paper's order; empty for a table that is not on file."""
-    file = resources.files("dfshield.report") / "paper" / f"table{number}.csv"
-    if not file.is_file():
-        return ()
     return tuple(
         Published(
             **{name: row[name] for name in COLUMNS[:5]},
@@ -44,8 +41,20 @@ def published(number: int) -> tuple[Published, ...]:
             flags=tuple(flag for flag in row["flags"].split(";") if flag),
             threat=row.get("threat", ""),
         )
-        for row in csv.DictReader(file.read_text(encoding="utf-8").splitlines())
+        for row in _rows(f"table{number}.csv")
     )
+
+
+@functools.cache
+def printed_notes() -> dict[str, tuple[str, str]]:
+    """Mark and footnote by flag of the published figures; the mark is empty where it is any letter."""
+    return {row["flag"]: (row["mark"], row["text"]) for row in _rows("notes.csv")}
+
+
+def _rows(name: str) -> list[dict[str, str]]:
+    """Rows of a file of ``report/paper``; none if there is no such file."""
+    file = resources.files("dfshield.report") / "paper" / name
+    return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
 
 
 def figure(number: int, key: Key) -> float | None:

@@ -4,20 +4,14 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from dfshield.models.generators import Unconditional
 from dfshield.options.sources import Rdskd as RdskdOptions
 from dfshield.sources.generator import GeneratorSource
 
 if TYPE_CHECKING:
     from dfshield.models.generators import Generator
-
-
-class Unconditional(nn.Module):
-    """The latent is the noise itself."""
-
-    def forward(self, noise: Tensor, labels: Tensor) -> Tensor:
-        return noise
 
 
 def confidence_loss(logits: Tensor) -> Tensor:

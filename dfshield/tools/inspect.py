@@ -13,9 +13,10 @@ from dfshield.core.files import atomic, existing_file
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation import ledger as ledgers
 from dfshield.evaluation.ledger import Ledger
-from dfshield.evaluation.record import METRICS, Record, read_record
+from dfshield.evaluation.record import Record, read_record
 from dfshield.models.card import Card, read_card
-from dfshield.report.tables import flags_of
+from dfshield.registry import DIVERSITY_METRICS, metric
+from dfshield.report.rows import flags_of
 from dfshield.sources import trainset as shards
 
 PER_CLASS = 10
@@ -149,7 +150,9 @@ def describe_ledger(ledger: Ledger) -> Lines:
 
 def describe_record(record: Record) -> Lines:
     """What a record of diversity metrics says."""
-    figures = [(name, f"{record.values[name]:.{places}f} {unit}") for name, (unit, places) in METRICS.items()]
+    figures = [
+        (name, f"{record.values[name]:.{metric(name).decimals}f} {metric(name).unit}") for name in DIVERSITY_METRICS
+    ]
     return [
         ("data set, model", f"{record.dataset}, {record.model}"),
         ("source", f"{record.source}, seed {record.seed} (real data: {record.real_data})"),

@@ -10,7 +10,8 @@ class GradRefine:
     """Accumulates the gradients of up to B mini-batches and refines them into one.
 
     Per entry: s is the sum of signs, the value is the sum of the gradients whose sign is that of s, and it passes where
-    ``|s| >= tau * B`` (inclusive). B = 1 is the plain gradient.
+    ``|s| >= tau * B`` (inclusive). B = 1 is the plain gradient. Without `sign_filter` the value is the sum of all
+    gradients, so that τ = 0 adds up B mini-batches and masks nothing, as the text has it.
     """
 
     def __init__(
@@ -20,8 +21,9 @@ class GradRefine:
         tau: float,
         reduction: Literal["sum", "mean"] = "sum",
         tie: Literal["zero", "all"] = "zero",
+        sign_filter: bool = True,
     ) -> None:
-        self.b, self.tau, self.reduction, self.tie = b, tau, reduction, tie
+        self.b, self.tau, self.reduction, self.tie, self.sign_filter = b, tau, reduction, tie, sign_filter
         self.signs = [torch.zeros_like(p) for p in parameters]
         self.positive = [torch.zeros_like(p) for p in parameters]
         self.negative = [torch.zeros_like(p) for p in parameters]
@@ -50,7 +52,9 @@ class GradRefine:
             if self.tie == "all":
                 value = torch.where(s == 0, positive + negative, value)
             mask = s.abs() >= self.tau * b
-            if self.tie == "zero":
+            if not self.sign_filter:
+                value = positive + negative
+            elif self.tie == "zero":
                 mask &= s != 0
             refined.append(value * mask / (b if self.reduction == "mean" else 1))
             passed += float(mask.sum())

@@ -13,7 +13,8 @@ from dfshield.core.lp import project, random_start, step
 from dfshield.core.schedules import inner_steps, warmed
 from dfshield.core.threat import Threat, parse_threat
 from dfshield.options import CotrainOptions, TrainOptions
-from dfshield.training.losses import kl
+from dfshield.options.training import Dart, Mma, Vat
+from dfshield.training.losses import Outputs, kl
 
 Network = Callable[[torch.Tensor], torch.Tensor]
 Objective = Callable[..., torch.Tensor]
@@ -29,7 +30,7 @@ def step_size(options: TrainOptions | CotrainOptions, threat: Threat) -> float:
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """The inner maximisation of one epoch."""
+    """The inner attack of one epoch."""
 
     objective: Objective | None
     """What is maximised; None takes the start as it is."""
@@ -38,12 +39,11 @@ class InnerAttack:
     threat: Threat
     steps: int
     size: float
+    """Length of a step."""
     stop: float | None = None
     """Convergence (`fosc`) at which an image takes no further step."""
-    halvings: int = 0
-    """Halvings of the search for the nearest misclassified point."""
-    iterations: int = 1
-    """Power iterations."""
+    options: TrainOptions | None = None
+    """The loss's own options, for searches that read some."""
 
     @classmethod
     def of(cls, options: TrainOptions, epoch: int) -> "InnerAttack":
@@ -52,7 +52,7 @@ class InnerAttack:
         factor = options.eps_factor * warmed(options.eps_warmup, epoch, options.epochs)
         size = threat.eps if entry.search == "single-step" else step_size(options, threat)
         stop = None
-        if entry.search == "fosc":
+        if isinstance(options, Dart):
             stop = options.fosc_max * max(0.0, 1 - epoch / (fraction(options.fosc_share) * options.epochs))
         return cls(
             objective(options),
@@ -62,8 +62,7 @@ class InnerAttack:
             inner_steps(entry.search, options.attack_steps, epoch, options.epochs),
             factor * size,
             stop,
-            options.mma_halvings,
-            options.vat_iterations,
+            options,
         )
 
     @classmethod
@@ -89,22 +88,7 @@ class InnerAttack:
         generator: torch.Generator,
     ) -> torch.Tensor:
         """x̂' (N,C,H,W) within ε of `x` and in [0,1]; `model` is in eval mode with frozen parameters."""
-        if self.search == "power":
-            return vat_direction(model, x, self.threat, self.iterations, generator)
-        found = pgd_ascent(
-            model,
-            x,
-            labels,
-            self.objective,
-            self.start,
-            self.threat,
-            self.steps,
-            self.size,
-            generator,
-            teacher,
-            self.stop,
-        )
-        return mma_boundary(model, x, found, labels, self.halvings) if self.search == "nearest" else found
+        return SEARCHES[self.search](self, model, x, labels, teacher, generator)
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -115,7 +99,7 @@ OBJECTIVES: dict[str, Objective] = {
 
 
 def objective(options: TrainOptions) -> Objective | None:
-    """What the inner maximisation raises; None for nothing."""
+    """The objective that the inner attack maximises; None if the random start is used as it is."""
     entry = registry.LOSSES[options.loss]
     name = entry.inner if options.inner == "auto" else options.inner
     if name == "loss":
@@ -124,7 +108,7 @@ def objective(options: TrainOptions) -> Objective | None:
 
 
 def _summed(loss: Callable[..., torch.Tensor], options: TrainOptions, *logits: torch.Tensor) -> torch.Tensor:
-    return len(logits[0]) * loss(*logits, options)
+    return len(logits[0]) * loss(Outputs(*logits), options)
 
 
 def pgd_ascent(
@@ -212,3 +196,55 @@ def vat_direction(
         (direction,) = torch.autograd.grad(logits, x, weighted, retain_graph=True)
     x = x.detach()
     return project(x, step(x, direction, threat.eps, threat.norm), threat)
+
+
+# --- searches --------------------------------------------------------------------------------------------------------
+
+Solve = Callable[[InnerAttack, Network, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Generator], torch.Tensor]
+
+
+def _ascent(
+    attack: InnerAttack,
+    model: Network,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    teacher: torch.Tensor | None,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    return pgd_ascent(
+        *(model, x, labels, attack.objective, attack.start, attack.threat, attack.steps, attack.size, generator),
+        *(teacher, attack.stop),
+    )
+
+
+def _margin(
+    attack: InnerAttack,
+    model: Network,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    teacher: torch.Tensor | None,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    assert isinstance(attack.options, Mma)
+    found = _ascent(attack, model, x, labels, teacher, generator)
+    return mma_boundary(model, x, found, labels, attack.options.halvings)
+
+
+def _curvature(
+    attack: InnerAttack,
+    model: Network,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    teacher: torch.Tensor | None,
+    generator: torch.Generator,
+) -> torch.Tensor:
+    assert isinstance(attack.options, Vat)
+    return vat_direction(model, x, attack.threat, attack.options.iterations, generator)
+
+
+SEARCHES: dict[str, Solve] = {
+    **dict.fromkeys(("pgd", "single-step", "curriculum", "fosc"), _ascent),
+    "nearest": _margin,
+    "power": _curvature,
+}
+"""How the inner maximisation is solved, by the name that a loss's entry has."""

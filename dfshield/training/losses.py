@@ -1,18 +1,34 @@
 """Training losses: pure functions of logits.
 
-Every loss takes `clean` and `adversarial` (student logits on x̂ and x̂', shape (N,C)), `teacher` (teacher logits on x̂),
-`labels` (N,) and the training options, and returns a scalar, the mean over the images unless it says otherwise. A new
-training method writes its loss and one registry entry, which also says how x̂' is found and whose labels are meant.
+Every loss takes the networks' `Outputs` on a mini-batch and its own options, and returns a scalar, the mean over the
+images unless it says otherwise. A new training method writes its loss and one registry entry, which also says how x̂' is
+found and whose labels are meant.
 """
 
 import math
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from dfshield.core.fractions import fraction
 from dfshield.options import TrainOptions
+from dfshield.options.training import Alp, Ard, Clp, Dfshield, Fgsm, GradientPenalty, Mart, Mmc, Rslad, Trades, Uat, Vat
+
+
+class Outputs(NamedTuple):
+    """What the networks say of a mini-batch of N images in C classes."""
+
+    clean: torch.Tensor
+    """Student logits (N,C) on the clean images x̂."""
+    adversarial: torch.Tensor
+    """Student logits (N,C) on the perturbed images x̂'; those on x̂ for a loss that crafts none."""
+    teacher: torch.Tensor
+    """Teacher logits (N,C) on x̂."""
+    labels: torch.Tensor
+    """Labels ŷ (N,)."""
+    images: torch.Tensor | None = None
+    """For a loss of the input gradient: the leaf tensor (N,C,H,W) that `clean` was computed from."""
 
 
 def kl(
@@ -26,132 +42,89 @@ def kl(
     return total / {"batchmean": len(student), "mean": student.numel(), "sum": 1}[reduction]
 
 
-def dfshield(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def dfshield(out: Outputs, options: Dfshield) -> torch.Tensor:
     """L_DFShield = KL(S(x̂),T(x̂)) + λ₁ KL(S(x̂'),T(x̂)) + λ₂ KL(S(x̂'),S(x̂)) (Eq 11; the second is the target).
 
     The clean term carries a temperature t and the factor t², and its own reduction, for the released code's sake.
     """
     t = options.temperature
-    distillation = t * t * kl(teacher / t, clean / t, options.clean_reduction)
-    robust = kl(teacher, adversarial)
-    smooth = kl(clean, adversarial)
+    distillation = t * t * kl(out.teacher / t, out.clean / t, options.clean_reduction)
+    robust = kl(out.teacher, out.adversarial)
+    smooth = kl(out.clean, out.adversarial)
     return distillation + options.lambda1 * robust + options.lambda2 * smooth
 
 
-def trades(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def trades(out: Outputs, options: Trades) -> torch.Tensor:
     """TRADES (Zhang et al. 2019): CE(S(x̂),ŷ) + β KL(S(x̂) ‖ S(x̂'))."""
-    return F.cross_entropy(clean, labels) + options.beta * kl(clean, adversarial)
+    return trades_loss(out.clean, out.adversarial, out.labels, options.beta)
 
 
-def std(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def trades_loss(clean: torch.Tensor, adversarial: torch.Tensor, labels: torch.Tensor, beta: float) -> torch.Tensor:
+    """CE(clean, labels) + β KL(clean ‖ adversarial) of logits (N,C) and labels (N,)."""
+    return F.cross_entropy(clean, labels) + beta * kl(clean, adversarial)
+
+
+def std(out: Outputs, options: TrainOptions) -> torch.Tensor:
     """Standard adversarial training (Madry et al. 2018): CE(S(x̂'),ŷ)."""
-    return F.cross_entropy(adversarial, labels)
+    return F.cross_entropy(out.adversarial, out.labels)
 
 
-def std_soft(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def std_soft(out: Outputs, options: TrainOptions) -> torch.Tensor:
     """STD towards the soft labels of the teacher: KL(T(x̂) ‖ S(x̂')).
 
     For images whose own labels are not the teacher's classes (section 3.2 of the paper); its gradient is that of the
     cross entropy with T(x̂) in place of ŷ.
     """
-    return kl(teacher, adversarial)
+    return kl(out.teacher, out.adversarial)
 
 
-def mart(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def mart(out: Outputs, options: Mart) -> torch.Tensor:
     """MART (Wang et al. 2020): BCE(p',ŷ) + λ KL(p ‖ p') (1 - p_ŷ), with p and p' the student's on x̂ and x̂'.
 
     BCE = -log p'_ŷ - log(1.0001 - max of the other p'_k), the constant as in its released code.
     """
-    p, wrong = clean.softmax(1), adversarial.softmax(1).scatter(1, labels[:, None], 0.0)
-    boosted = F.cross_entropy(adversarial, labels) - (1.0001 - wrong.amax(1)).log().mean()
-    divergence = F.kl_div(adversarial.log_softmax(1), clean.log_softmax(1), reduction="none", log_target=True).sum(1)
-    misclassified = 1 - p.gather(1, labels[:, None])[:, 0]
-    return boosted + options.mart_weight * (divergence * misclassified).mean()
+    p, wrong = out.clean.softmax(1), out.adversarial.softmax(1).scatter(1, out.labels[:, None], 0.0)
+    boosted = F.cross_entropy(out.adversarial, out.labels) - (1.0001 - wrong.amax(1)).log().mean()
+    divergence = F.kl_div(
+        out.adversarial.log_softmax(1), out.clean.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+    misclassified = 1 - p.gather(1, out.labels[:, None])[:, 0]
+    return boosted + options.weight * (divergence * misclassified).mean()
 
 
-def ard(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def ard(out: Outputs, options: Ard) -> torch.Tensor:
     """ARD (Goldblum et al. 2020): α t² KL(T(x̂)/t ‖ S(x̂')/t) + (1-α) CE(S(x̂),ŷ).
 
     KL is divided by images times classes, as in its released code.
     """
-    t = options.ard_temperature
-    distillation = t * t * kl(teacher / t, adversarial / t, "mean")
-    return options.ard_alpha * distillation + (1 - options.ard_alpha) * F.cross_entropy(clean, labels)
+    t = options.temperature
+    distillation = t * t * kl(out.teacher / t, out.adversarial / t, "mean")
+    return options.alpha * distillation + (1 - options.alpha) * F.cross_entropy(out.clean, out.labels)
 
 
-def rslad(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def rslad(out: Outputs, options: Rslad) -> torch.Tensor:
     """RSLAD (Zi et al. 2021): α KL(T(x̂) ‖ S(x̂')) + (1-α) KL(T(x̂) ‖ S(x̂)), α = 5/6.
 
     KL is divided by images times classes, as in its released code.
     """
-    alpha = fraction(options.rslad_alpha)
-    return alpha * kl(teacher, adversarial, "mean") + (1 - alpha) * kl(teacher, clean, "mean")
+    alpha = fraction(options.alpha)
+    return alpha * kl(out.teacher, out.adversarial, "mean") + (1 - alpha) * kl(out.teacher, out.clean, "mean")
 
 
-def alp(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def alp(out: Outputs, options: Alp) -> torch.Tensor:
     """Adversarial logit pairing (Kannan et al. 2018): CE(S(x̂'),ŷ) + λ ‖z(x̂') - z(x̂)‖², of logits or of softmax."""
-    pair = (adversarial, clean) if options.alp_pairs == "logits" else (adversarial.softmax(1), clean.softmax(1))
-    return F.cross_entropy(adversarial, labels) + options.pairing_weight * _squared_distance(*pair)
+    pair = (
+        (out.adversarial, out.clean)
+        if options.pairs == "logits"
+        else (out.adversarial.softmax(1), out.clean.softmax(1))
+    )
+    return F.cross_entropy(out.adversarial, out.labels) + options.weight * _squared_distance(*pair)
 
 
-def clp(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def clp(out: Outputs, options: Clp) -> torch.Tensor:
     """Clean logit pairing in the form that Wang et al. (2020, MART) compare with: CE(S(x̂),ŷ) + λ ‖p(x̂') - p(x̂)‖²."""
-    return F.cross_entropy(clean, labels) + options.pairing_weight * _squared_distance(
-        adversarial.softmax(1), clean.softmax(1)
+    return F.cross_entropy(out.clean, out.labels) + options.weight * _squared_distance(
+        out.adversarial.softmax(1), out.clean.softmax(1)
     )
 
 
@@ -159,88 +132,52 @@ def _squared_distance(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
     return (a - b).square().sum(1).mean()
 
 
-def mma(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def mma(out: Outputs, options: TrainOptions) -> torch.Tensor:
     """Max-margin adversarial training (Ding et al. 2020, as in MART's comparison).
 
     CE(S(x̂'),ŷ) where x̂ is classified as ŷ and CE(S(x̂),ŷ) elsewhere; x̂' lies at the image's own margin, not at ε.
     """
-    right = (clean.argmax(1) == labels)[:, None]
-    return F.cross_entropy(torch.where(right, adversarial, clean), labels)
+    right = (out.clean.argmax(1) == out.labels)[:, None]
+    return F.cross_entropy(torch.where(right, out.adversarial, out.clean), out.labels)
 
 
-def mmc(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def mmc(out: Outputs, options: Mmc) -> torch.Tensor:
     """Max-Mahalanobis centre loss (Pang et al. 2020) on x̂': ½ ‖z - μ_ŷ‖².
 
-    The C centres μ have norm `mmc_norm` and the largest angle between any two of them. Here z are the logits and μ_k
+    The C centres μ have norm `norm` and the largest angle between any two of them. Here z are the logits and μ_k
     points along unit vector k less its mean, so the nearest centre is the largest logit and no layer is replaced.
     """
-    classes = adversarial.shape[1]
-    simplex = torch.eye(classes, device=adversarial.device) - 1 / classes
-    centres = options.mmc_norm * math.sqrt(classes / (classes - 1)) * simplex
-    return 0.5 * _squared_distance(adversarial, centres[labels])
+    classes = out.adversarial.shape[1]
+    simplex = torch.eye(classes, device=out.adversarial.device) - 1 / classes
+    centres = options.norm * math.sqrt(classes / (classes - 1)) * simplex
+    return 0.5 * _squared_distance(out.adversarial, centres[out.labels])
 
 
-def vat(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def vat(out: Outputs, options: Vat) -> torch.Tensor:
     """Virtual adversarial training (Miyato et al. 2016): CE(S(x̂),ŷ) + λ KL(S(x̂) ‖ S(x̂')), the target held fixed."""
-    return F.cross_entropy(clean, labels) + options.vat_weight * kl(clean.detach(), adversarial)
+    return F.cross_entropy(out.clean, out.labels) + options.weight * kl(out.clean.detach(), out.adversarial)
 
 
-def fgsm(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def fgsm(out: Outputs, options: Fgsm) -> torch.Tensor:
     """Training on single-step images (Goodfellow et al. 2015): α CE(S(x̂),ŷ) + (1-α) CE(S(x̂'),ŷ)."""
-    alpha = options.fgsm_alpha
-    return alpha * F.cross_entropy(clean, labels) + (1 - alpha) * F.cross_entropy(adversarial, labels)
+    alpha = options.alpha
+    return alpha * F.cross_entropy(out.clean, out.labels) + (1 - alpha) * F.cross_entropy(out.adversarial, out.labels)
 
 
-def uat(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-) -> torch.Tensor:
+def uat(out: Outputs, options: Uat) -> torch.Tensor:
     """Unsupervised adversarial training (Alayrac et al. 2019): CE(S(x̂'),ŷ) + λ KL(T(x̂) ‖ S(x̂')).
 
     `labels` are the teacher's classes (UAT-FT); the teacher is also the fixed model of the divergence (UAT-OT).
     """
-    return F.cross_entropy(adversarial, labels) + options.uat_weight * kl(teacher, adversarial)
+    return F.cross_entropy(out.adversarial, out.labels) + options.weight * kl(out.teacher, out.adversarial)
 
 
-def gradient_penalty(
-    clean: torch.Tensor,
-    adversarial: torch.Tensor,
-    teacher: torch.Tensor,
-    labels: torch.Tensor,
-    options: TrainOptions,
-    images: torch.Tensor,
-) -> torch.Tensor:
+def gradient_penalty(out: Outputs, options: GradientPenalty) -> torch.Tensor:
     """Input-gradient regularisation (Ross and Doshi-Velez 2018): CE(S(x̂),ŷ) + λ ‖∇_x̂ CE‖², both per image.
 
-    `images` (N,C,H,W) are the leaf tensor that `clean` was computed from; the penalty is differentiated twice.
+    The penalty is differentiated twice.
     """
-    loss = F.cross_entropy(clean, labels, reduction="sum")
-    (slope,) = torch.autograd.grad(loss, images, create_graph=True)
-    return (loss + options.gradient_weight * slope.square().sum()) / len(images)
+    assert out.images is not None
+    loss = F.cross_entropy(out.clean, out.labels, reduction="sum")
+    (slope,) = torch.autograd.grad(loss, out.images, create_graph=True)
+    return (loss + options.weight * slope.square().sum()) / len(out.images)

@@ -24,6 +24,7 @@ from dfshield.training.awp import frozen_buffers, perturbed
 from dfshield.training.ema import WeightEMA
 from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import InnerAttack
+from dfshield.training.losses import Outputs
 
 
 class Trainer(EpochLoop):
@@ -38,7 +39,7 @@ class Trainer(EpochLoop):
         self.teacher = fold(teacher) if options.varies else None
         self.forward: Callable[..., torch.Tensor] = self.student
         if options.compile:
-            if self.entry.search != "power":  # generated code has no second derivatives
+            if not registry.SEARCHES[self.entry.search].second_derivatives:  # which generated code lacks
                 self.crafting.compile_for(options.batch)
             self.forward = compiled(self.student)
         used = max(1, round(options.data_share * len(surrogate.images)))
@@ -75,7 +76,9 @@ class Trainer(EpochLoop):
             nesterov=options.nesterov,
             weight_decay=options.weight_decay,
         )
-        self.refiner = GradRefine(self.parameters, options.aggregate, options.tau, options.reduction, options.tie)
+        self.refiner = GradRefine(
+            self.parameters, options.aggregate, options.tau, options.reduction, options.tie, options.sign_filter
+        )
         self.average = WeightEMA(self.student, options.average) if options.average else None
         super().__init__(f"train {options.loss}", options.epochs, self.batches, device, "batch")
         self.updates = 0
@@ -129,7 +132,7 @@ class Trainer(EpochLoop):
         if not all(bool(value.isfinite().all()) for value in self.student.state_dict().values()):
             raise Diverged(f"a weight is not finite after epoch {epoch + 1}")
         with self.average.inside(self.student) if self.average else contextlib.nullcontext():
-            clean, robust = self._agreement(epoch)
+            clean, robust = self.holdout_agreement(epoch)
         return {
             "epoch": epoch + 1,
             "loss": total / self.batches,
@@ -167,10 +170,10 @@ class Trainer(EpochLoop):
             if adversarial is None:
                 x = x.detach().requires_grad_()
                 clean = self.student(x).float()  # generated code has no second derivatives
-                loss = self.loss(clean, clean, targets, labels, self.options, x)
+                loss = self.loss(Outputs(clean, clean, targets, labels, x), self.options)
             else:
                 clean, robust = self.forward(x).float(), self.forward(adversarial).float()
-                loss = self.loss(clean, robust, targets, labels, self.options)
+                loss = self.loss(Outputs(clean, robust, targets, labels), self.options)
         return loss.detach(), list(torch.autograd.grad(loss, self.parameters))
 
     def _craft(
@@ -206,7 +209,7 @@ class Trainer(EpochLoop):
             factor *= half_cosine(epoch, self.options.epochs)
         self.optimiser.param_groups[0]["lr"] = self.base_lr * factor
 
-    def _agreement(self, epoch: int) -> tuple[float, float]:
+    def holdout_agreement(self, epoch: int) -> tuple[float, float]:
         """Percent of held-out surrogate images with the teacher's class: clean, and under the full inner attack."""
         if self.held is None:
             return float("nan"), float("nan")

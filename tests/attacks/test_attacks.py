@@ -22,7 +22,7 @@ from dfshield.evaluation.ledger import read_ledger
 from dfshield.models.checkpoints import Card, build_network, load_checkpoint, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.options import AttackOptions
-from dfshield.report.tables import flags_of, metric_of
+from dfshield.report.rows import flags_of, metric_of
 
 CPU = torch.device("cpu")
 THREATS = (Threat("linf", 8 / 255), Threat("linf", 0.25), Threat("l2", 128 / 255))

@@ -43,7 +43,7 @@ def test_synthesis(plain_group, changes, tolerance):
 
 
 def gradients(**changes):
-    options = TrainOptions(batch=12, holdout=0, aggregate=1, attack_steps=3, device="cpu", **changes)
+    options = TrainOptions.of(batch=12, holdout=0, aggregate=1, attack_steps=3, device="cpu", **changes)
     surrogate = TrainSet(tiny.images(24), torch.arange(24).numpy() % 10, {})
     trainer = Trainer(tiny.classifier(scale=3.0), surrogate, options)
     loss, found = trainer.gradients(torch.arange(12), generator("test"))
@@ -86,11 +86,11 @@ def test_no_compiler_is_one_line(monkeypatch, tmp_path):
 @pytest.mark.parametrize("fast, expected", [(True, "bf16"), (False, "fp32")])
 def test_auto_is_the_arithmetic_that_the_hardware_is_faster_in(fast, expected, monkeypatch):
     monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": fast})
-    options = TrainOptions(precision="auto", outer_precision="auto")
+    options = TrainOptions.of(precision="auto", outer_precision="auto")
     found = resolve_precision(options, torch.device("cpu"))
     assert (found.precision, found.outer_precision) == (expected, expected)
     assert (
-        resolve_precision(TrainOptions(precision="fp32", outer_precision="auto"), torch.device("cpu")).precision
+        resolve_precision(TrainOptions.of(precision="fp32", outer_precision="auto"), torch.device("cpu")).precision
         == "fp32"
     )
 

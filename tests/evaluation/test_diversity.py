@@ -18,11 +18,12 @@ from dfshield.evaluation import features
 from dfshield.evaluation.coverage import ROWS, bin_counts, different_bins, jensen_shannon, neighbourhood_metrics
 from dfshield.evaluation.diversity import run
 from dfshield.evaluation.features import extractor
-from dfshield.evaluation.record import METRICS, Record, protocol, read_record, write_record
+from dfshield.evaluation.record import Record, protocol, read_record, write_record
 from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.models.classifier import Classifier
 from dfshield.models.penultimate import Penultimate
 from dfshield.options import DiversityOptions
+from dfshield.registry import DIVERSITY_METRICS
 from dfshield.tools import inspect
 
 # --- neighbourhoods --------------------------------------------------------------------------------------------------
@@ -314,7 +315,7 @@ def test_the_record_is_of_these_images(made, tmp_path):
     expected = neighbourhood_metrics(seen(real.x), seen(synthetic), 5)
     counts = bin_counts(real.x.flatten(1).numpy(), synthetic.flatten(1).numpy(), 20, 0)
     expected |= {"ndb": different_bins(*counts, 0.05), "jsd": jensen_shannon(*counts)}
-    assert found.values == pytest.approx(expected) and found.values.keys() == METRICS.keys()
+    assert found.values == pytest.approx(expected) and found.values.keys() == set(DIVERSITY_METRICS)
     assert (found.n_real, found.n_synthetic, found.split, found.source) == (300, 60, "dev", "dss")
     assert (found.teacher_sha256, found.real_sha256) == (card.tensors_sha256, real.sha256())
     assert found.options["neighbours"] == 5 and "threads" not in found.options

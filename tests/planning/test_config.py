@@ -11,8 +11,6 @@ from dfshield.core.threat import parse_threat, threat_name
 from dfshield.core.validation import Options, build
 from dfshield.options import (
     PROFILES,
-    PROTOCOLS,
-    STAGES,
     AttackOptions,
     AugmentOptions,
     CotrainOptions,
@@ -21,10 +19,10 @@ from dfshield.options import (
     SynthesizeOptions,
     TrainOptions,
 )
-from dfshield.options.attacks import ProtocolName
+from dfshield.planning.choices import OPTIONS, check_section, layer
 from dfshield.planning.config import Config, DatasetConfig, check_config, load_config
+from dfshield.planning.stages import sections
 
-AUGMENTED = {"kind": "augmented", "base": "fixed", "augmentation": "mixup"}
 GRID = {"name": "run", "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}}}
 MINE = {
     "name": "mine",
@@ -80,7 +78,7 @@ def test_wrong_threats(text, message):
 def test_names_of_threats_are_file_names():
     names = [threat_name(text) for text in ("linf:8/255", "linf:4/255", "l2:0.5", "l2:128/255")]
     assert names == ["linf-8-255", "linf-4-255", "l2-0.5", "l2-128-255"]
-    assert TrainOptions(threat="linf: 8 /255").threat == "linf:8/255"
+    assert TrainOptions.of(threat="linf: 8 /255").threat == "linf:8/255"
 
 
 @pytest.mark.parametrize(
@@ -97,11 +95,11 @@ def test_names_of_threats_are_file_names():
         (TrainOptions, {"seed": -1}, "seed"),
         (TrainOptions, {"loss": "hinge"}, "loss"),
         (TrainOptions, {"inner": "dlr"}, "inner"),
-        (TrainOptions, {"rslad_alpha": "6/5"}, r"rslad_alpha.*must lie in \(0, 1\]"),
-        (TrainOptions, {"ard_alpha": 1.5}, "ard_alpha"),
-        (TrainOptions, {"ard_temperature": 0}, "ard_temperature"),
-        (TrainOptions, {"alp_pairs": "features"}, "alp_pairs"),
-        (TrainOptions, {"fosc_max": 0}, "fosc_max"),
+        (TrainOptions, {"loss": "rslad", "alpha": "6/5"}, r"alpha.*must lie in \(0, 1\]"),
+        (TrainOptions, {"loss": "ard", "alpha": 1.5}, "alpha"),
+        (TrainOptions, {"loss": "ard", "temperature": 0}, "temperature"),
+        (TrainOptions, {"loss": "alp", "pairs": "features"}, "pairs"),
+        (TrainOptions, {"loss": "dart", "fosc_max": 0}, "fosc_max"),
         (TrainOptions, {"average": 1}, "average"),
         (TrainOptions, {"awp": -0.01}, "awp"),
         (TrainOptions, {"awp": 2}, "awp"),
@@ -132,7 +130,7 @@ def test_names_of_threats_are_file_names():
         (SynthesizeOptions, {"coefficients": "dice"}, "coefficients"),
         (SynthesizeOptions, {"roll": -1}, "roll"),
         (SynthesizeOptions, {"objective": "gan"}, "objective"),
-        (SynthesizeOptions, {"intraq_near": 0.9}, r"intraq_near \(0.9\) must not be above intraq_far \(0.8\)"),
+        (SynthesizeOptions, {"objective": "intraq", "near": 0.9}, r"near \(0.9\) must not be above far \(0.8\)"),
         (AugmentOptions, {"augmentation": "rotate"}, "augmentation"),
         (AugmentOptions, {"probability": 1.1}, "probability"),
         (DiversityOptions, {"features": "vgg16"}, "features vgg16 need its weights, which are never downloaded"),
@@ -150,18 +148,41 @@ def test_names_of_threats_are_file_names():
     ],
 )
 def test_wrong_options(options, values, key):
+    name = values.get(options.entries[0]) if options.entries else None
     with pytest.raises(InputError, match=key) as error:
-        build(options, values, "file.yaml")
+        build(options.class_for(name if isinstance(name, str) else None), values, "file.yaml")
     assert str(error.value).startswith("file.yaml: ")
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_every_option_says_what_it_is(stage):
-    for name, field in STAGES[stage].model_fields.items():
+def classes(stage):
+    """The option classes of a stage's entries, its own first."""
+    own = OPTIONS[stage]
+    return [] if own is None else [own, *(own.class_for(name) for name in (own.entries[1] if own.entries else ()))]
+
+
+@pytest.mark.parametrize("options", {c for stage in OPTIONS for c in classes(stage)}, ids=lambda c: c.__name__)
+def test_every_option_says_what_it_is(options):
+    assert options.__doc__
+    for name, field in options.model_fields.items():
         assert field.description, name
         assert not field.is_required(), name
         assert "\n" not in field.description
+
+
+@pytest.mark.parametrize("stage", OPTIONS)
+def test_an_entry_is_no_option(stage):
+    """A section holds options and, by their names, parts for single entries: no name may be both."""
+    for options in classes(stage):
+        assert options.entries is None or not set(options.model_fields) & set(options.entries[1])
+
+
+@pytest.mark.parametrize("stage", OPTIONS)
+def test_an_entry_has_the_class_that_it_names(stage):
+    own = OPTIONS[stage]
+    for name in own.entries[1] if own and own.entries else ():
+        made = own.of(**{own.entries[0]: name})
+        assert getattr(made, own.entries[0]) == name and isinstance(made, own)
 
 
 def nested(options: type[Options]) -> set[type[Options]]:
@@ -187,7 +208,7 @@ def test_vocabularies_are_the_registries():
     fields = {
         ("loss", TrainOptions): registry.LOSSES,
         ("method", CotrainOptions): registry.BASELINES,
-        ("coefficients", SynthesizeOptions): registry.COEFFICIENTS,
+        ("coefficients", SynthesizeOptions.class_for("inversion")): registry.COEFFICIENTS,
         ("objective", SynthesizeOptions): registry.OBJECTIVES,
         ("augmentation", AugmentOptions): registry.AUGMENTATIONS,
         ("method", GenerateOptions): registry.GENERATED,
@@ -195,23 +216,21 @@ def test_vocabularies_are_the_registries():
     }
     for (name, options), table in fields.items():
         assert list(options.model_fields[name].annotation.__args__) == list(table)
-    assert set(ProtocolName.__args__) == set(PROTOCOLS)
     models = DatasetConfig.model_fields["models"].annotation.__args__[0]
     assert list(models.__args__) == list(registry.MODELS)
-    for values in PROTOCOLS.values():
-        assert AttackOptions(**values)
 
 
 @pytest.mark.parametrize("profile", PROFILES)
 def test_profiles_hold_options_that_there_are(profile):
     for stage, values in PROFILES[profile].items():
-        made = STAGES[stage](**values)
-        assert all(getattr(made, key) == value for key, value in values.items())
+        check_section(values, stage, stage)
+    assert layer(PROFILES["repo"]["train"], "train", "dfshield")["temperature"] == 20.0
+    assert "temperature" not in layer(PROFILES["repo"]["train"], "train", "ard")
 
 
 def test_options_do_not_change():
     with pytest.raises(ValueError, match="frozen"):
-        TrainOptions().lr = 1.0
+        TrainOptions.of().lr = 1.0
 
 
 @pytest.mark.parametrize(
@@ -247,98 +266,97 @@ def changed(base: dict, path: str, value: object) -> dict:
         (GRID, "datasets/digits/models", ["cnn-x"], r"datasets\.digits\.models\.0: "),
         (GRID, "datasets/digits/models", [], r"datasets\.digits\.models: "),
         (GRID, "datasets/digits/threat", "linf:8", r"datasets\.digits\.threat: .*linf:8/255"),
-        (GRID, "datasets/digits/training", {"learning_rate": 1}, r"training: unknown option 'learning_rate'"),
-        (GRID, "datasets/digits/training", {"lr": float("nan")}, r"training\.lr: "),
+        (GRID, "datasets/digits/train", {"learning_rate": 1}, r"train: unknown option 'learning_rate'"),
+        (GRID, "datasets/digits/train", {"lr": float("nan")}, r"train\.lr: "),
         (GRID, "datasets/digits/by_model", {"cnn-m": {}}, r"by_model: 'cnn-m' is not one of cnn-s"),
-        (GRID, "datasets/digits/by_source", {"mixup": {}}, r"by_source: 'mixup' is not one of dss, fixed, intraq, qim"),
+        (GRID, "datasets/digits/by_source", {"mine": {}}, r"by_source: 'mine' is not one of cutmix, cutout, dss, fi"),
+        (GRID, "datasets/digits/by_source", {"real": {}}, r"by_source\.real: export has no options; take it out"),
         (GRID, "datasets/digits/by_source", {"qimera": {"roll": 1}}, r"by_source\.qimera: unknown option 'roll'"),
-        (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of ait, ard, dast"),
+        (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of ait, alp, ard"),
         (GRID, "datasets/digits/by_recipe", {"std": {"taus": 1}}, "did you mean 'tau'"),
-        (
-            MINE,
-            "harden/net/evaluation/protocols",
-            ["aa-standard", "aa-paper"],
-            "would share one line of the model",
-        ),
-        (GRID, "datasets/digits/by_protocol", {"pgd": {}}, r"by_protocol: 'pgd' is not one of aa-paper, aa-standard"),
+        (GRID, "datasets/digits/by_recipe", {"std": {"lambda1": 1}}, r"by_recipe\.std: unknown option 'lambda1'"),
+        (GRID, "datasets/digits/by_protocol", {"pgd": {}}, r"by_protocol: 'pgd' is not one of autoattack, clean"),
         (GRID, "datasets/digits/by_protocol", {"pgd10": {"limt": 1}}, "did you mean 'limit'"),
-        (GRID, "datasets/digits/by_protocol", {"pgd10": {"steps": 1}}, r"by_protocol\.pgd10\.steps: is said elsewhere"),
+        (GRID, "train", {"threat": "linf:1/255"}, r"train\.threat: cannot be set here; use threat: of the data"),
+        (GRID, "attack", {"steps": 50}, r"attack\.steps: is an option of pgd alone; write attack: {pgd: {steps: …}}"),
+        (GRID, "datasets/digits/attack", {"split": "dev"}, r"attack\.split: cannot be set here; use split:"),
+        (GRID, "synthesize", {"seed": 3}, r"synthesize\.seed: cannot be set here; use seeds:"),
+        (GRID, "recipes", {"mine": {"train": "std", "threat": "l2:1"}}, r"recipes\.mine\.threat: cannot be set here"),
+        (GRID, "datasets/digits/by_recipe", {"std": {"seed": 1}}, r"by_recipe\.std\.seed: cannot be set here"),
+        (GRID, "sources/dss", {"synthesize": "inversion", "seed": 1}, r"sources\.dss\.seed: cannot be set here"),
+        (MINE, "harden/net/train", {"threat": "l2:1"}, r"train\.threat: cannot be set here"),
+        (GRID, "train", {"tau": 2}, r"train\.tau: .*less than or equal to 1"),
+        (GRID, "train", {"dfshield": {"tua": 2}}, r"train\.dfshield: unknown option 'tua'; did you mean 'tau'"),
+        (GRID, "train", {"dfshield": 2}, r"train\.dfshield: must be a mapping of the options of dfshield"),
+        (GRID, "train", {"temperature": 2}, r"train\.temperature: is an option of dfshield, ard alone; write train: "),
+        (GRID, "synthesize", {"batc": 2}, "synthesize: unknown option 'batc'; did you mean 'batch'"),
+        (GRID, "recipes", {"a b": {"train": "std"}}, "recipes"),
+        (GRID, "recipes", {"mine": {"train": "hinge"}}, r"recipes\.mine\.train: 'hinge' is not known; there are"),
+        (GRID, "recipes", {"mine": {"cotrain": "dats"}}, r"recipes\.mine\.cotrain: 'dats' is .*; did you mean 'dast'"),
+        (GRID, "recipes", {"mine": {"cotrain": "dast", "train": "std"}}, r"recipes\.mine: its first key is one of"),
         (
             GRID,
-            "training",
-            {"threat": "linf:1/255"},
-            r"training\.threat: is said elsewhere, by threat: of the data",
+            "recipes",
+            {"mine": {"loss": "std"}},
+            r"recipes\.mine: loss is the old form; write {train: NAME",
         ),
-        (GRID, "attack", {"steps": 50}, r"attack\.steps: is said elsewhere, by the name of an evaluation's protocol"),
+        (GRID, "recipes", {"mine": {"method": "dast"}}, r"recipes\.mine: method is the old form; write {train: NAME"),
+        (GRID, "recipes", {"mine": {"train": "std", "loss": "std"}}, r"recipes\.mine\.loss: is said by train: already"),
+        (GRID, "recipes", {"mine": "std"}, "recipes"),
+        (GRID, "recipes", {"mine": None}, r"recipes\.mine: null takes out a built-in entry, and there is none"),
+        (GRID, "recipes", {"mine": {"cotrain": "dast", "generator_rl": 1}}, "did you mean 'generator_lr'"),
         (
             GRID,
-            "datasets/digits/attack",
-            {"split": "dev"},
-            r"attack\.split: is said elsewhere, by split:",
+            "recipes",
+            {"mine": {"train": "std", "generator_lr": 1}},
+            r"recipes\.mine: unknown option 'generator_lr'",
         ),
-        (GRID, "synthesis", {"seed": 3}, r"synthesis\.seed: is said elsewhere, by seeds:"),
-        (GRID, "recipes", {"mine": {"threat": "linf:1/255"}}, r"recipes\.mine\.threat: is said elsewhere"),
-        (GRID, "datasets/digits/by_recipe", {"std": {"seed": 1}}, r"by_recipe\.std\.seed: is said elsewhere"),
-        (GRID, "sources/dss", {"synthesis": {"seed": 1}}, r"sources\.dss\.synthesis\.seed: is said elsewhere"),
-        (MINE, "harden/net/training", {"threat": "l2:1"}, r"training\.threat: is said elsewhere"),
-        (GRID, "training", {"tau": 2}, r"training\.tau: .*less than or equal to 1"),
-        (GRID, "synthesis", {"batc": 2}, "synthesis: unknown option 'batc'; did you mean 'batch'"),
-        (GRID, "recipes", {"a b": {}}, "recipes"),
-        (GRID, "recipes", {"mine": {"loss": "hinge"}}, r"recipes\.mine\.loss: "),
-        (GRID, "recipes", {"mine": {"method": "gan"}}, r"recipes\.mine\.method: "),
-        (GRID, "recipes", {"mine": {"method": "dast", "loss": "std"}}, r"recipes\.mine: unknown option 'loss'"),
-        (GRID, "recipes", {"mine": {"method": "dast", "generator_rl": 1}}, "did you mean 'generator_lr'"),
-        (GRID, "recipes", {"mine": {"generator_lr": 1}}, r"recipes\.mine: unknown option 'generator_lr'"),
         (GRID, "datasets/digits/by_recipe", {"dast": {"tau": 1}}, r"by_recipe\.dast: unknown option 'tau'"),
-        (GRID, "datasets/digits/by_recipe", {"std": {"latent": 1}}, r"by_recipe\.std: unknown option 'latent'"),
-        (GRID, "cotraining", {"epoch": 1}, "cotraining: unknown option 'epoch'; did you mean 'epochs'"),
-        (MINE, "harden/net/recipe", "ait", r"harden\.net\.recipe: 'ait' trains a generator in place of the source"),
-        (GRID, "recipes", {"none": {}}, r"recipes\.none: this name stands for the teacher itself"),
-        (GRID, "sources", {"none": {}}, r"sources\.none: this name"),
-        (GRID, "sources", {"mine": {"kind": "stolen"}}, r"sources\.mine\.kind: "),
-        (GRID, "sources", {"mine": {"synthesis": {"lr": -1}}}, r"sources\.mine\.synthesis\.lr: "),
+        (GRID, "cotrain", {"epoch": 1}, "cotrain: unknown option 'epoch'; did you mean 'epochs'"),
+        (MINE, "harden/net/recipe", "ait", r"harden\.net\.recipe: 'ait' trains a generator in place of a training set"),
+        (GRID, "recipes", {"none": {"train": "std"}}, r"recipes\.none: this name stands for the teacher itself"),
+        (GRID, "sources", {"none": {"export": "train"}}, r"sources\.none: this name"),
         (
             GRID,
             "sources",
-            {"a": {"kind": "augmented", "base": "a"}},
-            r"sources\.a: augmentation is missing; a",
+            {"mine": {"kind": "stolen"}},
+            r"sources\.mine: kind is the old form; write {synthe",
         ),
-        (GRID, "sources", {"a": {"kind": "augmented", "augmentation": "mixup"}}, r"sources\.a: base is missing"),
-        (GRID, "sources", {"a": AUGMENTED | {"base": "b"}}, r"sources\.a\.base: 'b' is not one of "),
+        (GRID, "sources", {"mine": {"synthesize": "inversion", "lr": -1}}, r"sources\.mine\.lr: "),
+        (GRID, "sources", {"a": {"augment": "mixup"}}, r"sources\.a: base is missing; an augmented"),
         (
             GRID,
             "sources",
-            {"r": {"kind": "real"}, "a": AUGMENTED | {"base": "r"}},
-            r"sources\.a\.base: 'r' is not one of",
+            {"a": {"augment": "mixup", "base": "b"}},
+            r"sources\.a\.base: 'b' is not one of dss, fixed",
         ),
-        (GRID, "sources", {"a": AUGMENTED | {"base": "a"}}, r"sources\.a\.base: 'a' is not one of"),
-        (GRID, "sources", {"a": AUGMENTED | {"augmentation": "rotate"}}, r"sources\.a\.augmentation: "),
-        (GRID, "sources", {"a": AUGMENTED | {"synthesis": {"lr": 1}}}, r"sources\.a: synthesis is not for a source of"),
-        (GRID, "sources", {"a": {"base": "fixed"}}, r"sources\.a: base is not for a source of kind synthetic"),
+        (GRID, "sources", {"a": {"augment": "mixup", "base": "real"}}, r"sources\.a\.base: 'real' is not one of"),
+        (GRID, "sources", {"a": {"augment": "mixup", "base": "a"}}, r"sources\.a\.base: 'a' is not one of"),
+        (GRID, "sources", {"a": {"augment": "rotate", "base": "dss"}}, r"sources\.a\.augment: 'rotate' is not known"),
+        (GRID, "sources", {"a": {"synthesize": "inversion", "base": "fixed"}}, r"sources\.a: unknown option 'base'"),
         (
             GRID,
             "sources",
-            {"p": {"kind": "public", "base": "dss"}},
-            r"sources\.p: base is not for a source of kind public",
+            {"r": {"export": "train", "images": 3}},
+            r"sources\.r: export has no options; take out",
         ),
-        (
-            GRID,
-            "sources",
-            {"r": {"kind": "real", "dataset": "svhn"}},
-            r"sources\.r: dataset is not for a source of kind",
-        ),
-        (GRID, "sources", {"p": {"kind": "public", "dataset": "mnist"}}, r"sources\.p\.dataset: "),
+        (GRID, "sources", {"p": {"public": "mnist"}}, r"sources\.p\.public: 'mnist' is not known"),
         (GRID, "public", {"images": -1}, r"public\.images: "),
         (MINE, "harden/net/source", "public", r"harden\.net\.source: 'public' is real data"),
-        (GRID, "sources", {"g": {"kind": "generator", "synthesis": {"lr": 1}}}, r"sources\.g: synthesis is not for a"),
-        (GRID, "sources", {"g": {"kind": "generator", "generation": {"metod": 1}}}, "did you mean 'method'"),
+        (GRID, "sources", {"g": {"generate": "qimera", "metod": 1}}, "did you mean 'method'"),
+        (GRID, "protocols", {"x": {"attack": "pgd", "threat": "linf:8"}}, r"protocols\.x\.threat: .*linf:8/255"),
+        (GRID, "protocols", {"x": {"attack": "bim"}}, r"protocols\.x\.attack: 'bim' is not known"),
+        (GRID, "protocols", {"x": {"attack": "fgsm", "steps": 3}}, r"protocols\.x: unknown option 'steps'"),
+        (GRID, "defences", {"x": {"defend": "wall"}}, r"defences\.x\.defend: 'wall' is not known"),
         (
             GRID,
-            "sources",
-            {"g": {"generation": {"lr": 1}}},
-            r"sources\.g: generation is not for a",
+            "autoattack",
+            "aa-paper",
+            r"autoattack: is a protocol now; write .*version: paper",
         ),
-        (GRID, "augmentation", {"alpha": 0}, r"augmentation\.alpha: "),
+        (GRID, "training", {"lr": 1}, "training: is called train now, as the stage; rename the section"),
+        (GRID, "datasets/digits/synthesis", {"lr": 1}, "synthesis: is called synthesize now"),
+        (GRID, "augment", {"mixup": {"alpha": 0}}, r"augment\.mixup\.alpha: "),
         (GRID, "diversity", {"bins": 1}, r"diversity\.bins: "),
         (GRID, "diversity", {"feature": "pixels"}, "diversity: unknown option 'feature'; did you mean 'features'"),
         (GRID, "datasets", {}, "there is nothing to do"),
@@ -350,7 +368,7 @@ def changed(base: dict, path: str, value: object) -> dict:
         (MINE, "harden/net/source", "mine", r"source: 'mine' is not one of cutmix, cutout, dss, fixed, intraq, mix"),
         (MINE, "harden/net/recipe", "mine", r"harden\.net\.recipe: 'mine' is not one of"),
         (MINE, "harden/net/evaluation", {}, r"harden\.net\.evaluation\.file: Field required"),
-        (MINE, "harden/net/evaluation", {"file": "x.npz", "protocols": ["aa"]}, r"evaluation\.protocols\.0: "),
+        (MINE, "harden/net/evaluation", {"file": "x.npz", "protocols": ["aa"]}, r"evaluation\.protocols: 'aa' is not"),
         (MINE, "harden/net/wieghts", "x", "did you mean 'weights'"),
         (MINE, "harden/my net", {}, "harden"),
     ],
@@ -363,9 +381,35 @@ def test_wrong_configs(base, path, value, message):
 
 
 def test_right_configs():
-    assert check_config(GRID).recipes["dfshield-plain"] == {"loss": "dfshield", "aggregate": 1}
-    assert check_config(MINE).harden["net"].evaluation.protocols == ("pgd10", "aa-standard")
-    assert check_config(changed(GRID, "training/lr", "1e-4")).training == {"lr": "1e-4"}  # YAML reads 1e-4 as a text
+    plain = check_config(GRID).choices["recipes"]["dfshield-plain"]
+    assert (plain.stage, plain.name, dict(plain.options)) == ("train", "dfshield", {"aggregate": 1, "loss": "dfshield"})
+    assert check_config(MINE).harden["net"].evaluation.protocols == ("pgd10", "autoattack")
+    assert check_config(changed(GRID, "train/lr", "1e-4")).train == {"lr": "1e-4"}  # YAML reads 1e-4 as a text
+
+
+def test_entries_are_merged_by_name():
+    own = {"mine": {"train": "trades", "beta": 3}, "dfshield": {"train": "dfshield", "tau": 0.1}, "mart": None}
+    recipes = check_config(changed(GRID, "recipes", own)).choices["recipes"]
+    assert (recipes["mine"].name, recipes["mine"].options["beta"]) == ("trades", 3)
+    assert dict(recipes["dfshield"].options) == {"tau": 0.1, "loss": "dfshield"}
+    assert "mart" not in recipes and recipes["trades"].options["aggregate"] == 1
+
+
+def test_a_protocol_may_have_a_threat_of_its_own():
+    own = {"latent": {"attack": "pgd", "steps": 3, "threat": "linf:10/255"}}
+    protocol = check_config(changed(GRID, "protocols", own)).choices["protocols"]["latent"]
+    assert protocol.threat == "linf:10/255" and dict(protocol.options) == {"steps": 3, "attack": "pgd"}
+
+
+def test_a_config_that_is_kept_is_the_same_config():
+    """Written as Snakemake's run folder has it and read again: built-in entries that were taken out stay out."""
+    config = check_config(changed(GRID, "recipes", {"mart": None}))
+    again = check_config(config.model_dump(mode="json", exclude_unset=True))
+    assert again == config and again.choices == config.choices
+
+
+def test_every_section_is_a_stage():
+    assert set(sections()) <= set(Config.model_fields)
 
 
 @pytest.mark.parametrize(

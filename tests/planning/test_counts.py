@@ -40,7 +40,7 @@ class Operations(TorchDispatchMode):
 def training(**changes) -> TrainOptions:
     given = {"epochs": 4, "batch": 10, "aggregate": 2, "attack_steps": 3, "holdout": 7, "device": "cpu"} | changes
     threat = "l2:0.5" if registry.LOSSES[given.get("loss", "dfshield")].search == "power" else "linf:0.1"
-    return TrainOptions(threat=threat, **given)
+    return TrainOptions.of(threat=threat, **given)
 
 
 @pytest.mark.parametrize(
@@ -100,7 +100,7 @@ def test_training(loss, changes):
 )
 def test_cotraining(method, changes, monkeypatch):
     small = {"epochs": 3, "iterations": 2, "batch": 20, "attack_steps": 2, "generator_width": 0.05, "device": "cpu"}
-    options = CotrainOptions(method=method, threat="linf:0.1", **({"generator_epochs": 0} | small | changes))
+    options = CotrainOptions.of(method=method, threat="linf:0.1", **({"generator_epochs": 0} | small | changes))
     made = Cotrainer(tiny.classifier(scale=3.0), CARD, options)
     drawn = []
 

@@ -6,12 +6,13 @@ import pytest
 from test_config import GRID, MINE, changed
 
 from dfshield.core.errors import InputError
-from dfshield.evaluation.record import METRICS as DIVERSITY_METRICS
 from dfshield.planning.config import check_config, load_config
-from dfshield.planning.paths import DATA, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER, recipe_name
-from dfshield.planning.plan import Plan, title
+from dfshield.planning.paths import DATA, DIVERSITY, IMAGES, LEDGER, SHARD, STUDENT, TEACHER, Place, recipe_name
+from dfshield.planning.plan import Plan
+from dfshield.registry.metrics import METRICS
 
 ROOT = Path(__file__).parents[2]
+DIVERSITY_METRICS = {name for name, metric in METRICS.items() if metric.evidence == "diversity"}
 
 
 @pytest.fixture(autouse=True)
@@ -23,6 +24,11 @@ def plan(base=GRID, **paths) -> Plan:
     for path, value in paths.items():
         base = changed(base, path.replace("__", "/").replace("_of_", "-"), value)
     return Plan.of(check_config(base))
+
+
+def job(made: Plan, stage: str, dataset: str, model: str, **fields):
+    """Options of one job of a plan."""
+    return made.options(stage, made.place(dataset, model, **fields))
 
 
 def paper() -> Plan:
@@ -37,86 +43,95 @@ def test_later_layers_win():
     keys = ("weight_decay", "lr", "batch", "epochs", "tau")
     layers = {
         "profile": None,
-        "training": {key: 0.2 if key == "lr" else 2 for key in keys[1:4]} | {"tau": 0.2},
-        "datasets__digits__training": {"batch": 3, "epochs": 3, "tau": 0.3},
-        "datasets__digits__by_model": {"cnn-s": {"training": {"epochs": 4, "tau": 0.4}}},
-        "recipes": {"dfshield": {"tau": 0.6}},
+        "train": {key: 0.2 if key == "lr" else 2 for key in keys[1:4]} | {"tau": 0.2},
+        "datasets__digits__train": {"batch": 3, "epochs": 3, "tau": 0.3},
+        "datasets__digits__by_model": {"cnn-s": {"train": {"epochs": 4, "tau": 0.4}}},
+        "recipes": {"dfshield": {"train": "dfshield", "tau": 0.6}},
     }
     layers["profile"] = "repo"
-    made = plan(**layers).training("digits", "cnn-s", "dfshield", 7)
+    made = job(plan(**layers), "train", "digits", "cnn-s", recipe="dfshield", seed=7)
     assert (made.weight_decay, made.temperature, made.lr, made.batch, made.epochs) == (1e-4, 20, 0.2, 3, 4)
     assert (made.tau, made.seed, made.threat) == (0.6, 7, "linf:8/255")
     by_recipe = plan(**layers, datasets__digits__by_recipe={"dfshield": {"tau": 0.7}})
-    assert by_recipe.training("digits", "cnn-s", "dfshield", 0).tau == 0.7
+    assert job(by_recipe, "train", "digits", "cnn-s", recipe="dfshield").tau == 0.7
 
 
 def test_another_model_or_recipe_does_not_see_them():
     made = plan(
         datasets__digits__models=["cnn-s", "cnn-m"],
-        datasets__digits__by_model={"cnn-m": {"training": {"epochs": 4}}},
+        datasets__digits__by_model={"cnn-m": {"train": {"epochs": 4}}},
         datasets__digits__by_recipe={"std": {"tau": 0.1}},
     )
-    assert made.training("digits", "cnn-s", "dfshield", 0).epochs == 100
-    assert made.training("digits", "cnn-m", "dfshield", 0).epochs == 4
-    assert made.training("digits", "cnn-m", "dfshield", 0).tau == 0.5
-    assert made.training("digits", "cnn-m", "std", 0).tau == 0.1
+    assert job(made, "train", "digits", "cnn-s", recipe="dfshield").epochs == 100
+    assert job(made, "train", "digits", "cnn-m", recipe="dfshield").epochs == 4
+    assert job(made, "train", "digits", "cnn-m", recipe="dfshield").tau == 0.5
+    assert job(made, "train", "digits", "cnn-m", recipe="std").tau == 0.1
 
 
 def test_options_of_a_source_on_one_data_set():
     own = {"intraq": {"iterations": 3}, "qimera": {"epochs": 2, "images": 70}}
-    made = plan(synthesis={"iterations": 9, "images": 600}, datasets__digits__by_source=own)
-    iterations = [made.synthesis("digits", "cnn-s", source, 0).iterations for source in ("intraq", "dss")]
-    assert iterations == [3, 9] and plan().synthesis("digits", "cnn-s", "intraq", 0).iterations == 1000
-    qimera, rdskd = (made.generation("digits", "cnn-s", source, 0) for source in ("qimera", "rdskd"))
+    made = plan(synthesize={"iterations": 9, "images": 600}, datasets__digits__by_source=own)
+    own, other, without = (
+        job(one, "synthesize", "digits", "cnn-s", source=source)
+        for one, source in ((made, "intraq"), (made, "dss"), (plan(), "intraq"))
+    )
+    assert (own.iterations, other.iterations, without.iterations) == (3, 9, 1000)
+    qimera, rdskd = (job(made, "generate", "digits", "cnn-s", source=source) for source in ("qimera", "rdskd"))
     assert (qimera.epochs, qimera.images, rdskd.epochs, rdskd.images) == (2, 70, 20, 600)
 
 
 def test_options_of_sources_recipes_and_protocols():
-    made = plan(synthesis={"iterations": 9}, attack={"chunk": 11}, split="dev", device="cpu")
-    assert made.synthesis("digits", "cnn-s", "fixed", 3).coefficients == "fixed"
-    assert made.synthesis("digits", "cnn-s", "dss", 3).model_dump().items() >= {
+    made = plan(synthesize={"iterations": 9}, attack={"chunk": 11}, split="dev", device="cpu")
+    assert job(made, "synthesize", "digits", "cnn-s", source="fixed", seed=3).coefficients == "fixed"
+    assert job(made, "synthesize", "digits", "cnn-s", source="dss", seed=3).model_dump().items() >= {
         "coefficients": "dss", "iterations": 9, "seed": 3, "device": "cpu",
     }.items()  # fmt: skip
-    assert made.training("digits", "cnn-s", "trades", 0).loss == "trades"
-    assert made.training("digits", "cnn-s", "dfshield-plain", 0).aggregate == 1
-    attack = made.attack("digits", "cnn-s", "pgd50x5", 0)
+    assert job(made, "train", "digits", "cnn-s", recipe="trades").loss == "trades"
+    assert job(made, "train", "digits", "cnn-s", recipe="dfshield-plain").aggregate == 1
+    attack = job(made, "attack", "digits", "cnn-s", protocol="pgd50x5")
     assert (attack.attack, attack.steps, attack.restarts, attack.split, attack.chunk) == ("pgd", 50, 5, "dev", 11)
-    assert made.attack("digits", "cnn-s", "aa-paper", 0).targets == "paper"
+    paper = {"autoattack": {"attack": "autoattack", "version": "paper"}}
+    assert job(plan(protocols=paper), "attack", "digits", "cnn-s", protocol="autoattack").version == "paper"
 
 
 def test_a_protocol_with_fewer_images_leaves_clean_accuracy_to_the_other():
-    made = plan(datasets__digits__by_protocol={"aa-standard": {"limit": 200}})
-    limits = [made.attack("digits", "cnn-s", protocol, 0).limit for protocol in ("aa-standard", "pgd10")]
+    made = plan(datasets__digits__by_protocol={"autoattack": {"limit": 200}})
+    limits = [job(made, "attack", "digits", "cnn-s", protocol=protocol).limit for protocol in ("autoattack", "pgd10")]
     assert limits == [200, 0]
-    for table, protocol in (("table4", "pgd10"), ("table8", "aa-standard"), ("table25", "aa-standard")):
+    for table, protocol in (("table4", "pgd10"), ("table8", "autoattack"), ("table25", "autoattack")):
         clean = {cell.ledger for cell in made.cells(table) if cell.metric == "clean"}
         assert clean and all(f"/{protocol}@" in ledger for ledger in clean)
 
 
 def test_options_of_a_users_model_win_over_its_sources():
-    own = {"iterations": 7, "coefficients": "dss"}
-    made = plan(MINE, harden__net__synthesis=own, harden__net__source="fixed")
-    assert made.synthesis("harden", "net", "fixed", 0).model_dump().items() >= own.items()
-    made = plan(MINE, harden__net__generation={"latent": 7}, sources={"dss": {}, "gan": {"kind": "generator"}})
-    assert made.generation("harden", "net", "gan", 0).latent == 7
+    own = {"iterations": 7, "inversion": {"coefficients": "dss"}}
+    made = plan(MINE, harden__net__synthesize=own, harden__net__source="fixed")
+    options = job(made, "synthesize", "harden", "net", source="fixed")
+    assert (options.iterations, options.coefficients) == (7, "dss")
+    made = plan(MINE, harden__net__generate={"latent": 7}, sources={"gan": {"generate": "qimera", "latent": 8}})
+    assert job(made, "generate", "harden", "net", source="gan").latent == 7
 
 
 def test_a_limit_that_the_evaluation_does_not_state_is_the_attacks():
-    assert plan(MINE, harden__net__attack={"limit": 9}).attack("harden", "net", "pgd10", 0).limit == 9
+    assert job(plan(MINE, harden__net__attack={"limit": 9}), "attack", "harden", "net", protocol="pgd10").limit == 9
     both = plan(MINE, harden__net__attack={"limit": 9}, harden__net__evaluation={"file": "t.npz", "limit": 0})
-    assert both.attack("harden", "net", "pgd10", 0).limit == 0
+    assert job(both, "attack", "harden", "net", protocol="pgd10").limit == 0
 
 
 @pytest.mark.parametrize(
     ("base", "changes", "message"),
     [
         (GRID, {"methods": ["ours", "dats"]}, "methods: no table has rows for all of ours, dats"),
-        (GRID, {"synthesis": {"images": 2700, "batch": 64}}, r"synthesis options of digits/cnn-s: images \(2700\)"),
+        (GRID, {"synthesize": {"images": 2700, "batch": 64}}, r"synthesis options of digits/cnn-s: images \(2700\)"),
         (GRID, {"diversity": {"features": "vgg16"}}, "diversity options of digits/cnn-s: features vgg16 need"),
-        (MINE, {"harden__net__recipe": "std", "recipes": {"std": {"awp": 1, "awp_warmup": 100}}}, "leaves none of the"),
         (
             MINE,
-            {"harden__net__source": "q", "sources": {"q": {"synthesis": {"intraq_near": 0.9}}}},
+            {"harden__net__recipe": "std", "recipes": {"std": {"train": "std", "awp": 1, "awp_warmup": 100}}},
+            "leaves none of the",
+        ),
+        (
+            MINE,
+            {"harden__net__source": "q", "sources": {"q": {"synthesize": "intraq", "far": 0.01}}},
             "must not be above",
         ),
     ],
@@ -128,23 +143,21 @@ def test_what_is_wrong_whatever_the_target_is_found_before_any_job(base, changes
 
 
 def test_sources_and_recipes_that_nothing_asks_for_may_not_fit():
-    plan(
-        training={"inner": "kl"}, synthesis={"images": 600, "batch": 30}, datasets__digits__attack={"limit": 3}
-    ).check()
+    plan(train={"inner": "kl"}, synthesize={"images": 600, "batch": 30}, datasets__digits__attack={"limit": 3}).check()
 
 
 def test_options_that_do_not_fit_name_the_job():
     with pytest.raises(InputError, match=r"synthesis options of digits/cnn-s: images \(60000\) must be a multiple"):
-        plan(synthesis={"batch": 7}).synthesis("digits", "cnn-s", "dss", 0)
+        job(plan(synthesize={"batch": 7}), "synthesize", "digits", "cnn-s", source="dss")
 
 
 def test_a_users_own_model():
     made = plan(
-        MINE, harden__net__training={"epochs": 7, "tau": 0.9}, harden__net__evaluation={"file": "t.npz", "limit": 5}
+        MINE, harden__net__train={"epochs": 7, "tau": 0.9}, harden__net__evaluation={"file": "t.npz", "limit": 5}
     )
-    assert (made.training("harden", "net", "dfshield", 0).epochs, made.datasets) == (7, ["harden"])
-    assert made.training("harden", "net", "dfshield", 0).tau == 0.9
-    assert made.attack("harden", "net", "clean", 0).limit == 5
+    assert (job(made, "train", "harden", "net", recipe="dfshield").epochs, made.datasets) == (7, ["harden"])
+    assert job(made, "train", "harden", "net", recipe="dfshield").tau == 0.9
+    assert job(made, "attack", "harden", "net", protocol="clean").limit == 5
     assert made.hardened("net").classes == 10
     with pytest.raises(InputError, match="harden: no entry 'other'; there are net"):
         made.hardened("other")
@@ -155,24 +168,26 @@ def test_a_users_own_model():
 
 def test_path_grammar():
     made = plan(name="r")
-    fields = {"source": "dss", "recipe": "dfshield", "seed": 3}
-    assert made.path(TEACHER, "digits", "cnn-s") == "results/r/digits/cnn-s/teacher.safetensors"
-    assert made.path(SHARD, "digits", "cnn-s", shard=4, **fields) == "results/r/digits/cnn-s/dss/seed-3/shard-4.h5"
-    assert made.path(DATA, "digits", "cnn-s", **fields) == "results/r/digits/cnn-s/dss/seed-3/data.h5"
+    place = made.place("digits", "cnn-s", source="dss", recipe="dfshield", seed=3)
+    assert place.path(TEACHER) == "results/r/digits/cnn-s/teacher.safetensors"
+    assert place.at(shard=4).path(SHARD) == "results/r/digits/cnn-s/dss/seed-3/shard-4.h5"
+    assert place.path(DATA) == "results/r/digits/cnn-s/dss/seed-3/data.h5"
     trained = "results/r/digits/cnn-s/dss/dfshield/linf-8-255/seed-3"
-    assert made.path(STUDENT, "digits", "cnn-s", **fields) == f"{trained}/student.safetensors"
-    ledger = made.path(LEDGER, "digits", "cnn-s", protocol="pgd10", **fields)
-    assert ledger == f"{trained}/eval/none/pgd10@linf-8-255/ledger.h5"
-    compared = made.path(DIVERSITY, "digits", "cnn-s", split="train", **fields)
-    assert compared == "results/r/digits/cnn-s/dss/seed-3/diversity@train.json"
-    bare = made.path(LEDGER, "digits", "cnn-s", protocol="clean", source="none", recipe="none", seed=0)
+    assert place.path(STUDENT) == f"{trained}/student.safetensors"
+    ledger = place.at(protocol="pgd10", threat="linf-10-255")
+    assert ledger.path(LEDGER) == f"{trained}/eval/none/pgd10@linf-10-255/ledger.h5"
+    assert Place.parse(LEDGER, ledger.path(LEDGER)) == ledger
+    assert Place.parse(LEDGER, place.path(STUDENT)) is None
+    assert place.at(split="train").path(DIVERSITY) == "results/r/digits/cnn-s/dss/seed-3/diversity@train.json"
+    bare = made.place("digits", "cnn-s", protocol="clean", threat="linf-8-255").path(LEDGER)
     assert bare == "results/r/digits/cnn-s/none/none/none/seed-0/eval/none/clean@linf-8-255/ledger.h5"
-    assert plan(MINE, name="r").path(TEACHER, "harden", "net") == "results/r/harden/net/teacher.safetensors"
+    assert plan(MINE, name="r").place("harden", "net").path(TEACHER) == "results/r/harden/net/teacher.safetensors"
 
 
 @pytest.mark.parametrize(("shards", "images", "expected"), [(1, 1000, 1), (3, 1000, 3), (9, 1000, 5), (9, 200, 1)])
 def test_no_more_shards_than_groups(shards, images, expected):
-    paths = plan(shards=shards, synthesis={"images": images}).shards("digits", "cnn-s", "dss", 0)
+    made = plan(shards=shards, synthesize={"images": images})
+    paths = made.shards(made.place("digits", "cnn-s", source="dss"))
     assert [path.rpartition("/")[2] for path in paths] == [f"shard-{i}.h5" for i in range(expected)]
 
 
@@ -185,8 +200,8 @@ def test_recipe_names():
 
 def test_swept_recipes_have_their_options():
     made = paper()
-    assert made.training("cifar10", "resnet20", "dfshield.tau-0.3", 0).tau == 0.3
-    two = made.training("svhn", "resnet56", "dfshield.lambda1-0.01.lambda2-100", 0)
+    assert job(made, "train", "cifar10", "resnet20", recipe="dfshield.tau-0.3").tau == 0.3
+    two = job(made, "train", "svhn", "resnet56", recipe="dfshield.lambda1-0.01.lambda2-100")
     assert (two.lambda1, two.lambda2, two.tau) == (0.01, 100, 0.5)
     assert set(made.recipes) >= {f"dfshield.aggregate-{b}" for b in (1, 2, 4, 8, 10, 20, 40)}
 
@@ -283,8 +298,7 @@ def test_every_row_of_table_4():
     assert "/dss/dfshield/linf-8-255/seed-0/eval/none/pgd10@" in cells["Ours", "pgd10"].ledger
     assert "/dss/plus/linf-8-255/seed-0/" in cells["Plus", "autoattack"].ledger
     assert "/real/std/" in cells["Original", "autoattack"].ledger
-    assert "/aa-standard@" in cells["Ours", "autoattack"].ledger
-    assert "/aa-paper@" in plan(autoattack="aa-paper").cells("table4")[2].ledger
+    assert "/autoattack@" in cells["Ours", "autoattack"].ledger
 
 
 def test_sizes_of_perturbations_have_students_of_their_own():
@@ -301,9 +315,9 @@ def test_sizes_of_perturbations_have_students_of_their_own():
         **{"linf-2-16": "linf:2/16", "l2-8-16": "l2:8/16"},
         **{"linf-1-16": "linf:1/16", "linf-3-16": "linf:3/16"},
     }
-    assert made.training("digits", "cnn-s", "dfshield", 0, "l2:8/16").threat == "l2:8/16"
-    assert made.training("digits", "cnn-s", "dast", 0, "linf:1/16").threat == "linf:1/16"
-    assert made.attack("digits", "cnn-s", "pgd10", 0, "linf:3/16").threat == "linf:3/16"
+    assert job(made, "train", "digits", "cnn-s", recipe="dfshield", train_threat="l2-8-16").threat == "l2:8/16"
+    assert job(made, "cotrain", "digits", "cnn-s", recipe="dast", train_threat="linf-1-16").threat == "linf:1/16"
+    assert job(made, "attack", "digits", "cnn-s", protocol="pgd10", threat="linf-3-16").threat == "linf:3/16"
 
 
 def test_the_papers_data_sets_have_the_papers_threats_at_any_scale():
@@ -316,12 +330,10 @@ def test_the_papers_data_sets_have_the_papers_threats_at_any_scale():
 
 
 def test_public_sources():
-    made = plan(public={"dataset": "photographs", "images": 70}, seeds=[3])
-    options = made.public("digits", "cnn-s", "public", 3)
+    made = plan(sources={"public": {"public": "photographs", "images": 70}}, seeds=[3])
+    options = job(made, "public", "digits", "cnn-s", source="public", seed=3)
     assert (options.dataset, options.images, options.seed) == ("photographs", 70, 3)
-    other = plan(sources={"other": {"kind": "public", "dataset": "svhn"}}, public={"dataset": "photographs"})
-    assert other.public("digits", "cnn-s", "other", 0).dataset == "svhn"
-    assert plan().public("digits", "cnn-s", "public", 0).dataset == "cifar10"  # the paper's
+    assert job(plan(), "public", "digits", "cnn-s", source="public").dataset == "cifar10"  # the paper's
     cells = {(cell.method, cell.metric): cell.ledger for cell in made.cells("table1")}
     assert "/cnn-s/public/std-soft/linf-8-255/seed-3/eval/none/pgd10@" in cells["Public", "pgd10"]
 
@@ -334,7 +346,9 @@ def test_a_row_beyond_the_paper_is_in_its_grid_only_by_name():
     assert "Plus" not in {cell.method for cell in paper().cells("table4")}
     named = Plan.of(paper().config.model_copy(update={"methods": ("ours", "plus")}))
     assert [row.method for row in named.rows(named.tables["table4"])] == ["Ours", "Plus"]
-    ours, plus = (named.training("cifar10", "resnet56", recipe, 0).model_dump() for recipe in ("dfshield", "plus"))
+    ours, plus = (
+        job(named, "train", "cifar10", "resnet56", recipe=recipe).model_dump() for recipe in ("dfshield", "plus")
+    )
     changed = {"contrast", "noise", "translate", "weight_decay", "average"}
     assert {key for key in ours if ours[key] != plus[key]} == changed
 
@@ -349,7 +363,7 @@ def test_every_row_of_table_6():
         for metric in ("recall", "coverage", "ndb", "jsd"):
             assert cells[method, metric, seed] == f"{home}/{source}/seed-{seed}/diversity@dev.json"
         assert cells[method, "clean", seed].startswith(f"{home}/{source}/dfshield-plain/linf-8-255/seed-{seed}/eval/")
-    options = made.diversity("digits", "cnn-s")
+    options = made.options("diversity", made.place("digits", "cnn-s"))
     assert (options.seed, options.bins, options.split, options.features) == (4, 7, "dev", "teacher")
 
 
@@ -364,14 +378,15 @@ def test_no_training_images_no_diversity(tmp_path):
 
 
 def test_options_of_other_sources():
-    made = plan(augmentation={"alpha": 0.4}, datasets__digits__augmentation={"side": 0.25})
-    options = made.augmentation("digits", "cnn-s", "cutmix", 3)
-    assert (options.augmentation, options.alpha, options.side, options.seed) == ("cutmix", 0.4, 0.25, 3)
-    generated = plan(synthesis={"images": 600}, generation={"width": 0.5, "epochs": 9})
-    qimera, rdskd = (generated.generation("digits", "cnn-s", name, 2) for name in ("qimera", "rdskd"))
+    made = plan(augment={"cutmix": {"alpha": 0.4}}, datasets__digits__augment={"cutout": {"side": 0.25}})
+    options = job(made, "augment", "digits", "cnn-s", source="cutmix", seed=3)
+    assert (options.augmentation, options.alpha, options.seed) == ("cutmix", 0.4, 3)
+    assert job(made, "augment", "digits", "cnn-s", source="cutout").side == 0.25
+    generated = plan(synthesize={"images": 600}, generate={"width": 0.5, "epochs": 9})
+    qimera, rdskd = (job(generated, "generate", "digits", "cnn-s", source=name, seed=2) for name in ("qimera", "rdskd"))
     assert (qimera.method, qimera.images, qimera.width, qimera.epochs, qimera.seed) == ("qimera", 600, 0.5, 9, 2)
     assert (rdskd.method, rdskd.epochs, rdskd.latent, rdskd.batch) == ("rdskd", 9, 1000, 512)
-    own = made.synthesis("digits", "cnn-s", "intraq", 0)
+    own = job(made, "synthesize", "digits", "cnn-s", source="intraq")
     assert (own.objective, own.lr, own.iterations, own.group, own.labels) == ("intraq", 0.5, 1000, 20, "random")
 
 
@@ -386,7 +401,7 @@ def test_rows_whose_source_and_recipe_do_not_go_together(tmp_path):
         (
             "source: dss, recipe: dfshield}",
             "source: none, recipe: dfshield}",
-            "'dfshield' needs training data: its source",
+            "'dfshield' needs a training set: its source",
         ),
     ):
         assert old in text
@@ -397,17 +412,16 @@ def test_rows_whose_source_and_recipe_do_not_go_together(tmp_path):
 
 def test_a_recipe_that_names_a_method_has_its_options():
     made = plan(
-        cotraining={"batch": 40},
-        training={"batch": 7, "epochs": 7},
+        cotrain={"batch": 40},
+        train={"batch": 7, "epochs": 7},
         datasets__digits__by_recipe={"dfme": {"student_lr": 1e-4}},
     )
-    found = made.training("digits", "cnn-s", "dfme", 3)
+    found = job(made, "cotrain", "digits", "cnn-s", recipe="dfme", seed=3)
     assert (found.method, found.batch, found.seed, found.threat) == ("dfme", 40, 3, "linf:8/255")
     assert (found.student_lr, found.student_steps, found.epochs) == (1e-4, 5, 223)  # given; the method's own
-    assert [made.cotrained(recipe) for recipe in ("dast", "dfme", "ait", "dfard", "dfshield", "std")] == [True] * 4 + [
-        False
-    ] * 2
-    svhn, cifar = (paper().training(dataset, "resnet20", "dfme", 0) for dataset in ("svhn", "cifar10"))
+    stages = {recipe: made.recipe_stage(recipe) for recipe in ("dast", "dfme", "ait", "dfard", "dfshield", "std")}
+    assert list(stages.values()) == ["cotrain"] * 4 + ["train"] * 2
+    svhn, cifar = (job(paper(), "cotrain", dataset, "resnet20", recipe="dfme") for dataset in ("svhn", "cifar10"))
     assert (svhn.epochs, svhn.generator_lr, cifar.epochs, cifar.generator_lr) == (22, 5e-5, 223, 1e-4)
 
 
@@ -433,7 +447,7 @@ def test_a_method_with_a_row_for_each_kind_of_data_is_there_once():
 
 
 def test_recipes_of_rows_that_are_not_built_are_not_asked_for():
-    few = plan(methods=["ours"], recipes={"dfshield": {"loss": "dfshield"}})
+    few = plan(methods=["ours"], recipes={"dast": None, "std": None})
     assert {cell.method for cell in few.cells("table4")} == {"Ours"}
 
 
@@ -451,7 +465,7 @@ def test_a_swept_value_that_is_the_recipes_own_shares_its_files(table, key, own)
     assert all(("/dss/dfshield/" in ledger) == (name == key) for name, ledger in ledgers.items())
     assert ledgers[key] in {cell.ledger for cell in plan(papers).cells("table4")}
     option = "aggregate" if table == "table23" else "tau"
-    elsewhere = plan(papers, training={option: 1}).cells(table)
+    elsewhere = plan(papers, train={option: 1}).cells(table)
     assert "/dss/dfshield/" in next(c.ledger for c in elsewhere if c.variant in ("B=1", "tau=1"))
 
 
@@ -459,9 +473,9 @@ def test_tables_that_a_config_cannot_have():
     with pytest.raises(InputError, match=r"no 'table3'; tables are table4, table2, table5"):
         plan().cells("table3")
     with pytest.raises(InputError, match="table8: its row 'Base' takes source 'fixed', which the config lacks"):
-        plan(sources={"dss": {}}).cells("table8")
+        plan(sources={"fixed": None, "mixup": None, "cutout": None, "cutmix": None}).cells("table8")
     with pytest.raises(InputError, match=r"takes recipe 'ait', which the config lacks; add it under recipes: \(there"):
-        plan(recipes={"dast": {"method": "dast"}, "dfme": {"method": "dfme"}}).cells("table4")
+        plan(recipes={"ait": None}).cells("table4")
     lone = plan({"name": "x", "datasets": {"svhn": {"models": ["cnn-s"], "threat": "linf:4/255"}}})
     with pytest.raises(InputError, match="table4: the config's data sets and models have no cell in it"):
         lone.cells("table4")
@@ -474,7 +488,7 @@ def test_cells_of_a_hardened_model():
         (method, metric) for method in ("Undefended", "Hardened") for metric in ("clean", "pgd10", "autoattack")
     ]
     root = "results/mine/harden/net/dss/dfshield/linf-8-255/seed-4/eval/none"
-    assert cells[3].ledger == cells[5].ledger == f"{root}/aa-standard@linf-8-255/ledger.h5"
+    assert cells[3].ledger == cells[5].ledger == f"{root}/autoattack@linf-8-255/ledger.h5"
     assert cells[4].ledger == f"{root}/pgd10@linf-8-255/ledger.h5"
     assert plan(MINE, harden__net__evaluation=None).harden_cells("net") == []
 
@@ -499,9 +513,54 @@ def test_every_path_of_a_cell_is_within_the_vocabulary():
             assert all(value in words[key] for key, value in found.items())
 
 
-def test_titles():
-    assert (title("dataset", "cifar10"), title("model", "wrn28_10"), title("model", "mine")) == (
-        "CIFAR-10",
-        "WRN-28-10",
-        "mine",
-    )
+def test_evaluation_has_a_threat_of_its_own():
+    """A protocol's threat is the evaluation's alone: the student is trained at the data set's."""
+    wide = {"wide": {"attack": "pgd", "steps": 10, "threat": "linf:16/255"}}
+    made = plan(protocols=wide)
+    tables = dict(made.tables)
+    tables["table4"] = tables["table4"].model_copy(update={"metrics": ("clean", "wide")})
+    cells = {(c.method, c.metric): c for c in Plan(made.config, tables).cells("table4")}
+    ours = cells["Ours", "wide"]
+    assert ours.threat == "linf:16/255"
+    assert "/dfshield/linf-8-255/seed-0/eval/none/wide@linf-16-255/" in ours.ledger
+    assert cells["Ours", "clean"].ledger == ours.ledger
+    place = Place.parse(LEDGER, ours.ledger)
+    assert (made.options("attack", place).threat, made.options("train", place).threat) == ("linf:16/255", "linf:8/255")
+    with pytest.raises(InputError, match="no threat model 'linf-8-255' for wide"):
+        made.options("attack", place.at(threat="linf-8-255"))
+
+
+def test_a_row_may_stand_behind_a_defence():
+    made = plan()
+    row = made.tables["table4"].rows[0].model_copy(update={"defence": "tte", "method": "TTE"})
+    tables = made.tables | {"table4": made.tables["table4"].model_copy(update={"rows": (row,)})}
+    ledgers = {cell.ledger for cell in Plan(made.config, tables).cells("table4")}
+    assert all("/none/none/none/seed-0/eval/tte/" in ledger for ledger in ledgers)
+    assert made.defence("tte").defence == "tte" and made.defence("none") is None
+    unknown = made.tables | {
+        "table4": made.tables["table4"].model_copy(update={"rows": (row.model_copy(update={"defence": "wall"}),)})
+    }
+    with pytest.raises(InputError, match="takes defence 'wall', which the config lacks; add it under defences:"):
+        Plan(made.config, unknown).cells("table4")
+
+
+def test_images_of_a_co_trained_generator_are_measured():
+    made = plan()
+    spec = made.tables["table6"]
+    row = spec.rows[0].model_copy(update={"method": "DaST", "source": "none", "recipe": "dast"})
+    tables = made.tables | {"table6": spec.model_copy(update={"rows": (row,)})}
+    cells = {cell.metric: cell.ledger for cell in Plan(made.config, tables).cells("table6")}
+    home = "results/run/digits/cnn-s/none/dast/linf-8-255/seed-0"
+    assert cells["recall"] == f"{home}/diversity@train.json" and cells["pgd10"].startswith(f"{home}/eval/")
+    assert made.place("digits", "cnn-s", recipe="dast").path(IMAGES) == f"{home}/images.h5"
+
+
+def test_names_that_do_not_belong_together():
+    made = plan()
+    place = made.place("digits", "cnn-s", source="dss", recipe="dfshield")
+    with pytest.raises(InputError, match="no threat model 'l2-1'"):
+        made.options("train", place.at(train_threat="l2-1"))
+    with pytest.raises(InputError, match="synthesize: 'qimera' is none of the config's sources of this stage"):
+        made.options("synthesize", place.at(source="qimera"))
+    with pytest.raises(InputError, match=r"datasets\.digits: no entry 'resnet20'; there are cnn-s"):
+        made.options("train", place.at(model="resnet20"))

@@ -9,6 +9,7 @@ import pytest
 
 from dfshield import registry
 from dfshield.planning import provenance
+from dfshield.planning.stages import Stage
 from dfshield.registry import (
     ATTACKS,
     AUGMENTATIONS,
@@ -24,22 +25,22 @@ from dfshield.registry import (
 
 CHOSEN = {
     "teacher": (MODELS["cnn-s"],),
-    "synthesis": (MODELS["cnn-s"], COEFFICIENTS["dss"], OBJECTIVES["inversion"]),
-    "generation": (MODELS["cnn-s"], GENERATED["qimera"]),
-    "augmentation": (AUGMENTATIONS["mixup"],),
+    "synthesize": (MODELS["cnn-s"], COEFFICIENTS["dss"], OBJECTIVES["inversion"]),
+    "generate": (MODELS["cnn-s"], GENERATED["qimera"]),
+    "augment": (AUGMENTATIONS["mixup"],),
     "diversity": (MODELS["cnn-s"],),
-    "training": (MODELS["cnn-s"], LOSSES["dfshield"]),
-    "cotraining": (MODELS["cnn-s"], BASELINES["dast"]),
+    "train": (MODELS["cnn-s"], LOSSES["dfshield"]),
+    "cotrain": (MODELS["cnn-s"], BASELINES["dast"]),
     "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
     "public": (MODELS["cnn-s"], DATASETS["photographs"]),
     "export": (),
     "merge": (),
     "table": (),
-    "card": (),
+    "harden": (),
 }
-READS_SHARDS = {"synthesis", "generation", "augmentation", "diversity", "training", "public", "export", "merge"}
-TRAINS = {"training", "cotraining"}
-USES_MODELS = {"teacher", "synthesis", "generation", "diversity", "training", "cotraining", "public", "attack"}
+READS_SHARDS = {"cotrain", "synthesize", "generate", "augment", "diversity", "train", "public", "export", "merge"}
+TRAINS = {"train", "cotrain"}
+USES_MODELS = {"teacher", "synthesize", "generate", "diversity", "train", "cotrain", "public", "attack"}
 TABLES = (
     "COEFFICIENTS",
     "OBJECTIVES",
@@ -96,31 +97,31 @@ def _alter(file: Path, name: str):
 
 
 EDITS = {
-    "the loss": ("training/losses.py", "dfshield", {"training"}),
+    "the loss": ("training/losses.py", "dfshield", {"train"}),
     "what the loss calls": ("training/losses.py", "kl", TRAINS),
     "another loss": ("training/losses.py", "trades", set()),
-    "the inner maximisation": ("training/inner.py", "maximise", TRAINS),
-    "a method of co-training": ("baselines/dast.py", "Dast", {"cotraining"}),
-    "its loss": ("baselines/dast.py", "dast_imitation", {"cotraining"}),
-    "its generator": ("models/generators.py", "DastGenerator", {"cotraining"}),
+    "the inner maximisation": ("training/inner.py", "pgd_ascent", TRAINS),
+    "a method of co-training": ("baselines/dast.py", "Dast", {"cotrain"}),
+    "its loss": ("baselines/dast.py", "dast_imitation", {"cotrain"}),
+    "its generator": ("models/generators.py", "DastGenerator", {"cotrain"}),
     "another method of co-training": ("baselines/dfard.py", "Dfard", set()),
     "another method's loss": ("baselines/dfard.py", "dfard_student", set()),
     "another generator": ("models/generators.py", "DfmeGenerator", set()),
-    "the trunk of some generators": ("models/generators.py", "UpsamplingTrunk", {"generation"}),
-    "the loop of co-training": ("baselines/cotrain.py", "_student_loss", {"cotraining"}),
-    "a method": ("training/gradrefine.py", "refine", {"training"}),
+    "the trunk of some generators": ("models/generators.py", "UpsamplingTrunk", {"generate"}),
+    "the loop of co-training": ("baselines/cotrain.py", "_student_loss", {"cotrain"}),
+    "a method": ("training/gradrefine.py", "refine", {"train"}),
     "threat geometry": ("core/lp.py", "step", TRAINS | {"attack"}),
     "a constant": ("core/lp.py", "NORMAL_START", TRAINS | {"attack"}),
-    "an objective term": ("sources/objective.py", "feature_loss", {"synthesis", "generation"}),
-    "the chosen sampler": ("sources/coefficients.py", "dss", {"synthesis"}),
+    "an objective term": ("sources/objective.py", "feature_loss", {"synthesize", "generate"}),
+    "the chosen sampler": ("sources/coefficients.py", "dss", {"synthesize"}),
     "another sampler": ("sources/coefficients.py", "fixed", set()),
     "IntraQ's objective": ("sources/intraq.py", "margin_loss", set()),
-    "the generator's network": ("models/generators.py", "doublings", {"generation", "cotraining"}),
+    "the generator's network": ("models/generators.py", "doublings", {"generate", "cotrain"}),
     "another generated source": ("sources/rdskd.py", "similarity_loss", set()),
-    "the chosen augmentation": ("sources/augmentation.py", "mixup", {"augmentation"}),
+    "the chosen augmentation": ("sources/augmentation.py", "mixup", {"augment"}),
     "another augmentation": ("sources/augmentation.py", "cutout", set()),
     "a diversity metric": ("evaluation/coverage.py", "jensen_shannon", {"diversity"}),
-    "the record of diversity": ("evaluation/record.py", "protocol", {"table", "card"}),
+    "the record of diversity": ("evaluation/record.py", "protocol", {"table", "harden"}),
     "the chosen model": ("models/cnn.py", "cnn_s", USES_MODELS),
     "another model": ("models/cnn.py", "cnn_m", set()),
     "the shard contract": ("sources/trainset.py", "_content_hash", READS_SHARDS),
@@ -128,9 +129,9 @@ EDITS = {
     "a re-exported function": ("models/factory.py", "build_network", USES_MODELS),
     "an import in a function": ("data/sets.py", "load_npz", {"attack"}),
     "the writing of ledgers": ("evaluation/ledger.py", "write_ledger", {"attack"}),
-    "seeding": ("core/rng.py", "generator", USES_MODELS | {"augmentation"}),
+    "seeding": ("core/rng.py", "generator", USES_MODELS | {"augment"}),
     "progress bars": ("core/progress.py", "progress", set()),
-    "an option class": ("options/surrogate.py", "_whole_batches", set()),
+    "an option class": ("options/sources.py", "_whole_batches", set()),
     "the command line": ("cli.py", "parser", set()),
 }
 
@@ -152,7 +153,7 @@ def test_a_definition_is_read_once_for_all_digests(monkeypatch):
     monkeypatch.setattr(ast, "dump", lambda node: read.append(node) or dump(node))
     for model in MODELS.values():
         for loss in LOSSES.values():
-            provenance.stage_digest("training", model, loss)
+            provenance.stage_digest("train", model, loss)
     assert len(read) == len(set(read)) and len(read) > 50
     _forget()
 
@@ -175,27 +176,25 @@ def test_docstrings_comments_and_layout_change_nothing(package):
 def test_a_new_loss_reruns_nothing_and_has_a_digest_of_its_own(package):
     before = _digests()
     losses = package / "training/losses.py"
-    losses.write_text(
-        losses.read_text() + "\n\ndef mine(clean, adversarial, teacher, labels, options):\n    return 1\n"
-    )
+    losses.write_text(losses.read_text() + "\n\ndef mine(out, options):\n    return 1\n")
     entry = '    "mine": Loss("dfshield.training.losses:mine"),\n    "std": Loss('
-    _edit(package / "registry.py", '    "std": Loss(', entry)
+    _edit(package / "registry/losses.py", '    "std": Loss(', entry)
     assert _digests() == before
-    own = provenance.stage_digest("training", MODELS["cnn-s"], Loss("dfshield.training.losses:mine"))
-    assert own != before["training"]
+    own = provenance.stage_digest("train", MODELS["cnn-s"], Loss("dfshield.training.losses:mine"))
+    assert own != before["train"]
 
 
 def test_the_chosen_entries_are_part_of_the_digest():
-    digests = {provenance.stage_digest("training", MODELS[m], loss) for m in MODELS for loss in LOSSES.values()}
+    digests = {provenance.stage_digest("train", MODELS[m], loss) for m in MODELS for loss in LOSSES.values()}
     assert len(digests) == len(MODELS) * len(LOSSES)
 
 
 def test_facts_of_the_chosen_entries_count_and_titles_do_not():
     target = LOSSES["std"].target
     facts = [{}, {"inner": "ce"}, {"start": "uniform"}, {"inner": "ce", "start": "uniform"}, {"labels": "teacher"}]
-    assert len({provenance.stage_digest("training", Loss(target, **given)) for given in facts}) == len(facts)
-    default = provenance.stage_digest("training", registry.Entry(target))  # a new fact reruns only what states it
-    assert provenance.stage_digest("training", Loss(target)) == default
+    assert len({provenance.stage_digest("train", Loss(target, **given)) for given in facts}) == len(facts)
+    default = provenance.stage_digest("train", registry.Entry(target))  # a new fact reruns only what states it
+    assert provenance.stage_digest("train", Loss(target)) == default
     digits = registry.DATASETS["digits"]
     renamed, larger = dataclasses.replace(digits, title="Numbers"), dataclasses.replace(digits, classes=11)
     digests = [provenance.stage_digest("attack", entry) for entry in (digits, renamed, larger)]
@@ -226,9 +225,9 @@ def test_facts_of_the_chosen_entries_count_and_titles_do_not():
 def test_every_way_to_reach_other_code_is_followed(package, monkeypatch, text):
     (package / "new.py").write_text(text)
     (package / "again.py").write_text("from dfshield.new import start as begin\n")
-    monkeypatch.setitem(provenance.ENTRY_POINTS, "new", ("dfshield.again:begin",))
+    monkeypatch.setitem(provenance.STAGES, "new", Stage("a new one", "dfshield.again:begin"))
     before = provenance.stage_digest("new")
-    _edit(package / "shards.py", "CHUNK_BYTES = 2**20", "CHUNK_BYTES = 2**21")
+    _edit(package / "sources/trainset.py", "CHUNK_BYTES = 2**20", "CHUNK_BYTES = 2**21")
     _forget()
     assert provenance.stage_digest("new") != before
 
@@ -236,7 +235,7 @@ def test_every_way_to_reach_other_code_is_followed(package, monkeypatch, text):
 @pytest.mark.parametrize("target", ["dfshield.training.losses:mistyped", "dfshield.nowhere:run", "elsewhere:run"])
 def test_an_entry_without_code_is_an_error(target):
     with pytest.raises(LookupError, match=target):
-        provenance.stage_digest("training", Loss(target))
+        provenance.stage_digest("train", Loss(target))
 
 
 @pytest.mark.parametrize(

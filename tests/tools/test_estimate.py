@@ -70,7 +70,7 @@ def test_passes_by_hand():
     assert cost.synthesis_passes(SynthesizeOptions(images=400, batch=100, iterations=50)) == 2 * 400 * 50
     # the teacher's answers once; every epoch on 300: a clean pass, 4 steps there and back, clean and adversarial with
     # the weights' gradients; on 100 held out: a clean pass and the steps, and the predictions on both versions
-    training = TrainOptions(epochs=3, batch=50, attack_steps=4, holdout=100)
+    training = TrainOptions.of(epochs=3, batch=50, attack_steps=4, holdout=100)
     assert cost.training_passes(training, 400) == 400 + 3 * (300 * (1 + 8 + 6) + 100 * (3 + 8))
     assert cost.training_passes(training, 449) == 449 + 3 * (300 * (1 + 8 + 6) + 100 * (3 + 8))  # whole mini-batches
     half = training.model_copy(update={"awp": 0.01, "epochs": 4, "awp_warmup": 2})
@@ -94,7 +94,7 @@ def test_passes_by_hand():
 )
 def test_losses_by_hand(loss, each):
     threat = "l2:1" if loss == "vat" else "linf:0.1"
-    options = TrainOptions(loss=loss, epochs=4, batch=10, holdout=0, attack_steps=6, threat=threat)
+    options = TrainOptions.of(loss=loss, epochs=4, batch=10, holdout=0, attack_steps=6, threat=threat)
     assert cost.training_passes(options, 10) == 10 + 10 * each
 
 
@@ -114,13 +114,13 @@ def test_cotraining_by_hand(method, changes, generator, student):
     given = {"batch": 40, "iterations": 2, "epochs": 3, "generator_epochs": 1, "attack_steps": 4} | changes
     measured = 40 * 3 * (1 + 1 + 8 + 2)
     expected = 40 * 2 * (3 * generator + 2 * (1 + 1 + 8 + student)) + measured
-    assert cost.cotraining_passes(CotrainOptions(method=method, **given)) == (expected, 40 * (3 * 2 * 3 + 3))
+    assert cost.cotraining_passes(CotrainOptions.of(method=method, **given)) == (expected, 40 * (3 * 2 * 3 + 3))
 
 
 def test_several_student_steps_have_images_of_their_own():
     given = {"batch": 8, "iterations": 2, "epochs": 3, "generator_epochs": 1, "student_steps": 5, "attack_steps": 4}
     classifiers = 8 * 2 * (3 * 4 + 2 * 5 * (2 + 8 + 3)) + 8 * 3 * (2 + 8 + 2)
-    options = CotrainOptions(method="dfme", **given)
+    options = CotrainOptions.of(method="dfme", **given)
     assert cost.cotraining_passes(options) == (classifiers, 8 * (2 * (3 * 3 + 2 * 5) + 3))
 
 
@@ -128,7 +128,7 @@ def test_a_method_that_is_only_registered_has_its_cost_and_defaults(monkeypatch)
     monkeypatch.setitem(registry.BASELINES, "mine", registry.Baseline("mine:Mine", student_inputs=2))
     options = CotrainOptions.model_construct(method="mine", batch=8, iterations=2, epochs=3, attack_steps=4)
     assert cost.cotraining_passes(options)[0] == 8 * (2 * 3 * (4 + 2 + 8 + 6) + 3 * (2 + 8 + 2))
-    assert options.defaults() == CotrainOptions().defaults()
+    assert options.defaults() == CotrainOptions.of().defaults()
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_generators_by_hand():
     # latent to 16 maps of 2x2, two doublings with convolutions of 16 to 16 and 8 channels, and 8 to 1
     linear, last = 2 * 100 * 16 * 2 * 2, 2 * 9 * 8 * 1 * 64
     convolutions = 2 * 9 * (16 * 16 * 16 + 16 * 8 * 64)
-    options = CotrainOptions(method="ait", generator_width=0.125)
+    options = CotrainOptions.of(method="ait", generator_width=0.125)
     assert cost.generator_flops(options, (1, 8, 8), 10) == linear + convolutions + last
     generation = GenerateOptions(width=0.125, latent=100)
     assert cost.generator_flops(generation, (1, 8, 8), 10) == linear + convolutions + last

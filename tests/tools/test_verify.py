@@ -14,14 +14,15 @@ from support.snakemake import environment
 
 from dfshield.core.errors import InputError
 from dfshield.core.hashing import canonical_json
-from dfshield.evaluation.record import METRICS as DIVERSITY_METRICS
 from dfshield.models.checkpoints import Card, build_network, load_checkpoint, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.planning.config import check_config
 from dfshield.planning.paths import DATA, HARDEN, STUDENT, TEACHER
 from dfshield.planning.plan import Plan
-from dfshield.report import card as model_card
-from dfshield.report import tables
+from dfshield.registry import DIVERSITY_METRICS
+from dfshield.report import model_card
+from dfshield.report.rows import read_csv, write_csv
+from dfshield.report.table import run as make_table
 from dfshield.sources.trainset import Writer
 from dfshield.tools.verify import verify
 
@@ -110,7 +111,7 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
         config = {"tables": str(plan.config.tables)}
         (Path("results") / plan.config.name / "config.yaml").write_text(yaml.safe_dump(config))
         out = Path("results") / f"{name}.csv"
-        tables.run(plan, name, out)
+        make_table(plan, name, out)
         assert out.with_suffix(".md").is_file() and out.with_suffix(".tex").is_file()
         return out
 
@@ -189,10 +190,10 @@ def test_reports_need_no_pytorch(table: Callable[[str], Path], tmp_path: Path) -
 
 def change(path: str, column: str, value: object, method: str = "Ours") -> Callable[[], None]:
     def apply() -> None:
-        rows = tables.read_csv(Path(path))
+        rows = read_csv(Path(path))
         first = next(i for i, row in enumerate(rows) if row.method == method)
         rows[first] = dataclasses.replace(rows[first], **{column: value})
-        tables.write_csv(Path(path), rows)
+        write_csv(Path(path), rows)
 
     return apply
 
@@ -226,10 +227,10 @@ def other_teacher() -> None:
 
 
 def swapped_method() -> None:
-    rows = tables.read_csv(Path(TABLE4))
+    rows = read_csv(Path(TABLE4))
     shown = {row.metric: row for row in rows if row.method == "Original"}
     moved = [dataclasses.replace(shown[r.metric], method="Ours") if r.method == "Ours" else r for r in rows]
-    tables.write_csv(Path(TABLE4), moved)
+    write_csv(Path(TABLE4), moved)
 
 
 @pytest.mark.parametrize(
@@ -272,12 +273,12 @@ MIXUP = f"{HOME}/mixup/seed-0"
 
 def of_metric(path: str, metric: str, **changes: object) -> Callable[[], None]:
     def apply() -> None:
-        rows = tables.read_csv(Path(path))
+        rows = read_csv(Path(path))
         rows = [
             dataclasses.replace(row, **changes) if (row.method, row.metric) == ("+ Mixup", metric) else row
             for row in rows
         ]
-        tables.write_csv(Path(path), rows)
+        write_csv(Path(path), rows)
 
     return apply
 
@@ -324,9 +325,9 @@ def test_broken_links_of_diversity_are_named(
 def test_methods_of_one_recipe_are_told_apart_by_source(table: Callable[[str], Path]) -> None:
     path = table("table8")
     assert verify(path) == 0
-    rows = tables.read_csv(path)
+    rows = read_csv(path)
     fixed = [row for row in rows if row.method == "+ L_DFShield"]
-    tables.write_csv(path, [dataclasses.replace(row, method="+ DSS") for row in fixed])
+    write_csv(path, [dataclasses.replace(row, method="+ DSS") for row in fixed])
     assert verify(path) == 1
 
 
@@ -342,7 +343,7 @@ def test_variant_is_checked_against_the_student(
 def test_bad_input(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no such file"):
         verify(tmp_path / "none.csv")
-    tables.write_csv(tmp_path / "empty.csv", [])
+    write_csv(tmp_path / "empty.csv", [])
     with pytest.raises(InputError, match="no rows"):
         verify(tmp_path / "empty.csv")
 

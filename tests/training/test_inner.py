@@ -37,7 +37,7 @@ from dfshield.training.inner import (
     ],
 )
 def test_step_sizes(threat, l2_step, expected):
-    assert step_size(TrainOptions(l2_step=l2_step), parse_threat(threat)) == pytest.approx(expected)
+    assert step_size(TrainOptions.of(l2_step=l2_step), parse_threat(threat)) == pytest.approx(expected)
 
 
 def craft(threat: Threat, objective="kl", start="normal", steps=10, size=None, n=8, seed=0):
@@ -45,7 +45,7 @@ def craft(threat: Threat, objective="kl", start="normal", steps=10, size=None, n
     x = torch.from_numpy(tiny.images(n)).permute(0, 3, 1, 2)
     x[0], x[1] = 0.0, 1.0  # at the border of the range of pixels
     labels = torch.arange(n) % 10
-    size = size or step_size(TrainOptions(), threat)
+    size = size or step_size(TrainOptions.of(), threat)
     random = generator("test", seed)
     adversarial = pgd_ascent(model, x, labels, OBJECTIVES[objective], start, threat, steps, size, random)
     return model, x, labels, adversarial
@@ -87,7 +87,7 @@ def test_a_single_step_by_hand(threat):
     start = (x + 0.001 * torch.randn(x.shape, generator=generator("test", 0))).requires_grad_()
     p, q = model(x).softmax(1).detach(), model(start).log_softmax(1)
     (slope,) = torch.autograd.grad((p * (p.log() - q)).sum(), start)
-    size = step_size(TrainOptions(), threat)
+    size = step_size(TrainOptions.of(), threat)
     if threat.norm == "linf":
         expected = (start + size * slope.sign()).clamp(x - threat.eps, x + threat.eps)
     else:
@@ -141,14 +141,14 @@ def test_cross_entropy_on_a_linear_model():
 def test_the_teachers_divergence_on_a_linear_model():
     """RSLAD's inner problem: the gradient of KL(T(x) ‖ S(x')) is W (p' - p_T)."""
     slope = ((X @ W).softmax(1) - TEACHER.softmax(1)) @ W.T
-    torch.testing.assert_close(one_step(objective(TrainOptions(loss="rslad"))), along(slope))
+    torch.testing.assert_close(one_step(objective(TrainOptions.of(loss="rslad"))), along(slope))
 
 
 def test_the_students_divergence_on_a_linear_model():
     """TRADES' inner problem: the gradient of KL(S(x) ‖ S(x')) is W (p' - p), which is 0 at the image itself."""
     start = X + 0.001 * torch.randn(2, 1, 1, 2, generator=generator(0)).view(2, 2)
     slope = ((start @ W).softmax(1) - (X @ W).softmax(1)) @ W.T
-    found = one_step(objective(TrainOptions(loss="trades")), "normal")
+    found = one_step(objective(TrainOptions.of(loss="trades")), "normal")
     torch.testing.assert_close(found, along(slope, start), rtol=0, atol=1e-4)
     x = X.clone().requires_grad_()
     (slope,) = torch.autograd.grad(OBJECTIVES["kl"](X @ W, x @ W, None, Y), x)
@@ -160,10 +160,10 @@ def test_the_loss_itself_on_a_linear_model():
     long, short = 10 * math.sqrt(2 / 3), -10 * math.sqrt(1 / 6)
     centres = torch.tensor([[long, short, short], [short, short, long]])
     slope = (X @ W - centres) @ W.T
-    torch.testing.assert_close(one_step(objective(TrainOptions(loss="mmc"))), along(slope))
-    whole = objective(TrainOptions(loss="trades", inner="loss"))
+    torch.testing.assert_close(one_step(objective(TrainOptions.of(loss="mmc"))), along(slope))
+    whole = objective(TrainOptions.of(loss="trades", inner="loss"))
     z = [torch.randn(4, 3) for _ in range(3)]
-    expected = 4 * losses.trades(*z, torch.arange(4) % 3, TrainOptions())
+    expected = 4 * losses.trades(*z, torch.arange(4) % 3, TrainOptions.of())
     torch.testing.assert_close(whole(*z, torch.arange(4) % 3), expected)
 
 
@@ -182,7 +182,7 @@ def test_without_an_objective_the_start_is_taken(start, threat):
 
 
 def problems(**changes) -> list[InnerAttack]:
-    options = TrainOptions(**changes)
+    options = TrainOptions.of(**changes)
     return [InnerAttack.of(options, epoch) for epoch in range(options.epochs)]
 
 
@@ -199,14 +199,14 @@ def test_epsilon_grows_over_the_first_epochs(threat, full, step):
     shares = [0.25, 0.5, 0.75, 1, 1, 1, 1, 1]
     assert [problem.threat.eps for problem in found] == pytest.approx([share * full for share in shares])
     assert [problem.size for problem in found] == pytest.approx([share * step for share in shares])
-    assert InnerAttack.full(TrainOptions(epochs=8, threat=threat, eps_warmup=0.5)).threat.eps == full
+    assert InnerAttack.full(TrainOptions.of(epochs=8, threat=threat, eps_warmup=0.5)).threat.eps == full
 
 
 def test_epsilon_of_training_as_a_multiple_of_the_threats():
     found = problems(epochs=2, threat="linf:4/255", eps_factor=1.5, eps_warmup=1)
     assert [problem.threat.eps * 255 for problem in found] == pytest.approx([3, 6])
     assert [problem.size * 255 for problem in found] == pytest.approx([0.75, 1.5])
-    assert InnerAttack.full(TrainOptions(threat="linf:4/255", eps_factor=1.5)).threat.eps == 4 / 255
+    assert InnerAttack.full(TrainOptions.of(threat="linf:4/255", eps_factor=1.5)).threat.eps == 4 / 255
 
 
 def test_curriculum_takes_more_and_more_steps():
@@ -235,7 +235,7 @@ def test_a_single_step_has_the_length_of_epsilon(threat):
 
 @pytest.mark.parametrize("loss", registry.LOSSES)
 def test_held_out_images_are_attacked_in_full_whatever_the_search(loss):
-    options = TrainOptions(loss=loss, threat="l2:0.5", attack_steps=7, eps_warmup=1)
+    options = TrainOptions.of(loss=loss, threat="l2:0.5", attack_steps=7, eps_warmup=1)
     found = InnerAttack.full(options)
     assert (found.search, found.steps, found.threat, found.size) == ("pgd", 7, ("l2", 0.5), 15 / 255)
     assert found.objective is not None and found.start != "image" and found.stop is None

@@ -28,7 +28,7 @@ def logits(name: str) -> torch.Tensor:
 
 def loss(name: str, **changes) -> float:
     function = registry.LOSSES[name].load()
-    return float(function(*map(logits, P), torch.tensor(LABELS), TrainOptions(**changes)))
+    return float(function(*map(logits, P), torch.tensor(LABELS), TrainOptions.of(**changes)))
 
 
 def mean(values) -> float:
@@ -134,30 +134,30 @@ CASES = [
     ("trades", {"beta": 0.0}, cross_entropy(CLEAN)),
     ("trades", {}, cross_entropy(CLEAN) + 6 * kl(CLEAN, ADVERSARIAL)),
     ("mart", {}, mart(5)),
-    ("mart", {"mart_weight": 0.0}, mart(0)),
+    ("mart", {"weight": 0.0}, mart(0)),
     ("ard", {}, ard(1, 30)),
-    ("ard", {"ard_alpha": 0.25, "ard_temperature": 2.0}, ard(0.25, 2)),
+    ("ard", {"alpha": 0.25, "temperature": 2.0}, ard(0.25, 2)),
     ("rslad", {}, (5 / 6 * kl(TEACHER, ADVERSARIAL) + 1 / 6 * kl(TEACHER, CLEAN)) / 3),
-    ("rslad", {"rslad_alpha": "0.5"}, (kl(TEACHER, ADVERSARIAL) + kl(TEACHER, CLEAN)) / 6),
+    ("rslad", {"alpha": "0.5"}, (kl(TEACHER, ADVERSARIAL) + kl(TEACHER, CLEAN)) / 6),
     ("alp", {}, cross_entropy(ADVERSARIAL) + 0.5 * squares(shifted("adversarial"), shifted("clean"))),
     (
         "alp",
-        {"alp_pairs": "probabilities", "pairing_weight": 2.0},
+        {"pairs": "probabilities", "weight": 2.0},
         cross_entropy(ADVERSARIAL) + 2 * (0.16 + 0.16 + 0.0025 + 0.0225 + 0.01) / 2,
     ),
     ("clp", {}, cross_entropy(CLEAN) + 0.5 * (0.16 + 0.16 + 0.0025 + 0.0225 + 0.01) / 2),
-    ("clp", {"pairing_weight": 0.0}, cross_entropy(CLEAN)),
+    ("clp", {"weight": 0.0}, cross_entropy(CLEAN)),
     ("mma", {}, (-math.log(0.3) - math.log(0.3)) / 2),  # x̂' of the first image, x̂ of the second
     ("mmc", {}, squares(shifted("adversarial"), centres(10)) / 2),
-    ("mmc", {"mmc_norm": 3.0}, squares(shifted("adversarial"), centres(3)) / 2),
+    ("mmc", {"norm": 3.0}, squares(shifted("adversarial"), centres(3)) / 2),
     ("vat", {}, cross_entropy(CLEAN) + kl(CLEAN, ADVERSARIAL)),
-    ("vat", {"vat_weight": 4.0}, cross_entropy(CLEAN) + 4 * kl(CLEAN, ADVERSARIAL)),
+    ("vat", {"weight": 4.0}, cross_entropy(CLEAN) + 4 * kl(CLEAN, ADVERSARIAL)),
     ("fgsm", {}, (cross_entropy(CLEAN) + cross_entropy(ADVERSARIAL)) / 2),
-    ("fgsm", {"fgsm_alpha": 0.1}, 0.1 * cross_entropy(CLEAN) + 0.9 * cross_entropy(ADVERSARIAL)),
+    ("fgsm", {"alpha": 0.1}, 0.1 * cross_entropy(CLEAN) + 0.9 * cross_entropy(ADVERSARIAL)),
     ("curriculum", {}, cross_entropy(ADVERSARIAL)),
     ("dart", {}, cross_entropy(ADVERSARIAL)),
     ("uat", {}, cross_entropy(ADVERSARIAL) + kl(TEACHER, ADVERSARIAL)),
-    ("uat", {"uat_weight": 3.0}, cross_entropy(ADVERSARIAL) + 3 * kl(TEACHER, ADVERSARIAL)),
+    ("uat", {"weight": 3.0}, cross_entropy(ADVERSARIAL) + 3 * kl(TEACHER, ADVERSARIAL)),
     ("rst", {"beta": 2.0}, cross_entropy(CLEAN) + 2 * kl(CLEAN, ADVERSARIAL)),
 ]
 
@@ -174,13 +174,13 @@ def test_every_loss_has_a_value_by_hand():
 def test_mart_names_the_largest_wrong_class_even_where_the_label_is_larger():
     """The second term takes the maximum over the classes other than the label, also if the label has more."""
     adversarial = torch.tensor([[0.8, 0.15, 0.05]]).log()
-    found = losses.mart(adversarial, adversarial, adversarial, torch.tensor([0]), TrainOptions())
+    found = losses.mart(adversarial, adversarial, adversarial, torch.tensor([0]), TrainOptions.of())
     assert float(found) == pytest.approx(-math.log(0.8) - math.log(1.0001 - 0.15), rel=1e-5)
 
 
 def test_mart_stays_finite_where_a_wrong_class_is_certain():
     certain = torch.tensor([[0.0, 100.0, 0.0]], requires_grad=True)
-    found = losses.mart(certain, certain, certain, torch.tensor([0]), TrainOptions())
+    found = losses.mart(certain, certain, certain, torch.tensor([0]), TrainOptions.of())
     (slope,) = torch.autograd.grad(found, certain)
     assert found.item() == pytest.approx(100 - math.log(0.0001), rel=1e-3)
     assert slope.isfinite().all()
@@ -188,14 +188,14 @@ def test_mart_stays_finite_where_a_wrong_class_is_certain():
 
 def test_mma_follows_the_students_own_clean_prediction():
     clean = logits("adversarial")  # now neither image is classified as label 0 or, for the second, as label 1
-    found = losses.mma(clean, logits("clean"), logits("teacher"), torch.tensor([0, 1]), TrainOptions())
+    found = losses.mma(clean, logits("clean"), logits("teacher"), torch.tensor([0, 1]), TrainOptions.of())
     assert float(found) == pytest.approx((-math.log(0.3) - math.log(0.35)) / 2)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
 def test_the_mahalanobis_centres_are_as_far_apart_as_can_be(classes):
     """The loss vanishes at the centres, which all have the norm and the angle arccos(-1/(C-1)) of the paper."""
-    options, labels = TrainOptions(), torch.arange(classes)
+    options, labels = TrainOptions.of(), torch.arange(classes)
     simplex = torch.eye(classes, dtype=torch.float64) - 1 / classes
     centres = 10 * simplex / simplex.norm(dim=1, keepdim=True)
     assert float(losses.mmc(centres, centres, centres, labels, options)) == pytest.approx(0, abs=1e-9)
@@ -208,10 +208,10 @@ def test_the_mahalanobis_centres_are_as_far_apart_as_can_be(classes):
 
 @pytest.mark.parametrize("name", ["dfshield", "trades", "mart", "alp", "clp", "rst"])
 def test_the_smoothness_term_moves_both_sides(name):
-    off = {"lambda1": 0.0, "lambda2": 0.0, "beta": 0.0, "mart_weight": 0.0, "pairing_weight": 0.0}
+    off = {"lambda1": 0.0, "lambda2": 0.0, "beta": 0.0, "weight": 0.0, "weight": 0.0}
     clean, adversarial = logits("clean").requires_grad_(), logits("adversarial").requires_grad_()
     found = []
-    for options in (TrainOptions(lambda1=0), TrainOptions(**off)):
+    for options in (TrainOptions.of(lambda1=0), TrainOptions.of(**off)):
         value = registry.LOSSES[name].load()(clean, adversarial, logits("teacher"), torch.tensor(LABELS), options)
         found.append(torch.autograd.grad(value, (clean, adversarial), allow_unused=True, materialize_grads=True))
     for whole, without in zip(*found, strict=True):
@@ -222,7 +222,7 @@ def test_virtual_adversarial_training_holds_its_target_fixed():
     clean, adversarial = logits("clean").requires_grad_(), logits("adversarial").requires_grad_()
     rest = (logits("teacher"), torch.tensor(LABELS))
     slopes = [
-        torch.autograd.grad(losses.vat(clean, adversarial, *rest, TrainOptions(vat_weight=w)), clean)[0]
+        torch.autograd.grad(losses.vat(clean, adversarial, *rest, TrainOptions.of(weight=w)), clean)[0]
         for w in (0.0, 5.0)
     ]
     assert torch.equal(*slopes)
@@ -246,7 +246,7 @@ def test_gradient_penalty_by_hand(weight):
         total += -math.log(p[label]) + weight * (slope[0] ** 2 + slope[1] ** 2)
     images = torch.tensor(pixels).view(2, 1, 1, 2).requires_grad_()
     clean = images.flatten(1) @ torch.tensor(matrix).T
-    options = TrainOptions(gradient_weight=weight)
+    options = TrainOptions.of(weight=weight)
     found = losses.gradient_penalty(clean, clean, clean, torch.tensor(labels), options, images)
     assert found.item() == pytest.approx(total / 2, rel=1e-5)
 
@@ -255,7 +255,7 @@ def test_the_gradient_penalty_reaches_the_weights():
     """Double back-propagation against differences of the loss itself."""
     model = tiny.classifier(scale=5.0).double()
     x = torch.from_numpy(tiny.images(6)).permute(0, 3, 1, 2).double()
-    labels, options = torch.arange(6), TrainOptions(gradient_weight=10)
+    labels, options = torch.arange(6), TrainOptions.of(weight=10)
     weight = next(model.net.parameters())
 
     def value():
@@ -264,7 +264,7 @@ def test_the_gradient_penalty_reaches_the_weights():
         return losses.gradient_penalty(clean, clean, clean, labels, options, images)
 
     (slope,) = torch.autograd.grad(value(), weight)
-    plain = TrainOptions(gradient_weight=0)
+    plain = TrainOptions.of(weight=0)
     images = x.clone().requires_grad_()
     clean = model(images)
     (without,) = torch.autograd.grad(losses.gradient_penalty(clean, clean, clean, labels, plain, images), weight)
@@ -315,18 +315,18 @@ def test_each_loss_has_the_inner_problem_of_its_paper(name, facts):
 
 
 def test_constants_of_the_methods():
-    given = TrainOptions().model_dump()
+    given = TrainOptions.of().model_dump()
     expected = {
         "beta": 6,
-        "mart_weight": 5,
-        "ard_alpha": 1,
-        "ard_temperature": 30,
-        "rslad_alpha": "5/6",
-        "fgsm_alpha": 0.5,
-        "vat_iterations": 1,
-        "pairing_weight": 0.5,
-        "alp_pairs": "logits",
-        "mmc_norm": 10,
+        "weight": 5,
+        "alpha": 1,
+        "temperature": 30,
+        "alpha": "5/6",
+        "alpha": 0.5,
+        "iterations": 1,
+        "weight": 0.5,
+        "pairs": "logits",
+        "norm": 10,
         "fosc_max": 0.5,
         "fosc_share": "5/6",
         "awp": 0,

@@ -28,11 +28,11 @@ from dfshield.training.inner import OBJECTIVES, InnerAttack, pgd_ascent
 from dfshield.training.train import run
 from dfshield.training.trainer import Trainer
 
-QUICK = TrainOptions(device="cpu", epochs=2, batch=10, aggregate=2, attack_steps=2, holdout=10)
+QUICK = TrainOptions.of(device="cpu", epochs=2, batch=10, aggregate=2, attack_steps=2, holdout=10)
 
 
 def quick(**changes) -> TrainOptions:
-    return TrainOptions(**(QUICK.model_dump() | changes))
+    return TrainOptions.of(**(QUICK.model_dump() | changes))
 
 
 # --- GradRefine ------------------------------------------------------------------------------------------------------
@@ -395,7 +395,7 @@ def test_rslad_crafts_against_the_teacher():
 
 
 def test_the_gradient_penalty_sees_each_image_once_and_crafts_nothing():
-    made = make(quick(loss="gradient-penalty", gradient_weight=3.0))
+    made = make(quick(loss="gradient-penalty", weight=3.0))
     norm = next(m for m in made.student.modules() if isinstance(m, torch.nn.BatchNorm2d))
     counted = int(norm.num_batches_tracked)
     made._craft = None  # would fail
@@ -710,7 +710,7 @@ def test_no_real_data_can_be_read(files, tmp_path):
         "    except RuntimeError as error: print('refused:', error)\n"
         "    return genuine(self, *rest)\n"
         "trainer.Trainer.epoch = epoch\n"
-        "options = TrainOptions(epochs=1, batch=10, aggregate=1, attack_steps=1, holdout=0)\n"
+        "options = TrainOptions.of(epochs=1, batch=10, aggregate=1, attack_steps=1, holdout=0)\n"
         "trainer.run(*map(Path, sys.argv[1:]), options)\n"
         "print(sorted(m for m in sys.modules if m.startswith('dfshield.data') or m == 'sklearn'))\n"
     )
@@ -743,12 +743,12 @@ def test_no_real_data_can_be_read(files, tmp_path):
     ],
 )
 def test_profiles(option, paper, repo):
-    assert getattr(TrainOptions(**PROFILES["paper"].get("training", {})), option) == paper
-    assert getattr(TrainOptions(**PROFILES["repo"]["training"]), option) == repo
+    assert getattr(TrainOptions.of(**PROFILES["paper"].get("training", {})), option) == paper
+    assert getattr(TrainOptions.of(**PROFILES["repo"]["training"]), option) == repo
 
 
 def test_the_papers_numbers():
-    options = TrainOptions()
+    options = TrainOptions.of()
     assert (options.lr, options.momentum, options.epochs, options.batch) == (1e-4, 0.9, 100, 200)
     assert (options.aggregate, options.tau, options.lambda1, options.lambda2) == (20, 0.5, 1, 1)
     assert (options.attack_steps, options.schedule, options.beta) == (10, "constant", 6)

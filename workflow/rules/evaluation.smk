@@ -1,5 +1,43 @@
-# The first real images that are read: attacks, one ledger per model and protocol; the diversity of training data, one
-# record per surrogate set.
+# The first real images that are read: attacks, one ledger per model and protocol; the diversity of training images, one
+# record per set.
+
+
+def attacked(wildcards):
+    """The checkpoint to attack: the teacher itself where nothing was trained."""
+    return (TEACHER if wildcards.recipe == NONE else STUDENT).format(**wildcards)
+
+
+def evaluation_file(wildcards):
+    """A user's own evaluation set."""
+    own = plan.subject(wildcards.dataset, wildcards.model).evaluation
+    return below_data(own.file) if own else []
+
+
+def images_flags(wildcards, input):
+    return f"--evaluation {shlex.quote(input.images)}" if input.images else f"--dataset {wildcards.dataset}"
+
+
+def subject(wildcards):
+    """What is attacked, for the ledger."""
+    fields = ("dataset", "model", "source", "recipe", "train_threat")
+    return canonical_json({field: wildcards[field] for field in fields} | {"seed": int(wildcards.seed)})
+
+
+def defence_flags(wildcards):
+    """A defence at test time with its options."""
+    own = plan.defence(wildcards.defence)
+    values = canonical_json(own.described()) if own else ""
+    return f"--defence {shlex.quote(values)}" if own else ""
+
+
+def vgg16_file(wildcards):
+    """Weights of VGG16, where features of it are compared."""
+    options = job_options("diversity", wildcards)
+    return below_data(Path(options.vgg16)) if "vgg16" in (options.features, options.bin_features) else []
+
+
+def vgg16_flags(wildcards, input):
+    return f"--vgg16 {shlex.quote(input.vgg16)}" if input.vgg16 else ""
 
 
 rule attack:
@@ -17,25 +55,20 @@ rule attack:
         " seed {wildcards.seed}"
     threads: cores("attack")
     resources:
-        gpu=gpus("attack"),
-        mem_mb=memory("attack"),
-        runtime=minutes("attack"),
+        **ask("attack"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
-        images=images_words,
-        data=data_words,
-        factory=factory_words,
+        **common("attack"),
+        images=images_flags,
+        factory=factory_flags,
+        defence=defence_flags,
         subject=subject,
         state=STATE,
-        flags=flags("attack"),
-        options=options("attack"),
-        code=code("attack"),
     shell:
         "{params.dfshield} attack --model {input.model} --out {output} {params.images} {params.data}"
-        " --protocol {wildcards.protocol} --subject {params.subject:q} {params.factory} --state {params.state}"
-        " {params.flags} --code {params.code} 2>&1 | tee {log}"
+        " --protocol {wildcards.protocol} --subject {params.subject:q} {params.defence} {params.factory}"
+        " --state {params.state} {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 
 rule diversity:
@@ -50,25 +83,36 @@ rule diversity:
     benchmark:
         benchmark_of(DIVERSITY)
     message:
-        "Diversity of {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}"
-        " against the {wildcards.split} split"
+        "Diversity of {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed} against the {wildcards.split} split"
     wildcard_constraints:
+        source=one_of(plan.sources),
         dataset=one_of(plan.config.datasets),
     threads: cores("diversity")
     resources:
-        gpu=gpus("diversity"),
-        mem_mb=memory("diversity"),
-        runtime=minutes("diversity"),
+        **ask("diversity"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
-        data=data_words,
-        vgg16=vgg16_words,
-        flags=flags("diversity"),
-        options=options("diversity"),
-        code=code("diversity"),
+        **common("diversity"),
+        vgg16=vgg16_flags,
     shell:
         "{params.dfshield} diversity --teacher {input.teacher} --data {input.data} --out {output}"
-        " --dataset {wildcards.dataset} {params.data} {params.flags} {params.vgg16} --code {params.code}"
-        " 2>&1 | tee {log}"
+        " --dataset {wildcards.dataset} {params.data} {params.flags} {params.vgg16} --code {params.code} 2>&1 | tee {log}"
+
+
+use rule diversity as diversity_of_images with:
+    input:
+        teacher=TEACHER,
+        data=IMAGES,
+        vgg16=vgg16_file,
+    output:
+        IMAGES_DIVERSITY,
+    log:
+        log_of(IMAGES_DIVERSITY),
+    benchmark:
+        benchmark_of(IMAGES_DIVERSITY)
+    message:
+        "Diversity of the images of {wildcards.dataset}/{wildcards.model}/{wildcards.recipe} seed {wildcards.seed}"
+    wildcard_constraints:
+        source=NONE,
+        dataset=one_of(plan.config.datasets),

@@ -3,7 +3,7 @@
 
 rule table:
     input:
-        lambda wildcards: ledgers(cells_of(wildcards.table)),
+        lambda wildcards: evidence(plan.cells(wildcards.table)),
     output:
         csv=report(TABLE, caption="../report/table.rst", category="Tables"),
         markdown=Path(TABLE).with_suffix(".md"),
@@ -16,22 +16,20 @@ rule table:
         "Table {wildcards.table}"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **ask("table"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
+        **common("table"),
         config=CONFIG,
-        content=lambda wildcards: table_content(wildcards.table),
-        code=lambda wildcards: code_digest("table"),
+        content=lambda wildcards: table_content(plan, wildcards.table),
     shell:
         "{params.dfshield} table {wildcards.table} --config {params.config} --out {output.csv} 2>&1 | tee {log}"
 
 
 rule cost:
     input:
-        measurements,
+        lambda wildcards: measurements(plan),
     output:
         csv=report(COST, caption="../report/cost.rst", category="Tables"),
         markdown=Path(COST).with_suffix(".md"),
@@ -42,21 +40,19 @@ rule cost:
         "Cost of every method"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **ask("cost"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
+        **common("cost"),
         config=CONFIG,
-        code=lambda wildcards: code_digest("cost"),
     shell:
         "{params.dfshield} cost --config {params.config} --out {output.csv} 2>&1 | tee {log}"
 
 
-rule model_card:
+rule harden_model:
     input:
-        unpack(card_files),
+        unpack(lambda wildcards: card_files(plan, wildcards.name)),
     output:
         card=CARD,
         model=Path(CARD).with_name("model.safetensors"),
@@ -69,15 +65,13 @@ rule model_card:
         "Hardened model {wildcards.name}"
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=30,
+        **ask("harden"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
+        **common("harden"),
         config=CONFIG,
         folder=lambda wildcards, output: Path(output.card).parent,
-        code=lambda wildcards: code_digest("card"),
     shell:
         "{params.dfshield} harden {wildcards.name} --config {params.config} --student {input.student}"
         " --out {params.folder} 2>&1 | tee {log}"

@@ -1,4 +1,9 @@
-# Students: a copy of the teacher fine-tuned adversarially on the training data, or trained beside a generator.
+# Students: a copy of the teacher fine-tuned adversarially on a training set, or trained beside a generator.
+
+
+def recipes(stage):
+    """Names of the recipes of a stage, swept ones included."""
+    return one_of(recipe for recipe in plan.recipes if plan.recipe_stage(recipe) == stage)
 
 
 rule train:
@@ -15,23 +20,18 @@ rule train:
     message:
         "Training {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe} seed {wildcards.seed}"
     wildcard_constraints:
-        source=one_of(plan.config.sources),
-        recipe=one_of(recipe for recipe in plan.recipes if not plan.cotrained(recipe)),
+        source=one_of(plan.sources),
+        recipe=recipes("train"),
     priority: 2  # what others wait for goes first, so that no long chain is left to the end
-    threads: cores("training")
+    threads: cores("train")
     resources:
-        gpu=gpus("training"),
-        mem_mb=memory("training"),
-        runtime=minutes("training"),
+        **ask("train"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
-        factory=factory_words,
+        **common("train"),
+        factory=factory_flags,
         state=STATE,
-        flags=flags("training"),
-        options=options("training"),
-        code=code("training"),
     shell:
         "{params.dfshield} train --teacher {input.teacher} --data {input.data} --out {output.student}"
         " --metrics {output.metrics} --recipe {wildcards.recipe} {params.factory} --state {params.state}"
@@ -44,6 +44,7 @@ rule cotrain:
     output:
         student=STUDENT,
         metrics=METRICS,
+        images=IMAGES,
     log:
         log_of(STUDENT),
     benchmark:
@@ -52,23 +53,18 @@ rule cotrain:
         "Co-training {wildcards.dataset}/{wildcards.model}/{wildcards.recipe} seed {wildcards.seed}"
     wildcard_constraints:
         source=NONE,
-        recipe=one_of(filter(plan.cotrained, plan.recipes)),
-    priority: 2  # what others wait for goes first, so that no long chain is left to the end
-    threads: cores("cotraining")
+        recipe=recipes("cotrain"),
+    priority: 2
+    threads: cores("cotrain")
     resources:
-        gpu=gpus("cotraining"),
-        mem_mb=memory("cotraining"),
-        runtime=minutes("cotraining"),
+        **ask("cotrain"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
-        factory=factory_words,
+        **common("cotrain"),
+        factory=factory_flags,
         state=STATE,
-        flags=flags("cotraining"),
-        options=options("cotraining"),
-        code=code("cotraining"),
     shell:
-        "{params.dfshield} cotrain --teacher {input.teacher} --out {output.student}"
+        "{params.dfshield} cotrain --teacher {input.teacher} --out {output.student} --images {output.images}"
         " --metrics {output.metrics} --recipe {wildcards.recipe} {params.factory} --state {params.state}"
         " {params.flags} --code {params.code} 2>&1 | tee {log}"

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, write_text
 from dfshield.models.card import Card, read_card
-from dfshield.planning.paths import DATA, HARDEN
-from dfshield.report.flags import notes
-from dfshield.report.layout import METRICS
-from dfshield.report.tables import Row, build, write_csv
+from dfshield.registry import metric
+from dfshield.report.content import card_files
+from dfshield.report.items import symbols
+from dfshield.report.markdown import raised
+from dfshield.report.notes import notes
+from dfshield.report.rows import Row, write_csv
+from dfshield.report.table import build
 from dfshield.sources.trainset import header
 
 if TYPE_CHECKING:
@@ -26,7 +29,6 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
     Figures come from the ledgers of the entry's evaluation, if it has one. Raises InputError if the training
     diverged or if student, data and ledgers do not belong together.
     """
-    entry = plan.hardened(name)
     card = read_card(student)
     if card.provenance.get("diverged"):
         raise InputError(
@@ -35,7 +37,7 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
         )
     rows = build(plan.harden_cells(name))
     _check_ledgers(plan, name, card)
-    data = Path(plan.path(DATA, HARDEN, name, source=entry.source, seed=plan.config.seeds[0]))
+    data = Path(card_files(plan, name)["data"])
     synthesis = header(data) if data.is_file() else None
     if synthesis and synthesis["content_sha256"] != card.provenance.get("data_sha256"):
         raise InputError(f"{student}: was trained on other data than {data}; train it again")
@@ -110,12 +112,11 @@ def _figures(rows: Sequence[Row]) -> list[str]:
         "| --- | --- | ---: | --- | ---: | --- |",
     ]
     for row in rows:
-        symbols = ",".join(dict.fromkeys(marks[flag][0] for flag in row.flags))
-        raised = f"<sup>{symbols}</sup>" if symbols else ""
-        metric = METRICS.get(row.metric, row.metric)
+        marked = raised(symbols(row.flags, marks))
+        at = "" if row.metric == "clean" else f" at `{row.threat}`"
+        title, interval = metric(row.metric).title, f"{row.ci_low:.1f} to {row.ci_high:.1f}"
         lines.append(
-            f"| {row.method} | {metric} | {row.value:.2f}{raised} | {row.ci_low:.1f} to {row.ci_high:.1f} | {row.n} "
-            f"| {row.protocol}{'' if row.metric == 'clean' else f' at `{row.threat}`'} |"
+            f"| {row.method} | {title} | {row.value:.2f}{marked} | {interval} | {row.n} | {row.protocol}{at} |"
         )
     explained = (
         f"Undefended is the original model. Always answering the majority class scores {rows[0].majority:.2f} %; "

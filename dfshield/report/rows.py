@@ -1,4 +1,4 @@
-"""Table CSVs: one tidy row per cell and seed, every figure read from a ledger or a record of diversity metrics."""
+"""Rows of a table: one a cell and seed, made from the evidence of the cell, and their CSV."""
 
 import csv
 import dataclasses
@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
@@ -15,21 +15,19 @@ from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file, write_text
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation import record as diversity
-from dfshield.evaluation.ledger import Ledger, confidence_interval, read_ledger
-from dfshield.evaluation.record import Record, read_record
+from dfshield.evaluation.ledger import Ledger, confidence_interval
+from dfshield.evaluation.record import Record
 from dfshield.planning.cells import Cell, swept
 from dfshield.planning.tables import TableSpec, formulas
-from dfshield.report.published import Key, figure
-
-if TYPE_CHECKING:
-    from dfshield.planning.plan import Plan
+from dfshield.registry import metric
+from dfshield.report.published import Key
 
 MASKED = ("zero-gradients", "square-broke-after-white-box")
 """Flags of a ledger that are signs of masked gradients (Croce and Hein 2020)."""
-
-
 REAL = ("train", "test", "public")
 """Values of `real_data` that cost a model its claim to be data-free."""
+OPTIONAL = ("ci_low", "ci_high", "majority", "balanced", "macro_f1")
+"""Columns that a diversity metric leaves empty."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +65,7 @@ class Row:
 
     def text(self, name: str) -> str:
         """The value of a column as the CSV has it."""
-        return cell_text(getattr(self, name), decimals(self.metric) if name in ("value", "paper") else 2)
+        return cell_text(getattr(self, name), metric(self.metric).decimals if name in ("value", "paper") else 2)
 
 
 def key_of(place: Row | Cell) -> Key:
@@ -75,55 +73,21 @@ def key_of(place: Row | Cell) -> Key:
     return place.dataset, place.model, place.method, place.variant, place.metric, place.threat
 
 
-OPTIONAL = ("ci_low", "ci_high", "majority", "balanced", "macro_f1")
-"""Columns that a diversity metric leaves empty."""
 COLUMNS = tuple(field.name for field in dataclasses.fields(Row))
+SHARED = tuple(field.name for field in dataclasses.fields(Cell) if field.name in COLUMNS)
+"""Columns that a row takes from its cell."""
 
 
-def run(plan: "Plan", table: str, out: Path) -> None:
-    """Write table `table` of a run to the CSV `out`, and its Markdown and LaTeX beside it.
-
-    Raises InputError for an unknown table or a ledger that cannot be used; nothing is written then.
-    """
-    from dfshield.report.render import latex, markdown
-
-    cells = plan.cells(table)
-    spec = plan.tables[table]
-    rows = build(cells, spec)
-    texts = {".md": markdown(rows, spec), ".tex": latex(rows, spec)}
-    for suffix, text in texts.items():
-        write_text(out.with_suffix(suffix), text)
-    if spec.metrics:
-        write_csv(out, rows)
-    else:
-        write_formulas(out, spec)
+def cell_of(row: Row, path: Path) -> Cell:
+    """The cell of a row, whose figure is read from `path`."""
+    return Cell(table="", ledger=str(path), **{name: getattr(row, name) for name in SHARED})
 
 
-def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
-    """Rows of the given cells, in their order.
-
-    `spec` says which of the paper's tables this is; without it no row has a published value. Raises InputError for a
-    file that is missing, damaged or not the cell's. One ledger is held at a time: they may be hundreds of MB.
-    """
-    return [_read(cell, spec) for cell in cells]
+def _shared(cell: Cell) -> dict[str, Any]:
+    return {name: getattr(cell, name) for name in SHARED} | {"unit": metric(cell.metric).unit}
 
 
-def _read(cell: Cell, spec: TableSpec | None) -> Row:
-    paper = figure(spec.papers_number, key_of(cell)) if spec and _papers_own(cell, spec) else None
-    if cell.metric in diversity.METRICS:
-        return diversity_row(cell, read_record(Path(cell.ledger)), paper)
-    return row_of(cell, read_ledger(Path(cell.ledger)), paper)
-
-
-def _papers_own(cell: Cell, spec: TableSpec) -> bool:
-    """Whether the paper has this cell's data set, model and threat."""
-    if cell.dataset not in spec.paper.datasets or cell.defence != "none":
-        return False
-    here, papers = parse_threat(cell.threat), [parse_threat(text) for text in spec.papers_threats]
-    return any(here.norm == p.norm and math.isclose(here.eps, p.eps, rel_tol=1e-6) for p in papers)
-
-
-def row_of(cell: Cell, ledger: Ledger, paper: float | None) -> Row:
+def ledger_row(cell: Cell, ledger: Ledger, paper: float | None) -> Row:
     """The row of one cell, by its ledger; `paper` is the published value, if any. InputError if they do not fit."""
     _check(cell, ledger)
     if cell.metric == "clean":  # all shares are then of the unperturbed images, whatever attack the ledger is of
@@ -132,19 +96,11 @@ def row_of(cell: Cell, ledger: Ledger, paper: float | None) -> Row:
         ledger = dataclasses.replace(ledger, prediction=clean, broken=clean != ledger.label, flags=flags)
     low, high = confidence_interval(int(np.count_nonzero(~ledger.broken)), ledger.n)
     return Row(
-        dataset=cell.dataset,
-        model=cell.model,
-        method=cell.method,
-        variant=cell.variant,
-        defence=cell.defence,
-        threat=cell.threat,
-        metric=cell.metric,
+        **_shared(cell),
         value=ledger.robust_accuracy,
-        unit="%",
         ci_low=low,
         ci_high=high,
         n=ledger.n,
-        seed=cell.seed,
         protocol=ledger.protocol,
         flags=flags_of(ledger),
         majority=ledger.majority,
@@ -162,19 +118,11 @@ def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
             f"{cell.ledger}: is of {record.dataset}/{record.model}, not of {cell.dataset}/{cell.model}; make it again"
         )
     return Row(
-        dataset=cell.dataset,
-        model=cell.model,
-        method=cell.method,
-        variant=cell.variant,
-        defence=cell.defence,
-        threat=cell.threat,
-        metric=cell.metric,
+        **_shared(cell),
         value=record.values[cell.metric],
-        unit=diversity.METRICS[cell.metric][0],
         ci_low=math.nan,
         ci_high=math.nan,
         n=record.n_real,
-        seed=cell.seed,
         protocol=diversity.protocol(record, cell.metric),
         flags=("not-data-free",) if record.real_data in REAL else (),
         majority=math.nan,
@@ -186,8 +134,8 @@ def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
 
 
 def _check(cell: Cell, ledger: Ledger) -> None:
-    metric = metric_of(ledger.protocol)
-    if cell.metric not in ("clean", metric):
+    measured = metric_of(ledger.protocol)
+    if cell.metric not in ("clean", measured):
         raise InputError(f"{cell.ledger}: its protocol is {ledger.protocol}, not {cell.metric}; attack again")
     if cell.metric != "clean" and parse_threat(cell.threat) != parse_threat(ledger.threat):
         raise InputError(f"{cell.ledger}: its threat is {ledger.threat}, not {cell.threat}; attack again")
@@ -232,11 +180,6 @@ def write_formulas(path: Path, spec: TableSpec) -> None:
     writer.writerow(("method", "generator", "student"))
     writer.writerows(formulas(spec))
     write_text(path, stream.getvalue())
-
-
-def decimals(metric: str) -> int:
-    """Decimals of a metric's values: two for accuracies in percent."""
-    return diversity.METRICS[metric][1] if metric in diversity.METRICS else 2
 
 
 def cell_text(value: object, places: int = 2) -> str:

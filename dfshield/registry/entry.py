@@ -26,15 +26,16 @@ class Entry:
 
     def load(self) -> Callable[..., Any]:
         """Import and return the function."""
-        function: Callable[..., Any] = _named(self.target)
+        function: Callable[..., Any] = named(self.target)
         return function
 
     def options_class(self, default: type[T]) -> type[T]:
         """The class of its options; `default` is the stage's own."""
-        found: type[T] = _named(self.options) if self.options else default
+        found: type[T] = named(self.options) if self.options else default
         return found
 
 
-def _named(target: str) -> Any:
+def named(target: str) -> Any:
+    """Import and return ``module:name``."""
     module, _, name = target.partition(":")
     return getattr(importlib.import_module(module), name)

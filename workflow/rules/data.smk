@@ -1,10 +1,20 @@
-# Training data: synthesised from the teacher alone, in shards; by a generator that the teacher trains; out of another
-# source, by mixing or masking its images; or, not data-free, another data set's images or the real training set itself.
-SYNTHETIC = one_of(name for name, source in plan.config.sources.items() if source.kind == "synthetic")
-GENERATED = one_of(name for name, source in plan.config.sources.items() if source.kind == "generator")
-AUGMENTED = one_of(name for name, source in plan.config.sources.items() if source.kind == "augmented")
-PUBLIC = one_of(name for name, source in plan.config.sources.items() if source.kind == "public")
-REAL = one_of(name for name, source in plan.config.sources.items() if source.kind == "real")
+# Training sets: synthesised from the teacher alone, in shards; by a generator that the teacher trains; out of another
+# set, by mixing or masking its images; or, not data-free, another data set's images or the real training set itself.
+
+
+def sources(stage):
+    """Names of the training sets that a stage makes."""
+    return one_of(name for name, choice in plan.sources.items() if choice.stage == stage)
+
+
+def shards(wildcards):
+    """Shards of a synthetic training set."""
+    return plan.shards(Place.of(dict(wildcards.items())))
+
+
+def base_data(wildcards):
+    """The training set that an augmented one is made of."""
+    return Place.of(dict(wildcards.items())).at(source=plan.sources[wildcards.source].base).path(DATA)
 
 
 rule synthesize:
@@ -19,23 +29,18 @@ rule synthesize:
     message:
         "Synthesis {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}, shard {wildcards.shard}"
     wildcard_constraints:
-        source=SYNTHETIC,
+        source=sources("synthesize"),
     priority: 3  # what others wait for goes first, so that no long chain is left to the end
-    threads: cores("synthesis")
+    threads: cores("synthesize")
     resources:
-        gpu=gpus("synthesis"),
-        mem_mb=memory("synthesis"),
-        runtime=minutes("synthesis"),
+        **ask("synthesize"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
+        **common("synthesize"),
         shards=lambda wildcards: len(shards(wildcards)),
-        factory=factory_words,
+        factory=factory_flags,
         state=STATE,
-        flags=flags("synthesis"),
-        options=options("synthesis"),
-        code=code("synthesis"),
     shell:
         "{params.dfshield} synthesize --teacher {input.teacher} --out {output} --source {wildcards.source}"
         " --shard {wildcards.shard} --shards {params.shards} {params.factory} --state {params.state}"
@@ -54,17 +59,15 @@ rule merge:
     message:
         "Merge {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}"
     wildcard_constraints:
-        source=SYNTHETIC,
+        source=sources("synthesize"),
     priority: 3
     threads: 1
     resources:
-        mem_mb=2000,
-        runtime=60,
+        **ask("merge"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
-        code=code("merge"),
+        **common("merge"),
     shell:
         "{params.dfshield} merge {input} --out {output} 2>&1 | tee {log}"
 
@@ -81,22 +84,17 @@ rule generate:
     message:
         "Generation {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}"
     wildcard_constraints:
-        source=GENERATED,
+        source=sources("generate"),
     priority: 3
-    threads: cores("generation")
+    threads: cores("generate")
     resources:
-        gpu=gpus("generation"),
-        mem_mb=memory("generation"),
-        runtime=minutes("generation"),
+        **ask("generate"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
-        factory=factory_words,
+        **common("generate"),
+        factory=factory_flags,
         state=STATE,
-        flags=flags("generation"),
-        options=options("generation"),
-        code=code("generation"),
     shell:
         "{params.dfshield} generate --teacher {input.teacher} --out {output} --source {wildcards.source}"
         " {params.factory} --state {params.state} {params.flags} --code {params.code} 2>&1 | tee {log}"
@@ -114,19 +112,15 @@ rule augment:
     message:
         "Augmentation {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed}"
     wildcard_constraints:
-        source=AUGMENTED,
+        source=sources("augment"),
     priority: 3
-    threads: cores("augmentation")
+    threads: cores("augment")
     resources:
-        mem_mb=memory("augmentation"),
-        runtime=minutes("augmentation"),
+        **ask("augment"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
-        flags=flags("augmentation"),
-        options=options("augmentation"),
-        code=code("augmentation"),
+        **common("augment"),
     shell:
         "{params.dfshield} augment --data {input} --out {output} --source {wildcards.source}"
         " {params.flags} --code {params.code} 2>&1 | tee {log}"
@@ -144,22 +138,16 @@ rule public:
     message:
         "Public data {wildcards.dataset}/{wildcards.model}/{wildcards.source} seed {wildcards.seed} (not data-free)"
     wildcard_constraints:
-        source=PUBLIC,
+        source=sources("public"),
         dataset=one_of(plan.config.datasets),
     priority: 3
     threads: cores("public")
     resources:
-        gpu=gpus("public"),
-        mem_mb=memory("public"),
-        runtime=minutes("public"),
+        **ask("public"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
-        data=data_words,
-        flags=flags("public"),
-        options=options("public"),
-        code=code("public"),
+        **common("public"),
     shell:
         "{params.dfshield} public --teacher {input.teacher} --out {output} --source {wildcards.source}"
         " {params.data} {params.flags} --code {params.code} 2>&1 | tee {log}"
@@ -177,19 +165,16 @@ rule export:
     message:
         "Real training data {wildcards.dataset}/{wildcards.model}/{wildcards.source} (not data-free)"
     wildcard_constraints:
-        source=REAL,
+        source=sources("export"),
         dataset=one_of(plan.config.datasets),
     priority: 3
     threads: 1
     resources:
-        mem_mb=4000,
-        runtime=60,
+        **ask("export"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        dfshield=program,
-        data=data_words,
-        code=code("export"),
+        **common("export"),
     shell:
         "{params.dfshield} export --dataset {wildcards.dataset} --teacher {input.teacher} --out {output}"
         " --source {wildcards.source} {params.data} --code {params.code} 2>&1 | tee {log}"

@@ -1,0 +1,30 @@
+"""Options of defences at test time. What one defence alone reads is in the class of that defence."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from dfshield import registry
+from dfshield.options.common import DefenceName, StageOptions
+
+
+class DefendOptions(StageOptions):
+    """Stand before a network at test time."""
+
+    entries = ("defence", registry.DEFENCES)
+
+    defence: DefenceName = "identity"
+    """defence"""
+
+
+class Tte(DefendOptions):
+    """Test-time transformation ensembling (Pérez et al. 2021): mean logits over crops and mirror images."""
+
+    defence: DefenceName = "tte"
+    """defence"""
+    flip: bool = True
+    """mirror every version left to right, too"""
+    crops: Annotated[int, Field(ge=0)] = 4
+    """crops of the padded image, at offsets that the seed draws once"""
+    pad: Annotated[int, Field(ge=0)] = 0
+    """pixels of zero padding before cropping; 0 for an eighth of the height, 4 for 32 pixels as published"""

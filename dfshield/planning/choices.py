@@ -1,0 +1,154 @@
+"""The four vocabularies of a config in one form: training sets, recipes, protocols, defences.
+
+An entry is a mapping whose first key is the stage, the key's value what the stage does, the rest its options:
+``{train: trades, aggregate: 1}``. Built-in entries are in config/defaults.yaml and merged by name.
+"""
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from dfshield import registry
+from dfshield.core.errors import InputError
+from dfshield.core.files import read_yaml
+from dfshield.core.threat import check_threat
+from dfshield.core.validation import check_keys
+from dfshield.options import DefendOptions, StageOptions
+from dfshield.planning.stages import STAGES
+
+VOCABULARIES: dict[str, tuple[str, ...]] = {
+    "sources": ("synthesize", "generate", "augment", "public", "export"),
+    "recipes": ("train", "cotrain"),
+    "protocols": ("attack",),
+    "defences": ("defend",),
+}
+"""The vocabularies and the stages that their entries may be of."""
+OPTIONS: dict[str, type[StageOptions] | None] = {
+    **{name: stage.options for name, stage in STAGES.items()},
+    "defend": DefendOptions,
+}
+"""Options by stage; a defence has no stage of its own, but options."""
+NO_ENTRY: dict[str, tuple[str, tuple[str, ...]]] = {
+    "public": ("dataset", tuple(registry.DATASETS)),
+    "export": ("split", ("train",)),
+}
+"""Stages whose first key names no registry entry with options: the field that it stands for, and its values."""
+OLD_KEYS = ("kind", "synthesis", "generation", "augmentation", "loss", "method", "targets")
+"""Keys of entries before they had one form."""
+BASE = "base"
+"""The key of an augmented training set that names what it is made of."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One entry of a vocabulary."""
+
+    stage: str
+    name: str
+    """What the stage does: a registry entry, the other data set, the split."""
+    options: Mapping[str, Any]
+    """Its options, with the field that names the entry."""
+    base: str | None = None
+    """The training set that an augmented one is made of."""
+    threat: str = ""
+    """A protocol's own threat model, such as ``linf:10/255``; empty where it is the table's."""
+
+    @property
+    def options_class(self) -> type[StageOptions] | None:
+        """The class of its options; None for a stage without."""
+        base = OPTIONS[self.stage]
+        return base.class_for(self.name) if base else None
+
+
+def parse(value: Any, vocabulary: str, where: str) -> Choice:
+    """The entry that a config states at `where`; raises ValueError with the form that is meant."""
+    stages = VOCABULARIES[vocabulary]
+    example = f"write {{{stages[0]}: NAME, option: value}}" + (f" or {', '.join(stages[1:])}" if stages[1:] else "")
+    if not isinstance(value, Mapping):
+        raise ValueError(f"{where}: must be a mapping; {example}")
+    given = [key for key in value if key in stages]
+    if len(given) != 1:
+        old = [str(key) for key in value if key in OLD_KEYS]
+        why = f"{old[0]} is the old form" if old else f"its first key is one of {', '.join(stages)}"
+        raise ValueError(f"{where}: {why}; {example}")
+    (stage,) = given
+    name, rest = value[stage], {key: option for key, option in value.items() if key != stage}
+    base_options = OPTIONS[stage]
+    field, known = NO_ENTRY.get(stage, ("", ()))
+    if base_options is not None and base_options.entries is not None:
+        field, known = base_options.entries[0], tuple(base_options.entries[1])
+    if name not in known:
+        near = difflib.get_close_matches(str(name), known, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
+        raise ValueError(f"{where}.{stage}: {name!r} is not known; {hint}")
+    base, threat = rest.pop(BASE, None) if stage == "augment" else None, ""
+    if stage == "augment" and not isinstance(base, str):
+        raise ValueError(f"{where}: base is missing; an augmented training set needs the one that it is made of")
+    if stage == "attack":
+        threat = str(rest.pop("threat", ""))
+        try:
+            threat = check_threat(threat) if threat else ""
+        except ValueError as error:
+            raise ValueError(f"{where}.threat: {error}") from None
+    if field in rest:
+        raise ValueError(f"{where}.{field}: is said by {stage}: already; take it out")
+    choice = Choice(stage, str(name), rest | ({field: str(name)} if base_options else {}), base, threat)
+    if base_options is None:
+        if rest:
+            raise ValueError(f"{where}: {stage} has no options; take out {', '.join(map(str, rest))}")
+        return choice
+    check_keys(dict(choice.options), base_options.class_for(choice.name), where)
+    return choice
+
+
+def merged(vocabulary: str, given: Mapping[str, Any], built_in: Mapping[str, Any]) -> dict[str, Choice]:
+    """The entries in force: the built-in ones and the config's own by name; null takes one out. Raises ValueError."""
+    if "none" in given:
+        raise ValueError(f"{vocabulary}.none: this name stands for the teacher itself, as it is; choose another")
+    for name, value in given.items():
+        if value is None and name not in built_in:
+            raise ValueError(f"{vocabulary}.{name}: null takes out a built-in entry, and there is none of this name")
+    together = {**built_in, **given}
+    return {
+        name: parse(value, vocabulary, f"{vocabulary}.{name}") for name, value in together.items() if value is not None
+    }
+
+
+def check_section(values: Mapping[str, Any], stage: str, where: str) -> None:
+    """Refuse what a stage's section of a config may not hold.
+
+    It holds options that all entries of the stage have and, by the names of entries, options of one entry alone:
+    ``train: {epochs: 26, dfshield: {lambda1: 3}}``. Raises ValueError naming the key and where it belongs.
+    """
+    options = OPTIONS[stage]
+    assert options is not None, stage
+    known = options.entries[1] if options.entries else {}
+    common = {key: value for key, value in values.items() if key not in known}
+    for key in common:
+        owners = [name for name in known if key in options.class_for(name).model_fields]
+        if key not in options.model_fields and owners:
+            own = f"{stage}: {{{owners[0]}: {{{key}: …}}}}"
+            raise ValueError(f"{where}.{key}: is an option of {', '.join(owners)} alone; write {own}")
+    check_keys(common, options, where)
+    for name in values.keys() & known.keys():
+        if not isinstance(values[name], Mapping):
+            raise ValueError(f"{where}.{name}: must be a mapping of the options of {name}")
+        check_keys(dict(values[name]), options.class_for(name), f"{where}.{name}")
+
+
+def layer(section: Mapping[str, Any], stage: str, entry: str) -> dict[str, Any]:
+    """What a stage's section says to the jobs of one entry: common options, then the entry's own."""
+    options = OPTIONS[stage]
+    known: Iterable[str] = options.entries[1] if options and options.entries else ()
+    common = {key: value for key, value in section.items() if key not in known}
+    return common | dict(section.get(entry, {}))
+
+
+def read_defaults(path: Path) -> dict[str, dict[str, Any]]:
+    """The built-in entries by vocabulary; raises InputError for a file that is not of this form."""
+    values = read_yaml(path)
+    if not isinstance(values, dict) or values.keys() != VOCABULARIES.keys():
+        raise InputError(f"{path}: must hold {', '.join(VOCABULARIES)}, each a mapping of names to entries")
+    return {name: dict(entries) for name, entries in values.items()}

@@ -1,0 +1,75 @@
+"""Which part of a config's grid every table takes: data sets, models, rows, seeds, threat models, swept values."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from typing import Any
+
+from dfshield.core.errors import InputError
+from dfshield.planning.config import Config
+from dfshield.planning.tables import GridSpec, RowSpec, TableSpec
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A config and the tables that it names."""
+
+    config: Config
+    tables: dict[str, TableSpec]
+
+    def blocks(self, spec: TableSpec) -> list[tuple[str, tuple[str, ...]]]:
+        """(data set, models) of a table: the config's among the paper's, or the config's own as a stand-in."""
+        own = [d for d in spec.paper.datasets if d in self.config.datasets]
+        if own:
+            return [(d, tuple(m for m in self.config.datasets[d].models if m in spec.paper.models)) for d in own]
+        first = self.grid(spec).models == "first"
+        return [(d, c.models[:1] if first else c.models) for d, c in self.config.datasets.items()]
+
+    def stand_in(self, spec: TableSpec) -> bool:
+        """Whether the config's own data sets take the place of the paper's, of which it has none."""
+        return not any(d in self.config.datasets for d in spec.paper.datasets)
+
+    def grid(self, spec: TableSpec) -> GridSpec:
+        """The part of the config's grid that a table takes: all of it where it has the paper's data sets."""
+        if not self.stand_in(spec):
+            return GridSpec()
+        return spec.grid.full if self.config.grid == "full" else spec.grid.demo
+
+    def seeds(self, spec: TableSpec, row: RowSpec) -> tuple[int, ...]:
+        """The seeds that a table has for a row."""
+        return self.config.seeds[:1] if "first" in (row.seeds, self.grid(spec).seeds) else self.config.seeds
+
+    def rows(self, spec: TableSpec) -> list[RowSpec]:
+        """The rows of a table; those that the config's `methods` choose, if the table has them all."""
+        chosen = {name.lower() for name in self.config.methods}
+        names = {table: {row.method.lower() for row in one.rows} for table, one in self.tables.items()}
+        if not any(chosen <= own for own in names.values()):
+            table = max(names, key=lambda name: len(chosen & names[name]))
+            raise InputError(
+                f"methods: no table has rows for all of {', '.join(self.config.methods)}; "
+                f"those of {table} are {', '.join(row.method.lower() for row in self.tables[table].rows)}"
+            )
+        stand_in = self.stand_in(spec)
+        fitting = [row for row in spec.rows if row.fits(stand_in)]
+        if not chosen or not chosen <= names[spec.key]:
+            return fitting
+        known = {row.method for row in fitting}  # a method of other data has its row if it is named, and no other
+        named = [row for row in spec.rows if row.method.lower() in chosen]
+        return [row for row in named if row.fits(stand_in) or row.method not in known]
+
+    def table_threats(self, spec: TableSpec, dataset: str) -> list[str]:
+        """Threat models that a table has for a data set: its own, or those that the table states."""
+        if spec.threats is None:
+            return [self.config.datasets[dataset].threat]
+        papers = dataset in spec.paper.datasets or self.config.grid == "full"
+        return list(spec.threats.full if papers else spec.threats.demo)
+
+    def sweeps(self, spec: TableSpec) -> list[dict[str, Any]]:
+        """The combinations of swept options of a table; one empty combination where nothing is swept."""
+        values = [getattr(sweep, self.config.grid) for sweep in spec.sweep.values()]
+        return [dict(zip(spec.sweep, combination, strict=True)) for combination in product(*values)]
+
+    @cached_property
+    def own_tables(self) -> list[str]:
+        """The tables that this config has cells in."""
+        return [table for table, spec in self.tables.items() if any(models for _, models in self.blocks(spec))]

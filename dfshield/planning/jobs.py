@@ -1,0 +1,127 @@
+"""The jobs that targets need: stage, place, options and inputs of each, once by the file that it makes.
+
+The workflow starts the same jobs (a test compares the counts); estimates and the cost table are computed of these.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from dfshield.planning.cells import Cell
+from dfshield.planning.paths import (
+    DATA,
+    DIVERSITY,
+    HARDEN,
+    IMAGES,
+    IMAGES_DIVERSITY,
+    LEDGER,
+    NONE,
+    RESULTS,
+    SHARD,
+    STUDENT,
+    TEACHER,
+    Place,
+)
+from dfshield.planning.plan import Plan
+
+CARD = RESULTS + "/" + HARDEN + "/{name}/MODEL_CARD.md"
+TABLE = RESULTS + "/{table}.csv"
+
+
+@dataclass(frozen=True)
+class Job:
+    """One job of the workflow; `inputs` are the files of the jobs that it waits for."""
+
+    stage: str
+    output: str
+    inputs: tuple[str, ...]
+    place: Place | None = None
+    """None for a table or a model card."""
+    options: Any = None
+    share: float = 1.0
+    """Share of a synthesis that a shard makes."""
+
+
+class Jobs:
+    """The jobs of some targets of a plan, by the file that each makes, in the order of the flow."""
+
+    def __init__(self, plan: Plan) -> None:
+        self.plan = plan
+        self.jobs: dict[str, Job] = {}
+
+    def target(self, name: str) -> None:
+        """A table by its name and all that its cells are read from, or ``harden``: the config's own models."""
+        if name != HARDEN:
+            self._add("table", TABLE.format(table=name), [self.evidence(cell) for cell in self.plan.cells(name)])
+            return
+        for own, entry in self.plan.config.harden.items():
+            inputs = [self.evidence(cell) for cell in self.plan.harden_cells(own)]
+            seed = self.plan.config.seeds[0]
+            place = self.plan.place(HARDEN, own, source=entry.source, recipe=entry.recipe, seed=seed)
+            inputs.append(self.student(place))
+            self._add("harden", CARD.format(name=own), inputs, place)
+
+    def evidence(self, cell: Cell) -> str:
+        """The ledger or record that a cell is read from; returns its path, as all that follow."""
+        path = cell.ledger
+        if path in self.jobs:
+            return path
+        ledger = Place.parse(LEDGER, path)
+        if ledger is not None:
+            model = self.teacher(ledger) if ledger.recipe == NONE else self.student(ledger)
+            return self._add("attack", path, [model], ledger)
+        record = Place.parse(DIVERSITY, path)
+        if record is not None:
+            return self._add("diversity", path, [self.teacher(record), self.data(record)], record)
+        kept = Place.parse(IMAGES_DIVERSITY, path)
+        assert kept is not None, path
+        self.student(kept)
+        return self._add("diversity", path, [self.teacher(kept), kept.path(IMAGES)], kept)
+
+    def student(self, place: Place) -> str:
+        """A trained or co-trained student."""
+        path = place.path(STUDENT)
+        if path in self.jobs:
+            return path
+        stage = self.plan.recipe_stage(place.recipe)
+        inputs = [self.teacher(place)] + ([] if stage == "cotrain" else [self.data(place)])
+        return self._add(stage, path, inputs, place)
+
+    def data(self, place: Place) -> str:
+        """A training set of any kind, with the shards or the set that it is made of."""
+        path, choice = place.path(DATA), self.plan.sources[place.source]
+        if path in self.jobs:
+            return path
+        if choice.stage == "synthesize":
+            return self._add("merge", path, self.shards(place), place)
+        if choice.base is not None:
+            return self._add(choice.stage, path, [self.data(place.at(source=choice.base))], place)
+        return self._add(choice.stage, path, [self.teacher(place)], place)
+
+    def shards(self, place: Place) -> list[str]:
+        """The shards of a synthetic training set."""
+        options, count = self.plan.options("synthesize", place), len(self.plan.shards(place))
+        teacher = self.teacher(place)
+        for index in range(count):
+            groups = options.groups * (index + 1) // count - options.groups * index // count
+            own = place.at(shard=index)
+            self._add("synthesize", own.path(SHARD), [teacher], own, groups / options.groups)
+        return self.plan.shards(place)
+
+    def teacher(self, place: Place) -> str:
+        """The trained classifier that everything starts from."""
+        return self._add("teacher", place.path(TEACHER), [], self.plan.place(place.dataset, place.model))
+
+    def needed(self, path: str, stages: Iterable[str]) -> list[Job]:
+        """The job of a file and those of `stages` that it waits for, the first ones first."""
+        job, wanted = self.jobs[path], set(stages)
+        found = {other.output: other for name in job.inputs if name in self.jobs for other in self.needed(name, wanted)}
+        return [*found.values(), *([job] if job.stage in wanted else [])]
+
+    def _add(self, stage: str, path: str, inputs: Iterable[str], place: Place | None = None, share: float = 1.0) -> str:
+        if path not in self.jobs:
+            options = None
+            if place is not None and stage not in ("merge", "export", "table", "harden"):
+                options = self.plan.options(stage, place)
+            self.jobs[path] = Job(stage, path, tuple(dict.fromkeys(inputs)), place, options, share)
+        return path

@@ -1,0 +1,40 @@
+"""What tables measure: titles, units, and the evidence that a figure is read from."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Evidence = Literal["ledger", "diversity"]
+"""Kind of file that a figure is read from: a ledger of an attack, or a record of diversity metrics."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A column of tables."""
+
+    title: str
+    unit: str = "%"
+    decimals: int = 2
+    evidence: Evidence = "ledger"
+
+
+METRICS = {
+    "clean": Metric("Clean"),
+    "fgsm": Metric("FGSM"),
+    "pgd10": Metric("PGD-10"),
+    "pgd50x5": Metric("PGD-50×5"),
+    "autoattack": Metric("AA"),
+    "precision": Metric("Precision", "1", 3, "diversity"),
+    "recall": Metric("Recall", "1", 3, "diversity"),
+    "density": Metric("Density", "1", 3, "diversity"),
+    "coverage": Metric("Coverage", "1", 3, "diversity"),
+    "ndb": Metric("NDB", "bins", 0, "diversity"),
+    "jsd": Metric("JSD", "nat", 3, "diversity"),
+}
+"""Metrics by name. A protocol of the config that is not among them is a metric by its own name; see `metric`."""
+DIVERSITY_METRICS = tuple(name for name, entry in METRICS.items() if entry.evidence == "diversity")
+"""Metrics of a synthetic set; every record of diversity holds all of them."""
+
+
+def metric(name: str) -> Metric:
+    """The metric called `name`; for a protocol without an entry, accuracy in percent under that protocol."""
+    return METRICS.get(name) or Metric(name)

@@ -1,0 +1,68 @@
+"""What reports are made from: the files of a table, of a model card and of the cost table."""
+
+from dataclasses import asdict
+from itertools import product
+from typing import Any, NamedTuple
+
+from dfshield.core.hashing import digest
+from dfshield.planning.cells import Cell
+from dfshield.planning.jobs import Job, Jobs
+from dfshield.planning.paths import DATA, HARDEN, NONE, STUDENT, benchmark_of
+from dfshield.planning.plan import Plan
+from dfshield.planning.tables import formulas
+from dfshield.report.published import published
+
+MAKING = ("synthesize", "merge", "generate", "augment", "export", "public")
+"""Stages that make training sets."""
+
+
+def evidence(cells: list[Cell]) -> list[str]:
+    """The ledgers and records that cells are read from, each once."""
+    return sorted({cell.ledger for cell in cells})
+
+
+def table_content(plan: Plan, table: str) -> str:
+    """Digest of what a table shows, for the rerun decision: its cells, its layout and the paper's figures."""
+    spec = plan.tables[table]
+    cells = [asdict(cell) for cell in plan.cells(table)]
+    printed = [asdict(entry) for entry in published(spec.papers_number)]
+    return digest(cells, spec.model_dump(mode="json"), printed, [] if spec.metrics else formulas(spec))
+
+
+def card_files(plan: Plan, name: str) -> dict[str, Any]:
+    """What a model card tells of: the student, its training set, and the ledgers of its evaluation."""
+    entry = plan.hardened(name)
+    place = plan.place(HARDEN, name, source=entry.source, recipe=entry.recipe, seed=plan.config.seeds[0])
+    return {"student": place.path(STUDENT), "data": place.path(DATA), "ledgers": evidence(plan.harden_cells(name))}
+
+
+class Making(NamedTuple):
+    """What a method of table 4 makes for one data set, model and seed."""
+
+    dataset: str
+    model: str
+    method: str
+    seed: int
+    data: list[Job]
+    """Jobs that make its training set, those that others wait for first; empty without one."""
+    student: list[Job]
+    """The job that makes its student; empty for the teacher itself."""
+
+
+def makings(plan: Plan) -> list[Making]:
+    """What the methods of table 4 make, in its order. Raises InputError for a config without a cell in table 4."""
+    plan.cells("table4")
+    spec, jobs, found = plan.tables["table4"], Jobs(plan), []
+    for (dataset, models), row in product(plan.blocks(spec), plan.rows(spec)):
+        for model, seed in product(models, plan.seeds(spec, row)):
+            place = plan.place(dataset, model, source=row.source, recipe=row.recipe, seed=seed)
+            data = [] if row.source == NONE else jobs.needed(jobs.data(place), MAKING)
+            student = [] if row.recipe == NONE else [jobs.jobs[jobs.student(place)]]
+            found.append(Making(dataset, model, row.method, seed, data, student))
+    return found
+
+
+def measurements(plan: Plan) -> list[str]:
+    """Benchmark files of all that the methods of table 4 make."""
+    outputs = {job.output for made in makings(plan) for job in (*made.data, *made.student)}
+    return sorted(str(benchmark_of(path)) for path in outputs)

@@ -1,0 +1,64 @@
+"""Stage table: a table of the paper as CSV, Markdown and LaTeX."""
+
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfshield.core.files import write_text
+from dfshield.core.threat import parse_threat
+from dfshield.planning.cells import Cell
+from dfshield.planning.tables import Scale, TableSpec
+from dfshield.report import latex, markdown
+from dfshield.report.evidence import EVIDENCE
+from dfshield.report.published import figure
+from dfshield.report.rows import Row, key_of, write_csv, write_formulas
+
+if TYPE_CHECKING:
+    from dfshield.planning.plan import Plan
+
+RENDERERS: dict[str, Callable[[Sequence[Row], TableSpec, Scale], str]] = {
+    ".md": markdown.render,
+    ".tex": latex.render,
+}
+"""Text of a table by the suffix of its file."""
+
+
+def run(plan: "Plan", table: str, out: Path) -> None:
+    """Write table `table` of a run to the CSV `out`, and a file of every renderer beside it.
+
+    Raises InputError for an unknown table or evidence that cannot be used; nothing is written then.
+    """
+    cells = plan.cells(table)
+    spec = plan.tables[table]
+    rows = build(cells, spec)
+    texts = {suffix: render(rows, spec, plan.config.grid) for suffix, render in RENDERERS.items()}
+    for suffix, text in texts.items():
+        write_text(out.with_suffix(suffix), text)
+    if spec.metrics:
+        write_csv(out, rows)
+    else:
+        write_formulas(out, spec)
+
+
+def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
+    """Rows of the given cells, in their order.
+
+    `spec` says which of the paper's tables this is; without it no row has a published value. Raises InputError for a
+    file that is missing, damaged or not the cell's. One ledger is held at a time: they may be hundreds of MB.
+    """
+    return [_read(cell, spec) for cell in cells]
+
+
+def _read(cell: Cell, spec: TableSpec | None) -> Row:
+    paper = figure(spec.papers_number, key_of(cell)) if spec and _papers_own(cell, spec) else None
+    evidence = EVIDENCE[cell.evidence]
+    return evidence.row(cell, evidence.read(Path(cell.ledger)), paper)
+
+
+def _papers_own(cell: Cell, spec: TableSpec) -> bool:
+    """Whether the paper has this cell's data set and threat, without a test-time defence."""
+    if cell.dataset not in spec.paper.datasets or cell.defence != "none":
+        return False
+    here, papers = parse_threat(cell.threat), [parse_threat(text) for text in spec.papers_threats]
+    return any(here.norm == p.norm and math.isclose(here.eps, p.eps, rel_tol=1e-6) for p in papers)

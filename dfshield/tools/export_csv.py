@@ -1,0 +1,50 @@
+"""`dfshield export-csv`: an evaluation ledger as CSV, one row per image, for spreadsheets and statistics programs."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from dfshield.core.files import atomic
+from dfshield.evaluation.ledger import Ledger, read_ledger
+
+if TYPE_CHECKING:
+    import pandas
+
+
+def run(ledger: Path, out: Path | None) -> None:
+    """Write the rows of `ledger` to the CSV `out`, or to standard output without it.
+
+    Columns: index, label, clean_prediction, prediction (under attack), broken (0 or 1), component (what broke the
+    image; empty where nothing did), margin (z_y less the largest other logit), and the size of the stored perturbation
+    in both norms (empty where there is none). Raises InputError for a file that is no whole ledger.
+    """
+    frame = rows(read_ledger(ledger))
+    if out is None:
+        frame.to_csv(sys.stdout, index=False, lineterminator="\n")
+        return
+    with atomic(out) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def rows(ledger: Ledger) -> "pandas.DataFrame":
+    """The ledger's rows as a data frame, one per image."""
+    import numpy as np
+    import pandas
+
+    names = np.array(["", *ledger.components[1:]])
+    frame = pandas.DataFrame(
+        {
+            "index": np.arange(ledger.n),
+            "label": ledger.label,
+            "clean_prediction": ledger.clean_prediction,
+            "prediction": ledger.prediction,
+            "broken": ledger.broken.astype(int),
+            "component": names[ledger.component],
+            "margin": ledger.margin,
+        }
+    )
+    flat = ledger.perturbation.reshape(len(ledger.perturbation), -1).astype(np.float64)
+    for name, values in (("linf", np.abs(flat).max(1, initial=0.0)), ("l2", np.sqrt((flat**2).sum(1)))):
+        frame[name] = np.nan
+        frame.loc[ledger.perturbed_index, name] = values
+    return frame

@@ -1,0 +1,68 @@
+"""Specifications of tables: what config/tables.yaml may say."""
+
+from pathlib import Path
+
+import pytest
+
+from dfshield.core.errors import InputError
+from dfshield.planning.cells import Cell, swept, variant
+from dfshield.planning.tables import load_tables
+from dfshield.registry import DIVERSITY_METRICS, METRICS, metric
+
+FILE = Path(__file__).parents[2] / "config" / "tables.yaml"
+SPECS = load_tables(FILE)
+
+
+def test_variant_and_back() -> None:
+    assert variant({"aggregate": 20}) == "B=20"
+    assert variant({"lambda1": 0.1, "lambda2": 10}) == "lambda1=0.1,lambda2=10"
+    assert swept("lambda1=0.1,lambda2=10") == {"lambda1": 0.1, "lambda2": 10}
+    assert swept("") == {}
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("layout: rows", "layout: pile", "layout"),
+        ("number: 4", "number: 5", "must be table5"),
+        ("recipe: dfshield}", "recipe: dfshield, colour: red}", "unknown key"),
+        ("layout: matrix", "layout: sweep", "takes 1 swept"),
+        ("tau: {demo", "taus: {demo", "not a training option"),
+        ("gain_of: autoattack", "gain_of: jsd", "gain_of: 'jsd' is none of the metrics"),
+        ("marks: {Data-free: true}", "marks: {}", "needs the same marks"),
+        ("layout: rows", "layout: formulas", "a table needs some, and one of formulas has none"),
+        ("recipe: dfard}", "recipe: std}", "'std' is none of dast, dfme, ait, dfard, which have formulas"),
+        ('threats: {demo: ["l2:8/16"], full: ["l2:128/255"]}', "threats:", "belongs in paper.threat or"),
+    ],
+)
+def test_bad_specification_is_refused(tmp_path: Path, old: str, new: str, message: str) -> None:
+    text = FILE.read_text()
+    assert old in text
+    (tmp_path / "tables.yaml").write_text(text.replace(old, new, 1))
+    with pytest.raises(InputError, match=message):
+        load_tables(tmp_path / "tables.yaml")
+
+
+def test_clean_accuracy_is_of_the_first_attack() -> None:
+    expected = {
+        "table4": "pgd10",
+        "table6": "pgd10",
+        "table8": "autoattack",
+        "table11": "clean",
+        "table25": "autoattack",
+    }
+    assert {key: SPECS[key].clean_from for key in expected} == expected
+    own = SPECS["table4"].model_copy(update={"metrics": ("recall", "clean", "latent", "pgd10")})
+    assert own.clean_from == "latent"
+
+
+def test_metrics_of_tables_are_registered_and_others_are_protocols() -> None:
+    assert {name for spec in SPECS.values() for name in spec.metrics} <= set(METRICS)
+    assert set(DIVERSITY_METRICS) == {"precision", "recall", "density", "coverage", "ndb", "jsd"}
+    own = metric("latent")
+    assert (own.title, own.unit, own.decimals, own.evidence) == ("latent", "%", 2, "ledger")
+
+
+@pytest.mark.parametrize(("name", "kind"), [("clean", "ledger"), ("latent", "ledger"), ("ndb", "diversity")])
+def test_evidence_of_a_cell(name: str, kind: str) -> None:
+    assert Cell("table4", "digits", "cnn-s", "Ours", "", "none", "linf:8/255", name, 0, "file").evidence == kind

@@ -1,0 +1,60 @@
+"""The model card: what it claims, and its code."""
+
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from support.cells import cell
+from support.checkpoints import save_card
+from support.ledgers import make_ledger
+
+from dfshield.models.checkpoints import Card, build_network, load_checkpoint, save_checkpoint
+from dfshield.models.classifier import Classifier
+from dfshield.report import model_card
+from dfshield.report.table import build
+
+
+def test_model_card_says_what_the_ledgers_say_and_its_code_runs(tmp_path: Path, monkeypatch) -> None:  # type: ignore[no-untyped-def]
+    save_card(tmp_path / "model.safetensors", "student", "none", 1, teacher_sha256="t" * 64, data_sha256="d" * 64)
+    classifier, card = load_checkpoint(tmp_path / "model.safetensors")
+    make_ledger(tmp_path / "a.h5", 150, 50)
+    make_ledger(tmp_path / "b.h5", 190, 3, flags=("randomised",))
+    rows = build([cell(tmp_path / "b.h5", method="Undefended"), cell(tmp_path / "a.h5")])
+    text = model_card.model_card("mine", card, rows, {"options": {"iterations": 7}})
+    assert "| Ours | PGD-10 | 25.00 | 19.5 to 31.4 | 200 | pgd10 at `linf:8/255` |" in text
+    assert "| Undefended | PGD-10 | 1.50<sup>‖</sup> |" in text and "‖ the model's output varies" in text
+    for wanted in (card.tensors_sha256, "t" * 64, "d" * 64, "iterations `7`", "not a claim of privacy", "synthetic"):
+        assert wanted in text
+    monkeypatch.chdir(tmp_path)
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]  # type: ignore[index]
+    assert len(code.splitlines()) == 5
+    space: dict = {"images": images}
+    exec(code, space)
+    assert torch.allclose(space["logits"], classifier(images), atol=1e-6)
+
+
+def test_model_card_of_real_data_and_without_figures(tmp_path: Path) -> None:
+    save_card(tmp_path / "model.safetensors", "student", "train", 1)
+    text = model_card.model_card("mine", load_checkpoint(tmp_path / "model.safetensors")[1], [], None)
+    assert "not data-free" in text and "No real image was read" not in text
+    assert "Not evaluated" in text
+
+
+def test_model_card_of_a_users_factory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "users_net.py").write_text(
+        "from dfshield.models.cnn import cnn_s\n\n"
+        "def make(width):\n    assert width == 2\n    return cnn_s((1, 8, 8), 10)\n"
+    )
+    factory = "users_net.py:make"
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    net = build_network("x", (1, 8, 8), 10, factory, {"width": 2}, seed=4)
+    card = Card("student", "harden", "mine", (1, 8, 8), 10, (0.3,), (0.38,), "none", factory, {"width": 2})
+    save_checkpoint(tmp_path / "model.safetensors", Classifier(net, (0.3,), (0.38,)), card)
+    text = model_card.model_card("mine", card, [], None)
+    space: dict = {"images": torch.zeros(2, 1, 8, 8)}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], space)  # type: ignore[index]
+    classifier = load_checkpoint(tmp_path / "model.safetensors", factory=factory)[0]
+    assert torch.allclose(space["logits"], classifier(space["images"]), atol=1e-6)

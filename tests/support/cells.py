@@ -1,0 +1,54 @@
+"""Cells of tables with ledgers and records of chosen figures, for tests of the report."""
+
+from itertools import product
+from pathlib import Path
+
+from support.ledgers import make_ledger, make_record
+
+from dfshield.planning.cells import Cell, variant
+from dfshield.planning.tables import TableSpec, load_tables
+from dfshield.registry import DIVERSITY_METRICS
+
+ROOT = Path(__file__).parents[2]
+SPECS = load_tables(ROOT / "config" / "tables.yaml")
+
+
+def cell(ledger: Path, **changes: object) -> Cell:
+    fields = {"table": "table4", "dataset": "digits", "model": "cnn-s", "method": "Ours", "variant": ""}
+    fields |= {"defence": "none", "threat": "linf:8/255", "metric": "pgd10", "seed": 0, "ledger": str(ledger)}
+    return Cell(**(fields | changes))  # type: ignore[arg-type]
+
+
+def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: int, scale: str = "demo") -> list[Cell]:
+    """Cells of a table with ledgers whose accuracies differ by method, sweep and seed."""
+    threats = spec.papers_threats if dataset in spec.paper.datasets else ("linf:8/255",)
+    if spec.threats and dataset not in spec.paper.datasets:
+        threats = getattr(spec.threats, scale)
+    values = product(*(getattr(sweep, scale) for sweep in spec.sweep.values()))
+    settings = [dict(zip(spec.sweep, value, strict=True)) for value in values]
+    found = []
+    stand_in = dataset not in spec.paper.datasets
+    rows = [row for row in spec.rows if row.fits(stand_in)]
+    kinds = product(enumerate(threats), enumerate(rows), enumerate(settings), models)
+    for (k, threat), (i, row), (j, setting), model in kinds:
+        for metric, seed in product(spec.metrics, range(seeds if row.source != "none" else 1)):
+            own = {"table": spec.key, "dataset": dataset, "model": model, "method": row.method, "metric": metric}
+            own |= {"seed": seed, "variant": variant(setting), "threat": threat}
+            if metric in DIVERSITY_METRICS:
+                path = folder / f"{dataset}-{model}-{i}-{seed}.json"
+                make_record(path, (5 + i + seed) / 16, dataset=dataset, model=model, source=row.source, seed=seed)
+                found.append(cell(path, **own))
+                continue
+            protocol = "aa-standard" if metric == "autoattack" else metric
+            path = folder / f"{dataset}-{model}-{i}-{j}-{k}-{metric}-{seed}.h5"
+            clean, robust = 150 + i + seed, 60 + 10 * i + 2 * j + seed - 20 * k
+            make_ledger(
+                path,
+                clean,
+                clean if metric == "clean" else robust,
+                protocol=protocol,
+                threat=threat,
+                real_data="train" if row.source == "real" else "none",
+            )
+            found.append(cell(path, **own))
+    return found
