@@ -3,10 +3,13 @@ SHELL := /bin/bash
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 export PATH := $(CURDIR)/.venv/bin:$(PATH)
 
-.PHONY: help demo test bench clean
+PYTEST := pytest -n 2 --dist loadscope
+RULES := Snakefile workflow/rules
+
+.PHONY: help demo test test-fast fix schema bench clean
 
 help: ## this list
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## /  make \1	/'
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv/.ok: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
@@ -19,12 +22,27 @@ demo: .venv/.ok ## table 4 on the digits, in minutes on two CPU cores, offline o
 	@cat results/table4.md
 
 # One thread a process: two that have two each on two cores are nine times slower.
-test: export OMP_NUM_THREADS = 1
-test: .venv/.ok ## style, types and all tests
+test test-fast: export OMP_NUM_THREADS = 1
+test: .venv/.ok ## style, spelling, types and all tests
 	ruff check
 	ruff format --check
+	snakefmt --check $(RULES)
+	codespell
 	mypy
-	pytest -n 2 --dist loadscope
+	$(PYTEST)
+
+test-fast: .venv/.ok ## style and the fast tests, while you work
+	ruff check
+	ruff format --check
+	$(PYTEST) -m "not slow"
+
+fix: .venv/.ok ## style, mended where a tool can mend it
+	ruff check --fix
+	ruff format
+	snakefmt $(RULES)
+
+schema: .venv/.ok ## the schema of config files, written anew from the options
+	dfshield schema > workflow/schemas/config.schema.json
 
 bench: .venv/.ok ## times as ratios to the plainest version of the same algorithm; BENCH="--undefended …" for attacks
 	python -m benchmarks.bench $(BENCH)

@@ -13,7 +13,7 @@ from benchmarks import bench, reference
 from dfshield.core.rng import generator
 from dfshield.options import TrainOptions
 from dfshield.options.sources import Inversion
-from dfshield.planning.cost import Throughput
+from dfshield.planning.arithmetic import Throughput
 from dfshield.sources.inversion import ModelInversion
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.trainer import Trainer

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.files import data_dir, data_file
-from dfshield.planning.cost import (
+from dfshield.planning.arithmetic import (
     UPDATE,
     Throughput,
     attack_passes,

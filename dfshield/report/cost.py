@@ -13,7 +13,7 @@ from pathlib import Path
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file, write_text
-from dfshield.planning.cost import Throughput
+from dfshield.planning.arithmetic import Throughput
 from dfshield.planning.paths import benchmark_of
 from dfshield.planning.plan import Plan
 from dfshield.planning.pricing import Prices

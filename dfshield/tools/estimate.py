@@ -8,7 +8,7 @@ import heapq
 from pathlib import Path
 
 from dfshield.core.errors import InputError
-from dfshield.planning.cost import Throughput, manner
+from dfshield.planning.arithmetic import Throughput, manner
 from dfshield.planning.jobs import Jobs
 from dfshield.planning.paths import HARDEN
 from dfshield.planning.plan import Plan

@@ -12,7 +12,7 @@ from dfshield.core.rng import generator
 from dfshield.models.checkpoints import Card
 from dfshield.models.folding import fold
 from dfshield.options import CotrainOptions, TrainOptions
-from dfshield.planning import cost
+from dfshield.planning import arithmetic as cost
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.inner import InnerAttack
 from dfshield.training.trainer import Trainer

@@ -12,7 +12,7 @@ from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.threat import parse_threat
 from dfshield.options import AttackOptions, CotrainOptions, GenerateOptions, SynthesizeOptions, TrainOptions
-from dfshield.planning import cost
+from dfshield.planning import arithmetic as cost
 from dfshield.planning.config import check_config, load_config
 from dfshield.planning.plan import Plan
 from dfshield.tools import estimate
