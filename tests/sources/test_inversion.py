@@ -365,9 +365,11 @@ def test_no_real_data_can_be_read(teacher, tmp_path):
 
 @pytest.mark.parametrize(("option", "paper", "repo"), [("randomise", "all", "class-feature"), ("batch", 200, 250)])
 def test_profiles_differ_in(option, paper, repo):
-    assert getattr(Inversion(**PROFILES["paper"].get("synthesis", {})), option) == paper
-    assert getattr(Inversion(**PROFILES["repo"]["synthesis"]), option) == repo
-    assert set(PROFILES["repo"]["synthesis"]) == {"randomise", "batch"}
+    for profile, value in (("paper", paper), ("repo", repo)):
+        section = dict(PROFILES[profile].get("synthesize", {}))
+        own = section.pop("inversion", {})
+        assert getattr(Inversion(**section, **own), option) == value
+    assert set(PROFILES["repo"]["synthesize"]) == {"inversion", "batch"}
 
 
 def test_the_papers_numbers():
