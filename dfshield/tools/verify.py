@@ -30,7 +30,7 @@ class BrokenLink(Exception):
     """Something in the chain from a cell to its teacher is missing or has another hash."""
 
 
-Place = dict[str, str]
+PathFields = dict[str, str]
 """The fields of the path grammar that the path of a piece of evidence holds."""
 
 
@@ -67,7 +67,7 @@ class Tracer:
         self.number = int(number[1]) if number else 0
         self.table = table.stem
         self.seen: dict[tuple[str, Path], Any] = {}
-        self.found: dict[str, dict[str, list[Path]]] = {}
+        self.evidence: dict[str, dict[str, list[Path]]] = {}
 
     def methods(self, run: str, method: str) -> list[RowSpec]:
         """What the tables of a run's config have as `method`; none where the table or its file is unknown."""
@@ -80,15 +80,15 @@ class Tracer:
 
     def files(self, kind: str) -> dict[str, list[Path]]:
         """Paths of all evidence of a kind, by the content hash that each states (checked when it is read)."""
-        if kind not in self.found:
+        if kind not in self.evidence:
             paths: dict[str, list[Path]] = defaultdict(list)
             for path in sorted(self.root.rglob(EVIDENCE[kind].pattern)):
                 try:
                     paths[str(EVIDENCE[kind].stated(path))].append(path)
                 except DAMAGED:
                     continue  # a damaged file cannot be a row's: that row's hash will not be found
-            self.found[kind] = paths
-        return self.found[kind]
+            self.evidence[kind] = paths
+        return self.evidence[kind]
 
     def trace(self, row: Row) -> None:
         """Raise BrokenLink at the first link of `row` that does not hold."""
@@ -113,10 +113,10 @@ class Tracer:
             stated, found = row.text(name), again.text(name)
             if stated != found and name != "paper":
                 raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its {evidence.noun} {path}")
-        links: dict[str, Callable[[Place, Row, Any], None]] = {"model": self._model, "data": self._compared}
+        links: dict[str, Callable[[PathFields, Row, Any], None]] = {"model": self._model, "data": self._compared}
         links[evidence.traces](place, row, source)
 
-    def _place(self, path: Path, row: Row, evidence: Evidence) -> Place | None:
+    def _place(self, path: Path, row: Row, evidence: Evidence) -> PathFields | None:
         """The fields of the path of a piece of evidence; None if it lies elsewhere than the row's should."""
         place = place_of(evidence.template, (RESULTS / path.relative_to(self.root)).as_posix())
         threat = threat_name(row.threat)
@@ -130,10 +130,10 @@ class Tracer:
         fits = [m for m in methods if m.source == place["source"] and _trains(m, place)]
         return place if fits or not methods else None
 
-    def _at(self, template: str, place: Place) -> Path:
+    def _at(self, template: str, place: PathFields) -> Path:
         return self.root / Path(template.format(**place)).relative_to(RESULTS)
 
-    def _model(self, place: Place, row: Row, ledger: Ledger) -> None:
+    def _model(self, place: PathFields, row: Row, ledger: Ledger) -> None:
         teacher = self._at(TEACHER, place)
         if place["recipe"] == NONE:
             self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, ledger.model_sha256)
@@ -154,14 +154,14 @@ class Tracer:
         taught = card.provenance.get("teacher_sha256")
         self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, taught)
 
-    def _compared(self, place: Place, row: Row, record: Record) -> None:
+    def _compared(self, place: PathFields, row: Row, record: Record) -> None:
         """The synthetic set that a record is of, and the teacher that it was made from."""
         del row
         self._data(place, record.data_sha256, record.teacher_sha256, record.real_data)
         teacher = self._at(TEACHER, place)
         self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, record.teacher_sha256)
 
-    def _data(self, place: Place, content: object, teacher: object, real_data: object) -> None:
+    def _data(self, place: PathFields, content: object, teacher: object, real_data: object) -> None:
         data = self._at(DATA, place)
         self._same(data, "its content", self._read(verify_data, data), content)
         attributes = self._read(header, data)
@@ -182,10 +182,10 @@ class Tracer:
                 self.seen[key] = reader(path)
         except InputError as error:
             raise BrokenLink(str(error)) from None
-        found: T = self.seen[key]
-        return found
+        value: T = self.seen[key]
+        return value
 
 
-def _trains(method: RowSpec, place: Place) -> bool:
+def _trains(method: RowSpec, place: PathFields) -> bool:
     """Whether a path is of a method's recipe, swept or not; true of paths without a recipe."""
     return "recipe" not in place or f"{place['recipe']}.".startswith(f"{method.recipe}.")
