@@ -70,7 +70,7 @@ def run(plan: Plan, out: Path) -> None:
 def measure(plan: Plan) -> list[Cost]:
     """The costs in the order of table 4."""
     jobs = Jobs(plan, Throughput("arithmetic alone", rates={"synthesis": {"any": 1.0}}), robust=1.0)
-    found = []
+    costs = []
     for work in plan.work:
         if work.source != NONE:
             jobs.data(work.dataset, work.model, work.source, work.seed)
@@ -79,8 +79,8 @@ def measure(plan: Plan) -> list[Cost]:
         kinds = (work.data, work.student)
         spent = [sum(map(seconds, paths)) for paths in kinds]
         counted = [sum(jobs.found[path].flops for path in paths) for paths in kinds]
-        found.append(Cost(work.dataset, work.model, work.method, work.seed, *map(float, (*spent, *counted))))
-    return found
+        costs.append(Cost(work.dataset, work.model, work.method, work.seed, *map(float, (*spent, *counted))))
+    return costs
 
 
 def seconds(output: str) -> float:
@@ -120,7 +120,7 @@ def lay_out(costs: Sequence[Cost], unit: str, size: float) -> Layout:
 
 def _value(values: Iterable[float], places: int = 1) -> Value | None:
     """Mean and sample standard deviation; None without values."""
-    found = list(values)
-    if not found:
+    figures = list(values)
+    if not figures:
         return None
-    return Value(statistics.fmean(found), statistics.stdev(found) if len(found) > 1 else None, places=places)
+    return Value(statistics.fmean(figures), statistics.stdev(figures) if len(figures) > 1 else None, places=places)
