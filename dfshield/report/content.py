@@ -10,7 +10,7 @@ from dfshield.planning.jobs import Job, Jobs
 from dfshield.planning.paths import DATA, HARDEN, NONE, STUDENT, benchmark_of
 from dfshield.planning.plan import Plan
 from dfshield.planning.tables import formulas
-from dfshield.report.published import published
+from dfshield.report.published import printed_notes, published
 
 MAKING = ("synthesize", "merge", "generate", "augment", "export", "public")
 """Stages that make training sets."""
@@ -26,7 +26,9 @@ def table_content(plan: Plan, table: str) -> str:
     spec = plan.tables[table]
     cells = [asdict(cell) for cell in plan.cells(table)]
     printed = [asdict(entry) for entry in published(spec.papers_number)]
-    return digest(cells, spec.model_dump(mode="json"), printed, [] if spec.metrics else formulas(spec))
+    notes = [*printed_notes().items()] if printed else []
+    rules = [] if spec.metrics else formulas(spec)
+    return digest(cells, spec.model_dump(mode="json"), plan.config.grid, printed, notes, rules)
 
 
 def card_files(plan: Plan, name: str) -> dict[str, Any]:

@@ -11,7 +11,10 @@ from dfshield.report.notes import Marks
 from dfshield.report.rows import Row
 
 UNBALANCED = 1.5
-"""Largest class in units of an even share from which balanced accuracy and macro-F1 are printed, too."""
+"""Largest class in units of an even share from which balanced accuracy and macro-F1 are printed, too.
+
+Tables with a sweep have too many cells for that; their CSVs have both.
+"""
 
 
 def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
@@ -41,7 +44,7 @@ def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
             for (n, majority), columns in sets.items()
         )
         lines.append(f"{dataset_title(dataset)}: {threats + ', ' if threats else ''}{sizes}.")
-        if max(row.majority for row in own) >= UNBALANCED * _even_share(dataset):
+        if not spec.sweep and max(row.majority for row in own) >= UNBALANCED * _even_share(dataset):
             lines += _balanced(own)
     lines += _diversity_facts(rows)
     lines.append(f"Protocols: {', '.join(dict.fromkeys(row.protocol for row in rows))}.")

@@ -57,6 +57,7 @@ def table_float(key: str, caption: str, layout: Layout, marks: Marks, beneath: S
 
 
 def grid(layout: Layout, marks: Marks) -> list[str]:
+    """Lines of the tabular: groups span their columns, blocks are set off by rules."""
     stub, width = len(layout.stub), len(layout.stub) + len(layout.columns)
     lines = [rf"\begin{{tabular}}{{{'l' * stub}{'r' * len(layout.columns)}}}", r"\toprule"]
     if layout.groups:

@@ -18,8 +18,8 @@ from dfshield.report.rows import Row
 GREEK = {"tau": "τ", "lambda1": "λ1", "lambda2": "λ2"}
 
 
-class Place(NamedTuple):
-    """What a block of a table is of."""
+class Condition(NamedTuple):
+    """What a block of a table is of: a data set, and a threat model where the table compares several."""
 
     dataset: str
     threat: str
@@ -31,8 +31,8 @@ class Place(NamedTuple):
         return dataset_title(self.dataset) + (f", {threat_title(self.threat)}" if self.threat else "")
 
 
-Values = Mapping[tuple[Place, str, str, str, str], Value]
-"""Figures by place, model, method, variant and metric."""
+Values = Mapping[tuple[Condition, str, str, str, str], Value]
+"""Figures by condition, model, method, variant and metric."""
 
 
 @dataclass(frozen=True)
@@ -104,13 +104,14 @@ def lay_out(spec: TableSpec, values: Mapping[Key, Value]) -> Layout:
     kinds = {"rows": _rows, "datasets": _datasets, "models": _models, "ablation": _ablation}
     kinds |= {"sweep": _sweep, "matrix": _matrix, "formulas": _formulas}
     compared = spec.threats is not None and len({key[-1] for key in values}) > 1
-    placed = {
-        (Place(dataset, threat if compared else ""), *rest): value for (dataset, *rest, threat), value in values.items()
+    by_condition = {
+        (Condition(dataset, threat if compared else ""), *rest): value
+        for (dataset, *rest, threat), value in values.items()
     }
-    return kinds[spec.layout](spec, placed)  # type: ignore[arg-type]
+    return kinds[spec.layout](spec, by_condition)  # type: ignore[arg-type]
 
 
-def _places(values: Values) -> list[Place]:
+def _conditions(values: Values) -> list[Condition]:
     return list(dict.fromkeys(key[0] for key in values))
 
 
@@ -118,36 +119,36 @@ def _names(values: Values, position: int) -> list[str]:
     return list(dict.fromkeys(str(key[position]) for key in values))
 
 
-def _pairs(values: Values) -> list[tuple[Place, str]]:
+def _pairs(values: Values) -> list[tuple[Condition, str]]:
     return list(dict.fromkeys((key[0], key[1]) for key in values))
 
 
-def _figures(spec: TableSpec, values: Values, place: Place, model: str, method: str) -> list[Item]:
+def _figures(spec: TableSpec, values: Values, condition: Condition, model: str, method: str) -> list[Item]:
     """The figures of one row of one model; the one of `gain_of` with its gain."""
-    found: dict[str, Value | None] = {m: values.get((place, model, method, "", m)) for m in spec.metrics}
-    items: list[Item] = list(found.values())
-    value = found.get(spec.gain_of) if spec.gain_of else None
-    base = _base(spec, values, place, model, method)
+    row: dict[str, Value | None] = {m: values.get((condition, model, method, "", m)) for m in spec.metrics}
+    items: list[Item] = list(row.values())
+    value = row.get(spec.gain_of) if spec.gain_of else None
+    base = _base(spec, values, condition, model, method)
     if value and base is not None:
         items[spec.metrics.index(str(spec.gain_of))] = Gain(value, value.mean - base)
     return items
 
 
-def _base(spec: TableSpec, values: Values, place: Place, model: str, method: str) -> float | None:
+def _base(spec: TableSpec, values: Values, condition: Condition, model: str, method: str) -> float | None:
     """What the gain of a row is counted from; None for rows that have none."""
     methods = [row.method for row in spec.rows]
     if spec.gain_from == "first":
         others = methods[:1] if method != methods[0] else []
     else:
         others = methods[:-1] if method == methods[-1] else []
-    figures = [values.get((place, model, other, "", str(spec.gain_of))) for other in others]
+    figures = [values.get((condition, model, other, "", str(spec.gain_of))) for other in others]
     return max((figure.mean for figure in figures if figure), default=None)
 
 
-def _row_title(spec: TableSpec, method: str, place: Place) -> str:
+def _row_title(spec: TableSpec, method: str, condition: Condition) -> str:
     """A method's name: on the paper's data sets as the paper prints it."""
     printed = next((row.printed for row in spec.rows if row.method == method), "")
-    return printed if printed and place.dataset in spec.paper.datasets else method
+    return printed if printed and condition.dataset in spec.paper.datasets else method
 
 
 def _marks(spec: TableSpec, method: str) -> list[Item]:
@@ -160,12 +161,14 @@ def _rows(spec: TableSpec, values: Values) -> Layout:
     models = _names(values, 1)
     single = len(spec.rows) == 1
     blocks = []
-    for place in _places(values):
+    for condition in _conditions(values):
         rows: list[list[Item]] = []
-        for method in dict.fromkeys(key[2] for key in values if key[0] == place):
-            stub = [place.title] if single else [*_marks(spec, method), _row_title(spec, method, place)]
-            rows.append([*stub, *(item for model in models for item in _figures(spec, values, place, model, method))])
-        blocks.append(Block(place.title, rows))
+        for method in dict.fromkeys(key[2] for key in values if key[0] == condition):
+            stub = [condition.title] if single else [*_marks(spec, method), _row_title(spec, method, condition)]
+            rows.append(
+                [*stub, *(item for model in models for item in _figures(spec, values, condition, model, method))]
+            )
+        blocks.append(Block(condition.title, rows))
     if single:
         blocks = [Block("", [row for block in blocks for row in block.rows])]
     groups = [(model_title(model), len(spec.metrics)) for model in models]
@@ -179,20 +182,20 @@ def _columns(spec: TableSpec) -> list[str]:
 
 def _datasets(spec: TableSpec, values: Values) -> Layout:
     """Methods below one another, data sets side by side, a block a model."""
-    places = _places(values)
+    conditions = _conditions(values)
     blocks = []
     for model in _names(values, 1):
         rows: list[list[Item]] = [
             [
                 *_marks(spec, method),
-                _row_title(spec, method, places[0]),
-                *(item for place in places for item in _figures(spec, values, place, model, method)),
+                _row_title(spec, method, conditions[0]),
+                *(item for condition in conditions for item in _figures(spec, values, condition, model, method)),
             ]
             for method in dict.fromkeys(key[2] for key in values if key[1] == model)
         ]
         blocks.append(Block(model_title(model), rows))
-    groups = [(place.title, len(spec.metrics)) for place in places]
-    return Layout([*spec.rows[0].marks, "Method"], groups, _columns(spec) * len(places), blocks)
+    groups = [(condition.title, len(spec.metrics)) for condition in conditions]
+    return Layout([*spec.rows[0].marks, "Method"], groups, _columns(spec) * len(conditions), blocks)
 
 
 def _formulas(spec: TableSpec, values: Values) -> Layout:
@@ -203,19 +206,19 @@ def _formulas(spec: TableSpec, values: Values) -> Layout:
 def _models(spec: TableSpec, values: Values) -> Layout:
     """Models below one another, each with its methods."""
     blocks = []
-    for place in _places(values):
+    for condition in _conditions(values):
         rows: list[list[Item]] = []
-        for model in [model for found, model in _pairs(values) if found == place]:
+        for model in [model for other, model in _pairs(values) if other == condition]:
             for row in spec.rows:
                 title = model_title(model) if row is spec.rows[0] else ""
-                name = _row_title(spec, row.method, place)
-                rows.append([title, *row.marks.values(), name, *_figures(spec, values, place, model, row.method)])
-        blocks.append(Block(place.title, rows))
+                name = _row_title(spec, row.method, condition)
+                rows.append([title, *row.marks.values(), name, *_figures(spec, values, condition, model, row.method)])
+        blocks.append(Block(condition.title, rows))
     return Layout(["Model", *spec.rows[0].marks, "Method"], [], _columns(spec), blocks)
 
 
 def _ablation(spec: TableSpec, values: Values) -> Layout:
-    """As `_models`, with ticks and crosses in place of the methods' names."""
+    """As `_models`, with ticks and crosses in condition of the methods' names."""
     full = _models(spec, values)
     method = full.stub.index("Method")
     blocks = [Block(block.title, [row[:method] + row[method + 1 :] for row in block.rows]) for block in full.blocks]
@@ -255,18 +258,18 @@ def _sweep(spec: TableSpec, values: Values) -> Layout:
     return Layout(stub, groups, _columns(spec) * len(pairs), [Block(_common_title(pairs), rows)])
 
 
-def _pair_title(pair: tuple[Place, str], pairs: list[tuple[Place, str]]) -> str:
-    if len({place for place, _ in pairs}) == 1:
+def _pair_title(pair: tuple[Condition, str], pairs: list[tuple[Condition, str]]) -> str:
+    if len({condition for condition, _ in pairs}) == 1:
         return model_title(pair[1])
     if len({model for _, model in pairs}) == 1:
         return pair[0].title
     return f"{pair[0].title}, {model_title(pair[1])}"
 
 
-def _common_title(pairs: list[tuple[Place, str]]) -> str:
-    places, models = {place for place, _ in pairs}, {model for _, model in pairs}
-    if len(places) == 1:
-        return places.pop().title
+def _common_title(pairs: list[tuple[Condition, str]]) -> str:
+    conditions, models = {condition for condition, _ in pairs}, {model for _, model in pairs}
+    if len(conditions) == 1:
+        return conditions.pop().title
     return model_title(models.pop()) if len(models) == 1 else ""
 
 
@@ -274,13 +277,13 @@ def _matrix(spec: TableSpec, values: Values) -> Layout:
     down, across = spec.sweep
     columns = _settings(values, across)
     blocks = []
-    for place, model in _pairs(values):
+    for condition, model in _pairs(values):
         for method in _names(values, 2):
             rows: list[list[Item]] = []
             for one in _settings(values, down):
-                keys = [(place, model, method, f"{down}={one:g},{across}={two:g}") for two in columns]
+                keys = [(condition, model, method, f"{down}={one:g},{across}={two:g}") for two in columns]
                 cells = [Pair(*(values.get((*key, metric)) for metric in spec.metrics)) for key in keys]
                 rows.append([f"{one:g}", *cells])
-            blocks.append(Block(f"{place.title}, {model_title(model)}", rows))
+            blocks.append(Block(f"{condition.title}, {model_title(model)}", rows))
     group = [(f"{_symbol(across)}: {' ('.join(_columns(spec))})", len(columns))]
     return Layout([_symbol(down)], group, [f"{two:g}" for two in columns], blocks)

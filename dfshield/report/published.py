@@ -62,8 +62,8 @@ def figure(number: int, key: Key) -> float | None:
 
     Threats are compared by size; a table over one threat has its figures whatever the key's.
     """
-    found, threat = _by_threat(number), _same(*parse_threat(key[-1]))
-    return found.get((*key[:-1], threat), found.get((*key[:-1], "")))
+    figures, threat = _by_threat(number), _same(*parse_threat(key[-1]))
+    return figures.get((*key[:-1], threat), figures.get((*key[:-1], "")))
 
 
 def _same(norm: str, eps: float) -> str:

@@ -154,14 +154,14 @@ def flags_of(ledger: Ledger) -> tuple[str, ...]:
     ``not-data-free``: trained on real images. ``reduced-classes``: AutoAttack with fewer targets than its standard, for
     want of classes. ``masked-gradients:…``: a sign that gradients mislead the attack.
     """
-    found = [f"masked-gradients:{flag}" if flag in MASKED else flag for flag in ledger.flags]
+    flags = [f"masked-gradients:{flag}" if flag in MASKED else flag for flag in ledger.flags]
     if np.count_nonzero(ledger.labels) > 1 and len(np.unique(ledger.clean_prediction)) == 1:
-        found.append("diverged")
+        flags.append("diverged")
     if ledger.real_data in REAL:
-        found.append("not-data-free")
+        flags.append("not-data-free")
     if "[C=" in ledger.protocol:
-        found.append("reduced-classes")
-    return tuple(dict.fromkeys(found))
+        flags.append("reduced-classes")
+    return tuple(dict.fromkeys(flags))
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
