@@ -318,10 +318,10 @@ def run_python(text):
 
 
 def test_a_data_free_stage_cannot_import_the_data_package():
-    done = run_python("from dfshield.runtime import forbid_real_data as f; f('train'); import dfshield.data.sets")
+    done = run_python("from dfshield.core.datafree import forbid_real_data as f; f('train'); import dfshield.data.sets")
     assert "train is data-free: it must not import dfshield.data" in done.stderr
     done = run_python(
-        "from dfshield.runtime import forbid_real_data as f; f('train'); import sys; "
+        "from dfshield.core.datafree import forbid_real_data as f; f('train'); import sys; "
         "import dfshield.models.checkpoints, dfshield.models.folding; print('torchvision' in sys.modules)"
     )
     assert done.stdout == "False\n", done.stderr

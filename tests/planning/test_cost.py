@@ -10,6 +10,7 @@ from dfshield.models.size import generator_flops, network
 from dfshield.planning.config import check_config
 from dfshield.planning.paths import NONE, benchmark_of
 from dfshield.planning.plan import Plan
+from dfshield.report.content import makings
 from dfshield.report.cost import run, seconds
 
 CONFIG = {
@@ -18,9 +19,9 @@ CONFIG = {
     "shards": 2,
     "tables": str(ROOT / "config/tables.yaml"),
     "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:2/16"}},
-    "synthesis": {"images": 400, "batch": 100, "iterations": 50},
-    "training": {"epochs": 3, "batch": 50, "aggregate": 2, "attack_steps": 4, "holdout": 0},
-    "cotraining": {"epochs": 2, "iterations": 3, "batch": 20, "attack_steps": 2, "generator_epochs": 0},
+    "synthesize": {"images": 400, "batch": 100, "iterations": 50},
+    "train": {"epochs": 3, "batch": 50, "aggregate": 2, "attack_steps": 4, "holdout": 0},
+    "cotrain": {"epochs": 2, "iterations": 3, "batch": 20, "attack_steps": 2, "generator_epochs": 0},
 }
 HEADER = "s\th:m:s\tmax_rss"
 
@@ -30,7 +31,7 @@ def costs(tmp_path, monkeypatch):
     """The rows of a cost table whose every job has a time of its own, by method and seed; and the plan."""
     monkeypatch.chdir(tmp_path)
     plan = Plan.of(check_config(CONFIG))
-    outputs = list(dict.fromkeys(path for work in plan.work for path in (*work.data, *work.student)))
+    outputs = list(dict.fromkeys(job.output for made in makings(plan) for job in (*made.data, *made.student)))
     for number, output in enumerate(outputs):
         path = benchmark_of(output)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,18 +43,18 @@ def costs(tmp_path, monkeypatch):
 
 def test_seconds_are_those_of_the_jobs(costs):
     rows, plan, outputs = costs
-    for work in plan.work:
-        row = rows[work.method, str(work.seed)]
-        for kind, files in (("data", work.data), ("training", work.student)):
-            expected = sum(10.25 + outputs.index(file) for file in files)
+    for made in makings(plan):
+        row = rows[made.method, str(made.seed)]
+        for kind, jobs in (("data", made.data), ("training", made.student)):
+            expected = sum(10.25 + outputs.index(job.output) for job in jobs)
             assert float(row[f"{kind}_seconds"]) == pytest.approx(expected)
-    ours = next(work for work in plan.work if (work.method, work.seed) == ("Ours", 1))
+    ours = next(made for made in makings(plan) if (made.method, made.seed) == ("Ours", 1))
     home = "results/count/digits/cnn-s/dss"
-    assert ours.data == tuple(f"{home}/seed-1/{name}.h5" for name in ("shard-0", "shard-1", "data"))
-    assert ours.student == (f"{home}/dfshield/linf-2-16/seed-1/student.safetensors",)
+    assert [job.output for job in ours.data] == [f"{home}/seed-1/{name}.h5" for name in ("shard-0", "shard-1", "data")]
+    assert [job.output for job in ours.student] == [f"{home}/dfshield/linf-2-16/seed-1/student.safetensors"]
     undefended = rows["Undefended", "0"]
     assert [float(undefended[key]) for key in undefended if "seconds" in key or "flops" in key] == [0] * 4
-    assert all(work.data == () for work in plan.work if work.source == NONE)
+    assert all(not made.data for made in makings(plan) if made.student and made.student[0].place.source == NONE)
 
 
 def test_arithmetic_by_hand(costs):
@@ -64,12 +65,13 @@ def test_arithmetic_by_hand(costs):
     assert float(ours["data_flops"]) == pytest.approx(400 * 50 * 2 * flops, rel=1e-4)
     step = 1 + 2 * 4 + 2 * 3  # clean answers, four steps of crafting, gradients on clean and on adversarial images
     assert float(ours["training_flops"]) == pytest.approx((400 + 3 * 400 * step) * flops, rel=1e-4)
-    assert plan.training("digits", "cnn-s", "plus", 0).varies  # so the teacher is asked once more about each image
+    plus = plan.place("digits", "cnn-s", source="dss", recipe="plus")
+    assert plan.options("train", plus).varies  # so the teacher is asked once more about each image
     assert float(rows["Plus", "0"]["training_flops"]) == pytest.approx((400 + 3 * 400 * (step + 1)) * flops, rel=1e-4)
     robust = step - 2  # a loss of the adversarial images alone; 19 whole mini-batches
     assert float(original["training_flops"]) == pytest.approx((997 + 3 * 950 * robust) * flops, rel=1e-4)
     assert float(original["data_flops"]) == 0
-    options = plan.training("digits", "cnn-s", "dast", 0)
+    options = plan.options("cotrain", plan.place("digits", "cnn-s", source=NONE, recipe="dast"))
     student, generator, measured = 2 + 2 * 2 + 3, 1 + 2, 2 + 2 * 2 + 2
     drawn = 20 * generator_flops(options, (1, 8, 8), 10)
     expected = 2 * (3 * (20 * (student + generator) * flops + 3 * drawn) + 20 * measured * flops + drawn)
@@ -99,4 +101,4 @@ def test_what_is_no_benchmark_file_is_refused(tmp_path, monkeypatch, content):
 def test_a_config_without_table_4_has_no_cost_table():
     lone = {"name": "x", "datasets": {"svhn": {"models": ["cnn-s"], "threat": "linf:4/255"}}}
     with pytest.raises(InputError, match="table4: the config's data sets and models have no cell in it"):
-        Plan.of(check_config(lone | {"tables": CONFIG["tables"]})).work  # noqa: B018
+        makings(Plan.of(check_config(lone | {"tables": CONFIG["tables"]})))

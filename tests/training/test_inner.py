@@ -11,6 +11,7 @@ from dfshield import registry
 from dfshield.core.rng import generator
 from dfshield.core.threat import Threat, parse_threat
 from dfshield.options import TrainOptions
+from dfshield.options.training import Trades
 from dfshield.training import losses
 from dfshield.training.inner import (
     OBJECTIVES,
@@ -22,6 +23,7 @@ from dfshield.training.inner import (
     step_size,
     vat_direction,
 )
+from dfshield.training.losses import Outputs
 
 # --- projected ascent ------------------------------------------------------------------------------------------------
 
@@ -162,9 +164,8 @@ def test_the_loss_itself_on_a_linear_model():
     slope = (X @ W - centres) @ W.T
     torch.testing.assert_close(one_step(objective(TrainOptions.of(loss="mmc"))), along(slope))
     whole = objective(TrainOptions.of(loss="trades", inner="loss"))
-    z = [torch.randn(4, 3) for _ in range(3)]
-    expected = 4 * losses.trades(*z, torch.arange(4) % 3, TrainOptions.of())
-    torch.testing.assert_close(whole(*z, torch.arange(4) % 3), expected)
+    out = Outputs(*[torch.randn(4, 3) for _ in range(3)], torch.arange(4) % 3)
+    torch.testing.assert_close(whole(*out[:4]), 4 * losses.trades(out, Trades()))
 
 
 @pytest.mark.parametrize("start", ["uniform", "normal", "image"])
