@@ -113,7 +113,7 @@ class TrainOptions(StageOptions):
         if self.threat.partition(":")[0] not in search.norms:
             balls = " or ".join(search.norms)
             raise ValueError(f"loss {self.loss} searches an {balls} ball, threat is {self.threat}; give {balls}:EPS")
-        if self.inner != "auto" and (search.second_derivatives or entry.input_gradient):
+        if self.inner != "auto" and (entry.input_gradient or not search.objective):
             raise ValueError(f"inner {self.inner}: loss {self.loss} has no inner maximisation to choose; use auto")
         if self.inner in ("kl", "teacher") and entry.start == "image":
             raise ValueError(

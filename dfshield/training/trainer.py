@@ -23,7 +23,7 @@ from dfshield.training.augment import augment
 from dfshield.training.awp import frozen_buffers, perturbed
 from dfshield.training.ema import WeightEMA
 from dfshield.training.gradrefine import GradRefine
-from dfshield.training.inner import InnerAttack
+from dfshield.training.inner import SEARCHES, InnerAttack
 from dfshield.training.losses import Outputs
 
 
@@ -39,7 +39,7 @@ class Trainer(EpochLoop):
         self.teacher = fold(teacher) if options.varies else None
         self.forward: Callable[..., torch.Tensor] = self.student
         if options.compile:
-            if not registry.SEARCHES[self.entry.search].second_derivatives:  # which generated code lacks
+            if SEARCHES[self.entry.search].compiles:
                 self.crafting.compile_for(options.batch)
             self.forward = compiled(self.student)
         used = max(1, round(options.data_share * len(surrogate.images)))
