@@ -110,7 +110,7 @@ def manner(precisions: Iterable[str], generated: bool) -> str:
 
 
 def synthesis_passes(options: SynthesizeOptions) -> float:
-    """Forward passes of a whole surrogate set."""
+    """Forward passes of a whole synthetic set."""
     return GRADIENT * options.images * options.iterations
 
 

@@ -84,7 +84,7 @@ def test_training(loss, changes):
     trained = (
         made.batches * options.batch * (options.epochs + (options.epochs - options.awp_warmup) * bool(options.awp))
     )
-    versions = 1 if made.entry.input_gradient or made.entry.robust_only else 2
+    versions = 1 if made.entry.input_gradient or made.entry.passes == registry.ROBUST_ONLY else 2
     found = counter.total - compared + versions * trained * FIRST
     assert found == pytest.approx(cost.training_passes(options, 52) * FLOPS, rel=ROUNDING)
 

@@ -5,11 +5,14 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
+from pydantic import ValidationError
 from support import tiny
 
 from dfshield import registry
 from dfshield.options import TrainOptions
+from dfshield.options.training import GradientPenalty, Mart, Mma, Mmc, Vat
 from dfshield.training import losses
+from dfshield.training.losses import Outputs
 
 # Two images, three classes. The first is classified as its label and its x̂' is not; the second never is.
 P = {
@@ -27,8 +30,17 @@ def logits(name: str) -> torch.Tensor:
 
 
 def loss(name: str, **changes) -> float:
-    function = registry.LOSSES[name].load()
-    return float(function(*map(logits, P), torch.tensor(LABELS), TrainOptions.of(**changes)))
+    return float(registry.LOSSES[name].load()(outputs(), TrainOptions.of(**of(name, **changes))))
+
+
+def of(name: str, **changes) -> dict:
+    """Values of the options of a loss; VAT's ball is of l2."""
+    return {"loss": name, "threat": "l2:0.5"} | changes
+
+
+def outputs(*names: str) -> Outputs:
+    """The logits of P, or those named, in the order clean, adversarial, teacher; and the labels."""
+    return Outputs(*map(logits, names or P), torch.tensor(LABELS))
 
 
 def mean(values) -> float:
@@ -174,31 +186,31 @@ def test_every_loss_has_a_value_by_hand():
 def test_mart_names_the_largest_wrong_class_even_where_the_label_is_larger():
     """The second term takes the maximum over the classes other than the label, also if the label has more."""
     adversarial = torch.tensor([[0.8, 0.15, 0.05]]).log()
-    found = losses.mart(adversarial, adversarial, adversarial, torch.tensor([0]), TrainOptions.of())
+    found = losses.mart(Outputs(*[adversarial] * 3, torch.tensor([0])), Mart())
     assert float(found) == pytest.approx(-math.log(0.8) - math.log(1.0001 - 0.15), rel=1e-5)
 
 
 def test_mart_stays_finite_where_a_wrong_class_is_certain():
     certain = torch.tensor([[0.0, 100.0, 0.0]], requires_grad=True)
-    found = losses.mart(certain, certain, certain, torch.tensor([0]), TrainOptions.of())
+    found = losses.mart(Outputs(*[certain] * 3, torch.tensor([0])), Mart())
     (slope,) = torch.autograd.grad(found, certain)
     assert found.item() == pytest.approx(100 - math.log(0.0001), rel=1e-3)
     assert slope.isfinite().all()
 
 
 def test_mma_follows_the_students_own_clean_prediction():
-    clean = logits("adversarial")  # now neither image is classified as label 0 or, for the second, as label 1
-    found = losses.mma(clean, logits("clean"), logits("teacher"), torch.tensor([0, 1]), TrainOptions.of())
+    out = outputs("adversarial", "clean", "teacher")._replace(labels=torch.tensor([0, 1]))
+    found = losses.mma(out, Mma())  # now neither image is classified as label 0 or, for the second, as label 1
     assert float(found) == pytest.approx((-math.log(0.3) - math.log(0.35)) / 2)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 100])
 def test_the_mahalanobis_centres_are_as_far_apart_as_can_be(classes):
     """The loss vanishes at the centres, which all have the norm and the angle arccos(-1/(C-1)) of the paper."""
-    options, labels = TrainOptions.of(), torch.arange(classes)
+    labels = torch.arange(classes)
     simplex = torch.eye(classes, dtype=torch.float64) - 1 / classes
     centres = 10 * simplex / simplex.norm(dim=1, keepdim=True)
-    assert float(losses.mmc(centres, centres, centres, labels, options)) == pytest.approx(0, abs=1e-9)
+    assert float(losses.mmc(Outputs(*[centres] * 3, labels), Mmc())) == pytest.approx(0, abs=1e-9)
     products = centres @ centres.T / 100
     others = products[~torch.eye(classes, dtype=torch.bool)]
     torch.testing.assert_close(others, torch.full_like(others, -1 / (classes - 1)))
@@ -206,13 +218,15 @@ def test_the_mahalanobis_centres_are_as_far_apart_as_can_be(classes):
     assert torch.equal(torch.cdist(z, centres).argmin(1), z.argmax(1))  # the nearest centre is the largest logit
 
 
-@pytest.mark.parametrize("name", ["dfshield", "trades", "mart", "alp", "clp", "rst"])
-def test_the_smoothness_term_moves_both_sides(name):
-    off = {"lambda1": 0.0, "lambda2": 0.0, "beta": 0.0, "weight": 0.0, "weight": 0.0}
+@pytest.mark.parametrize(
+    ("name", "weight"),
+    [("dfshield", "lambda2"), ("trades", "beta"), ("mart", "weight"), ("alp", "weight"), ("clp", "weight")],
+)
+def test_the_smoothness_term_moves_both_sides(name, weight):
     clean, adversarial = logits("clean").requires_grad_(), logits("adversarial").requires_grad_()
-    found = []
-    for options in (TrainOptions.of(lambda1=0), TrainOptions.of(**off)):
-        value = registry.LOSSES[name].load()(clean, adversarial, logits("teacher"), torch.tensor(LABELS), options)
+    out, found = Outputs(clean, adversarial, logits("teacher"), torch.tensor(LABELS)), []
+    for changes in ({}, {weight: 0.0}):
+        value = registry.LOSSES[name].load()(out, TrainOptions.of(**of(name, **changes)))
         found.append(torch.autograd.grad(value, (clean, adversarial), allow_unused=True, materialize_grads=True))
     for whole, without in zip(*found, strict=True):
         assert not torch.allclose(whole, without)
@@ -220,10 +234,9 @@ def test_the_smoothness_term_moves_both_sides(name):
 
 def test_virtual_adversarial_training_holds_its_target_fixed():
     clean, adversarial = logits("clean").requires_grad_(), logits("adversarial").requires_grad_()
-    rest = (logits("teacher"), torch.tensor(LABELS))
+    out = Outputs(clean, adversarial, logits("teacher"), torch.tensor(LABELS))
     slopes = [
-        torch.autograd.grad(losses.vat(clean, adversarial, *rest, TrainOptions.of(weight=w)), clean)[0]
-        for w in (0.0, 5.0)
+        torch.autograd.grad(losses.vat(out, Vat(threat="l2:0.5", weight=weight)), clean)[0] for weight in (0.0, 5.0)
     ]
     assert torch.equal(*slopes)
 
@@ -246,8 +259,8 @@ def test_gradient_penalty_by_hand(weight):
         total += -math.log(p[label]) + weight * (slope[0] ** 2 + slope[1] ** 2)
     images = torch.tensor(pixels).view(2, 1, 1, 2).requires_grad_()
     clean = images.flatten(1) @ torch.tensor(matrix).T
-    options = TrainOptions.of(weight=weight)
-    found = losses.gradient_penalty(clean, clean, clean, torch.tensor(labels), options, images)
+    out = Outputs(clean, clean, clean, torch.tensor(labels), images)
+    found = losses.gradient_penalty(out, GradientPenalty(weight=weight))
     assert found.item() == pytest.approx(total / 2, rel=1e-5)
 
 
@@ -255,19 +268,16 @@ def test_the_gradient_penalty_reaches_the_weights():
     """Double back-propagation against differences of the loss itself."""
     model = tiny.classifier(scale=5.0).double()
     x = torch.from_numpy(tiny.images(6)).permute(0, 3, 1, 2).double()
-    labels, options = torch.arange(6), TrainOptions.of(weight=10)
+    labels = torch.arange(6)
     weight = next(model.net.parameters())
 
-    def value():
+    def value(penalty=10.0):
         images = x.clone().requires_grad_()
         clean = model(images)
-        return losses.gradient_penalty(clean, clean, clean, labels, options, images)
+        return losses.gradient_penalty(Outputs(clean, clean, clean, labels, images), GradientPenalty(weight=penalty))
 
     (slope,) = torch.autograd.grad(value(), weight)
-    plain = TrainOptions.of(weight=0)
-    images = x.clone().requires_grad_()
-    clean = model(images)
-    (without,) = torch.autograd.grad(losses.gradient_penalty(clean, clean, clean, labels, plain, images), weight)
+    (without,) = torch.autograd.grad(value(penalty=0.0), weight)
     direction = torch.randn(weight.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     size = 1e-6
     ends = []
@@ -314,30 +324,41 @@ def test_each_loss_has_the_inner_problem_of_its_paper(name, facts):
     assert entry.input_gradient == (name == "gradient-penalty")
 
 
-def test_constants_of_the_methods():
+OWN = {
+    "dfshield": {"lambda1": 1, "lambda2": 1, "temperature": 1, "clean_reduction": "batchmean"},
+    "trades": {"beta": 6},
+    "rst": {"beta": 6},
+    "mart": {"weight": 5},
+    "ard": {"alpha": 1, "temperature": 30},
+    "rslad": {"alpha": "5/6"},
+    "alp": {"weight": 0.5, "pairs": "logits"},
+    "clp": {"weight": 0.5},
+    "mma": {"halvings": 10},
+    "mmc": {"norm": 10},
+    "vat": {"weight": 1, "iterations": 1},
+    "fgsm": {"alpha": 0.5},
+    "dart": {"fosc_max": 0.5, "fosc_share": "5/6"},
+    "gradient-penalty": {"weight": 1},
+    "uat": {"weight": 1},
+}
+
+
+@pytest.mark.parametrize("name", registry.LOSSES)
+def test_constants_of_the_losses(name):
+    given = TrainOptions.of(**of(name)).model_dump()
+    assert {key: given[key] for key in given.keys() - TrainOptions.model_fields.keys()} == OWN.get(name, {})
+
+
+def test_constants_that_all_losses_have():
     given = TrainOptions.of().model_dump()
-    expected = {
-        "beta": 6,
-        "weight": 5,
-        "alpha": 1,
-        "temperature": 30,
-        "alpha": "5/6",
-        "alpha": 0.5,
-        "iterations": 1,
-        "weight": 0.5,
-        "pairs": "logits",
-        "norm": 10,
-        "fosc_max": 0.5,
-        "fosc_share": "5/6",
-        "awp": 0,
-        "awp_warmup": 0,
-        "average": 0,
-        "lr_warmup": 0,
-        "eps_warmup": 0,
-        "eps_factor": 1,
-        "flip": False,
-        "contrast": 0,
-        "noise": 0,
-        "batchnorm": "train",
-    }
+    expected = {"awp": 0, "awp_warmup": 0, "average": 0, "lr_warmup": 0, "eps_warmup": 0, "eps_factor": 1}
+    expected |= {"flip": False, "contrast": 0, "noise": 0, "batchnorm": "train", "sign_filter": True}
     assert {key: given[key] for key in expected} == expected
+
+
+def test_options_of_another_loss_are_refused():
+    for values in ({"loss": "trades", "lambda1": 1}, {"loss": "std", "beta": 1}, {"beta": 1}):
+        with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
+            TrainOptions.of(**values)
+    with pytest.raises(ValidationError, match=r"loss mart has options of its own; build them by TrainOptions\.of"):
+        TrainOptions(loss="mart")

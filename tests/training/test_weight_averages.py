@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 from support import tiny
-from test_training import QUICK, make, quick
+from support.training import QUICK, make, quick
 
 from dfshield.core.rng import generator
 from dfshield.training import losses
@@ -58,7 +58,7 @@ def test_gradients_are_those_at_the_perturbed_weights_and_batchnorm_moves_once()
     reference = copy.deepcopy(made.student).train()
 
     def slopes(network):
-        value = losses.dfshield(network(x), network(adversarial), targets, labels, QUICK)
+        value = losses.dfshield(losses.Outputs(network(x), network(adversarial), targets, labels), QUICK)
         return value, torch.autograd.grad(value, list(network.parameters()))
 
     plain, upwards = slopes(copy.deepcopy(reference))
@@ -129,8 +129,8 @@ def test_the_average_is_the_result_and_what_is_measured():
     made._update = update
     plain.fit(None)
     expected = {k: v.clone() for k, v in tiny.classifier().state_dict().items()}
-    measured, agreement = [], made._agreement
-    made._agreement = lambda epoch: measured.append(made.parameters[0].detach().clone()) or agreement(epoch)
+    measured, agreement = [], made.holdout_agreement
+    made.holdout_agreement = lambda epoch: measured.append(made.parameters[0].detach().clone()) or agreement(epoch)
     made.fit(None)
     for number, state in enumerate(states):
         decay = min(0.9, (1 + number) / (10 + number))
