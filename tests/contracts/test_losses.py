@@ -211,12 +211,11 @@ def test_the_losses_of_a_baseline_reach_its_generator_and_its_student(name, clas
     z, labels = made.draw(8, generator("z"))
     assert labels.shape == (8,) and int(labels.min()) >= 0 and int(labels.max()) < classes
     raw = made.generator.raw(z, labels)
-    images = made.generator.to_image(raw)
+    images = made.generator.to_image(raw).detach()
     assert images.shape == (8, *tiny.SHAPE) and float(images.min()) >= 0 and float(images.max()) <= 1
     loss = made.generator_loss(raw, labels, generator("loss"))
     slopes = torch.autograd.grad(loss, list(made.generator.parameters()), allow_unused=True)
     assert loss.shape == () and bool(loss.isfinite()) and any(s is not None and bool(s.any()) for s in slopes)
-    images = images.detach()
     loss = made.student_loss(images, (images + 0.01).clamp(0, 1), made.teacher(images), labels)
     slopes = torch.autograd.grad(loss, list(made.student.parameters()))
     assert loss.shape == () and bool(loss.isfinite()) and all(bool(s.isfinite().all()) for s in slopes)
