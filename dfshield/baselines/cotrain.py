@@ -18,6 +18,7 @@ from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import Diverged, InputError
 from dfshield.core.files import metrics_csv, write_text
 from dfshield.core.hashing import digest
+from dfshield.core.lp import step_size
 from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine
@@ -29,7 +30,7 @@ from dfshield.models.folding import fold
 from dfshield.options import CotrainOptions
 from dfshield.registry import RealData
 from dfshield.sources.trainset import trainset_header, write_whole
-from dfshield.training.inner import OBJECTIVES, pgd_ascent, step_size
+from dfshield.training.inner import OBJECTIVES, pgd_ascent
 
 REAL_DATA: RealData = "none"
 METRICS = (
@@ -212,7 +213,7 @@ class Cotrainer(EpochLoop):
 
     def _craft(self, images: Tensor, classes: Tensor, random: torch.Generator) -> Tensor:
         self.crafting.refresh()
-        size = step_size(self.options, self.threat)
+        size = step_size(self.threat, self.options.l2_step)
         steps = self.options.attack_steps
         return pgd_ascent(
             self.crafting, images, classes, OBJECTIVES[self.inner], self.start, self.threat, steps, size, random

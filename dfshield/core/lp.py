@@ -8,6 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from dfshield.core.fractions import fraction
 from dfshield.core.threat import Threat
 
 Norm = Literal["linf", "l2"]
@@ -42,6 +43,14 @@ def step(x_adv: Tensor, grad: Tensor, size: float, norm: Norm) -> Tensor:
     largest = grad.flatten(1).abs().amax(dim=1).view(-1, *[1] * (grad.ndim - 1))
     direction = grad / largest.clamp_min(torch.finfo(grad.dtype).tiny)
     return x_adv + size * direction / _norms(direction).clamp_min(1e-12)
+
+
+def step_size(threat: Threat, l2_step: str) -> float:
+    """Length of a gradient step: ε/4 for linf; for l2 `l2_step`, a length (``15/255``) or a share of ε (``eps/5``)."""
+    if threat.norm == "linf":
+        return threat.eps / 4
+    length, _, divisor = l2_step.partition("/")
+    return threat.eps / int(divisor) if length == "eps" else fraction(l2_step)
 
 
 def random_start(

@@ -69,6 +69,12 @@ class CotrainOptions(StageOptions):
     """step of the inner maximisation for l2 threats (l∞ uses ε/4)"""
 
     @model_validator(mode="after")
+    def _of_its_entry(self) -> "CotrainOptions":
+        if not isinstance(self, CotrainOptions.class_for(self.method)):
+            raise ValueError(f"method {self.method} has options of its own; build them by CotrainOptions.of")
+        return self
+
+    @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "CotrainOptions":
         if self.nesterov and not self.momentum and self.student_optimiser == "sgd":
             raise ValueError("nesterov needs a momentum above 0; set momentum or nesterov to false")

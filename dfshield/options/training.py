@@ -88,8 +88,14 @@ class TrainOptions(StageOptions):
 
     @property
     def varies(self) -> bool:
-        """Whether images change from one use to the next, so that the teacher is asked about each anew."""
+        """Whether images change from one use to the next, so that teacher logits are recomputed."""
         return self.flip or self.translate or self.contrast > 0 or self.noise > 0
+
+    @model_validator(mode="after")
+    def _of_its_entry(self) -> "TrainOptions":
+        if not isinstance(self, TrainOptions.class_for(self.loss)):
+            raise ValueError(f"loss {self.loss} has options of its own; build them by TrainOptions.of")
+        return self
 
     @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "TrainOptions":
@@ -113,7 +119,7 @@ class TrainOptions(StageOptions):
         if self.threat.partition(":")[0] not in search.norms:
             balls = " or ".join(search.norms)
             raise ValueError(f"loss {self.loss} searches an {balls} ball, threat is {self.threat}; give {balls}:EPS")
-        if self.inner != "auto" and (search.second_derivatives or entry.input_gradient):
+        if self.inner != "auto" and (entry.input_gradient or not search.objective):
             raise ValueError(f"inner {self.inner}: loss {self.loss} has no inner maximisation to choose; use auto")
         if self.inner in ("kl", "teacher") and entry.start == "image":
             raise ValueError(

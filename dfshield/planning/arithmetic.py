@@ -110,7 +110,7 @@ def manner(precisions: Iterable[str], generated: bool) -> str:
 
 
 def synthesis_passes(options: SynthesizeOptions) -> float:
-    """Forward passes of a whole surrogate set."""
+    """Forward passes of a whole synthetic set."""
     return GRADIENT * options.images * options.iterations
 
 
@@ -120,43 +120,51 @@ def generation_passes(options: GenerateOptions) -> tuple[float, float]:
     return GRADIENT * trained, UPDATE * trained + options.images
 
 
-def training_passes(options: TrainOptions, images: int) -> float:
-    """Forward passes of a whole training run on `images` images, those held out and the teacher's answers included."""
-    entry = registry.LOSSES[options.loss]
+def training_passes(options: TrainOptions, images: int) -> float | None:
+    """Forward passes of a whole training run on `images` images, those held out and the teacher's logits included.
+
+    None where the loss or its search states no `passes`.
+    """
+    outer = registry.LOSSES[options.loss].passes
+    epochs = [inner_passes(options, epoch) for epoch in range(options.epochs)]
+    known = [passes for passes in epochs if passes is not None]
+    if outer is None or len(known) < len(epochs):
+        return None
     held = min(options.holdout, images)
     trained = (images - held) // options.batch * options.batch  # an epoch has whole mini-batches
-    outer = 2 * UPDATE - (GRADIENT if entry.robust_only else 0)  # clean and adversarial
     perturbed = max(0, options.epochs - options.awp_warmup) if options.awp else 0  # epochs that do all of it twice
-    asked = 1 if options.varies else 0  # the teacher's answer on what the images have become
-    inner = sum(inner_passes(options, epoch) for epoch in range(options.epochs))
-    measured = held * (1 + GRADIENT * options.attack_steps + 2)  # attacked, then both versions judged
-    return images + trained * (inner + options.epochs * (asked + outer) + perturbed * outer) + options.epochs * measured
+    recomputed = 1 if options.varies else 0  # teacher logits of augmented images
+    measured = held * (1 + GRADIENT * options.attack_steps + 2)  # attacked, then both versions classified
+    trained *= sum(known) + options.epochs * (recomputed + outer) + perturbed * outer
+    return images + trained + options.epochs * measured
 
 
-def inner_passes(options: TrainOptions, epoch: int) -> float:
-    """Forward passes of an image's inner maximisation in epoch `epoch` (from 0), the clean logits included."""
+def inner_passes(options: TrainOptions, epoch: int) -> int | None:
+    """Forward passes of an image's inner maximisation in epoch `epoch` (from 0); None where they are not known."""
     entry = registry.LOSSES[options.loss]
     if entry.input_gradient:
         return 0
-    search = registry.SEARCHES[entry.search]
-    steps = inner_steps(entry.search, options.attack_steps, epoch, options.epochs)
-    extra = search.passes(options, steps) if search.passes else 0
-    if search.second_derivatives:
-        return extra
-    climbs = options.inner != "none" and (options.inner != "auto" or entry.inner != "none")
-    return extra + (1 + GRADIENT * steps if climbs else 0)
+    objective = entry.inner if options.inner == "auto" else options.inner
+    steps = inner_steps(entry.search, options.attack_steps, epoch, options.epochs) if objective != "none" else 0
+    passes = registry.SEARCHES[entry.search].passes
+    return passes(options, steps) if passes else None
 
 
-def cotraining_passes(options: CotrainOptions) -> tuple[float, float]:
-    """Forward passes of the classifiers, teacher and student, and of the generator in a whole co-training run."""
+def cotraining_passes(options: CotrainOptions) -> tuple[float, float] | None:
+    """Forward passes of the classifiers, teacher and student, and of the generator in a whole co-training run.
+
+    None where the method states no `generator_passes`.
+    """
     entry, steps = registry.BASELINES[options.method], options.student_steps
-    judged = entry.generator_passes if isinstance(entry.generator_passes, int) else entry.generator_passes(options)
-    attacked = 1 + 1 + GRADIENT * options.attack_steps  # the teacher's answer, and the inner maximisation
+    judged = entry.generator_passes(options) if callable(entry.generator_passes) else entry.generator_passes
+    if judged is None:
+        return None
+    attacked = 1 + 1 + GRADIENT * options.attack_steps  # the teacher's logits, and the inner maximisation
     student = steps * (attacked + UPDATE * entry.student_inputs)
     again = steps if steps > 1 else 0  # new images for each of several student steps
     drawn = options.epochs * options.iterations
     trained = (options.epochs - options.generator_epochs) * options.iterations
-    measured = options.epochs * (attacked + 2)  # a mini-batch that is kept apart, both its versions judged
+    measured = options.epochs * (attacked + 2)  # a held-out mini-batch, both its versions classified
     classifiers = drawn * judged + trained * student + measured
     return options.batch * classifiers, options.batch * (drawn * UPDATE + trained * again + options.epochs)
 

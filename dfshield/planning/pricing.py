@@ -170,8 +170,11 @@ def _train(prices: Prices, place: Place, options: Any) -> Work | None:
     return None if passes is None else Work(passes, 4 * prices.network(place).parameters)
 
 
-def _cotrain(prices: Prices, place: Place, options: Any) -> Work:
-    classifiers, generator = cotraining_passes(options)
+def _cotrain(prices: Prices, place: Place, options: Any) -> Work | None:
+    passes = cotraining_passes(options)
+    if passes is None:
+        return None
+    classifiers, generator = passes
     size = 4 * prices.network(place).parameters + options.kept_images * prices.image_bytes(place)
     return Work(classifiers, size, generator * prices.generator(place, options))
 

@@ -22,11 +22,12 @@ class Baseline(Entry):
     """What the generator minimises, in the notation of table 2 (ℓ: log-probabilities less their mean)."""
     student_loss: str = ""
     """What the student minimises, in the same notation."""
-    generator_passes: int | Callable[[Any], int] = 4
-    """For the cost alone: forward passes of an image through teacher and student, a gradient of its pixels as one more,
-    in a step of the generator; by the options where it depends on them."""
+    generator_passes: int | Callable[[Any], int] | None = None
+    """Used only by the cost model: forward passes of teacher and student per image in one generator step. A gradient
+    with respect to the pixels counts as one extra pass. A function of the options if it depends on them. None: not
+    known, so not estimated."""
     student_inputs: int = 1
-    """For the cost alone: versions of an image that the student's loss has the student answer (x', or x too)."""
+    """Used only by the cost model: versions of an image in the student's loss, x' alone or x too."""
 
 
 BASELINES = {
@@ -57,7 +58,7 @@ BASELINES = {
         start="normal",
         generator_loss="CE(T(x), y) + w·BN(x)",
         student_loss="CE(S(x), y) + β·KL(S(x), S(x'))",
-        generator_passes=2,  # the student is not asked
+        generator_passes=2,  # the teacher alone
         student_inputs=2,
     ),
     "dfard": Baseline(
@@ -67,6 +68,7 @@ BASELINES = {
         options="dfshield.options.baselines:Dfard",
         generator_loss="w₁·CE(T(x), y) + w₂·BN(x) − w₃·KL(T(x), S(x))",
         student_loss="τ²·(KL(T(x)/τ, S(x')/τ) + KL(T(x)/τ, S(x)/τ))",
+        generator_passes=4,
         student_inputs=2,
     ),
 }

@@ -17,38 +17,48 @@ Search = Literal["pgd", "single-step", "power", "nearest", "curriculum", "fosc"]
 
 @dataclass(frozen=True)
 class SearchFacts:
-    """What others must know of a search; `dfshield.training.inner.SEARCHES` has its code."""
+    """Facts about a search; `dfshield.training.inner.SEARCHES` has its code, `core.schedules` its steps per epoch."""
 
     about: str
     norms: tuple[str, ...] = ("linf", "l2")
-    second_derivatives: bool = False
-    """Generated code has none."""
-    passes: Callable[[Any, int], float] | None = None
-    """For the cost model: forward passes of an image beyond those of the gradient steps, by the loss's options and the
-    number of steps; None: none but the clean logits."""
+    """Norms of the balls that it searches."""
+    objective: bool = True
+    """Whether it climbs an objective that can be chosen."""
+    passes: Callable[[Any, int], int] | None = None
+    """Used only by the cost model: forward passes of an image, ``(options of the loss, gradient steps) -> passes``. A
+    gradient counts as one extra pass; the steps are 0 where nothing is climbed. None: not known, so not estimated."""
+
+
+def _ascent(options: Any, steps: int) -> int:
+    """The clean logits, then a forward pass and a gradient a step."""
+    return 1 + 2 * steps if steps else 0
 
 
 SEARCHES: dict[str, SearchFacts] = {
-    "pgd": SearchFacts("projected gradient ascent"),
-    "single-step": SearchFacts("one step of length ε"),
-    # the logits and their derivative; in each iteration its derivative, twice a pass, too
+    "pgd": SearchFacts("projected gradient ascent", passes=_ascent),
+    "single-step": SearchFacts("one step of length ε", passes=_ascent),
     "power": SearchFacts(
         "power iteration for the most curved direction",
         norms=("l2",),
-        second_derivatives=True,
+        objective=False,
+        # the logits and their derivative; each iteration differentiates the derivative, which takes two passes, too
         passes=lambda options, steps: 2 + 3 * options.iterations,
     ),
     "nearest": SearchFacts(
-        "ascent, then the nearest misclassified point on the way there", passes=lambda options, steps: options.halvings
+        "ascent, then the nearest misclassified point on the way there",
+        passes=lambda options, steps: _ascent(options, steps) + options.halvings,
     ),
-    "curriculum": SearchFacts("ascent with more steps as training goes on"),
-    "fosc": SearchFacts("ascent that stops at a convergence (FOSC) that is asked for more strictly with the epochs"),
+    "curriculum": SearchFacts("ascent with more steps as training goes on", passes=_ascent),
+    "fosc": SearchFacts("ascent that stops at a convergence (FOSC), ever stricter over the epochs", passes=_ascent),
 }
+BOTH, ROBUST_ONLY = 6, 4
+"""Passes of a loss of both logits, and of one without the clean logits, through which no gradient goes back: a forward
+pass counts as 1, the gradients of pixels and of weights as 1 each."""
 
 
 @dataclass(frozen=True)
 class Loss(Entry):
-    """A training loss (tensors to a scalar) and what its paper pairs it with."""
+    """A training loss ``(outputs, options) -> scalar`` and the inner maximisation that its paper pairs it with."""
 
     inner: Inner = "kl"
     start: Start = "normal"
@@ -56,10 +66,10 @@ class Loss(Entry):
     labels: Literal["data", "teacher"] = "data"
     """Labels of training and of the inner maximisation: those of the data, or the teacher's class."""
     input_gradient: bool = False
-    """The loss takes one more argument, the images that the logits came from, to differentiate by; it has no x̂', so
-    nothing is crafted and `adversarial` is `clean`."""
-    robust_only: bool = False
-    """The loss leaves the clean logits out, so that no gradient goes back through them: for the cost alone."""
+    """The loss differentiates by the images (`Outputs.images`); nothing is crafted and `adversarial` is `clean`."""
+    passes: int | None = None
+    """Used only by the cost model: forward passes of an image in the student's forward and backward pass. None: not
+    known, so not estimated."""
 
 
 LOSSES = {
@@ -68,12 +78,14 @@ LOSSES = {
         "L_DFShield",
         about="distillation, robust-teacher term and smoothness (Eq 11)",
         options="dfshield.options.training:Dfshield",
+        passes=BOTH,
     ),
     "trades": Loss(
         "dfshield.training.losses:trades",
         "TRADES",
         about="cross entropy and KL between clean and perturbed outputs (Zhang et al. 2019)",
         options="dfshield.options.training:Trades",
+        passes=BOTH,
     ),
     "std": Loss(
         "dfshield.training.losses:std",
@@ -81,7 +93,7 @@ LOSSES = {
         about="cross entropy on perturbed images (Madry et al. 2018)",
         inner="ce",
         start="uniform",
-        robust_only=True,
+        passes=ROBUST_ONLY,
     ),
     "std-soft": Loss(
         "dfshield.training.losses:std_soft",
@@ -89,7 +101,7 @@ LOSSES = {
         about="KL from the teacher's outputs on perturbed images (section 3.2)",
         inner="teacher",
         start="uniform",
-        robust_only=True,
+        passes=ROBUST_ONLY,
     ),
     "mart": Loss(
         "dfshield.training.losses:mart",
@@ -97,6 +109,7 @@ LOSSES = {
         about="boosted cross entropy and weighted KL (Wang et al. 2020)",
         options="dfshield.options.training:Mart",
         inner="ce",
+        passes=BOTH,
     ),
     "ard": Loss(
         "dfshield.training.losses:ard",
@@ -105,6 +118,7 @@ LOSSES = {
         options="dfshield.options.training:Ard",
         inner="ce",
         start="uniform",
+        passes=BOTH,
     ),
     "rslad": Loss(
         "dfshield.training.losses:rslad",
@@ -112,6 +126,7 @@ LOSSES = {
         about="robust soft-label distillation (Zi et al. 2021)",
         options="dfshield.options.training:Rslad",
         inner="teacher",
+        passes=BOTH,
     ),
     "alp": Loss(
         "dfshield.training.losses:alp",
@@ -120,6 +135,7 @@ LOSSES = {
         options="dfshield.options.training:Alp",
         inner="ce",
         start="uniform",
+        passes=BOTH,
     ),
     "clp": Loss(
         "dfshield.training.losses:clp",
@@ -128,6 +144,7 @@ LOSSES = {
         options="dfshield.options.training:Clp",
         inner="ce",
         start="uniform",
+        passes=BOTH,
     ),
     "mma": Loss(
         "dfshield.training.losses:mma",
@@ -137,6 +154,7 @@ LOSSES = {
         inner="ce",
         start="uniform",
         search="nearest",
+        passes=BOTH,
     ),
     "mmc": Loss(
         "dfshield.training.losses:mmc",
@@ -145,7 +163,7 @@ LOSSES = {
         options="dfshield.options.training:Mmc",
         inner="loss",
         start="uniform",
-        robust_only=True,
+        passes=ROBUST_ONLY,
     ),
     "vat": Loss(
         "dfshield.training.losses:vat",
@@ -153,6 +171,7 @@ LOSSES = {
         about="virtual adversarial training, l2 (Miyato et al. 2016)",
         options="dfshield.options.training:Vat",
         search="power",
+        passes=BOTH,
     ),
     "fgsm": Loss(
         "dfshield.training.losses:fgsm",
@@ -162,6 +181,7 @@ LOSSES = {
         inner="ce",
         start="image",
         search="single-step",
+        passes=BOTH,
     ),
     "curriculum": Loss(
         "dfshield.training.losses:std",
@@ -170,7 +190,7 @@ LOSSES = {
         inner="ce",
         start="uniform",
         search="curriculum",
-        robust_only=True,
+        passes=ROBUST_ONLY,
     ),
     "dart": Loss(
         "dfshield.training.losses:std",
@@ -180,7 +200,7 @@ LOSSES = {
         inner="ce",
         start="uniform",
         search="fosc",
-        robust_only=True,
+        passes=ROBUST_ONLY,
     ),
     "gradient-penalty": Loss(
         "dfshield.training.losses:gradient_penalty",
@@ -190,6 +210,7 @@ LOSSES = {
         inner="ce",
         start="uniform",
         input_gradient=True,
+        passes=BOTH,
     ),
     "uat": Loss(
         "dfshield.training.losses:uat",
@@ -199,7 +220,7 @@ LOSSES = {
         inner="ce",
         start="uniform",
         labels="teacher",
-        robust_only=True,
+        passes=ROBUST_ONLY,
     ),
     "rst": Loss(
         "dfshield.training.losses:trades",
@@ -207,5 +228,6 @@ LOSSES = {
         about="TRADES on the teacher's classes (Carmon et al. 2019)",
         options="dfshield.options.training:Trades",
         labels="teacher",
+        passes=BOTH,
     ),
 }

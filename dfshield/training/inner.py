@@ -3,81 +3,97 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 
 from dfshield import registry
 from dfshield.core.fractions import fraction
-from dfshield.core.lp import project, random_start, step
+from dfshield.core.lp import project, random_start, step, step_size
 from dfshield.core.schedules import inner_steps, warmed
 from dfshield.core.threat import Threat, parse_threat
-from dfshield.options import CotrainOptions, TrainOptions
-from dfshield.options.training import Dart, Mma, Vat
+from dfshield.options import TrainOptions
 from dfshield.training.losses import Outputs, kl
 
 Network = Callable[[torch.Tensor], torch.Tensor]
-Objective = Callable[..., torch.Tensor]
-"""``(clean, adversarial, teacher, labels) -> scalar``: logits (N,C) on x̂, on x̂', the teacher's on x̂; labels (N,)."""
+Objective = Callable[[Outputs], torch.Tensor]
+"""What an ascent raises: a scalar, the sum over the images of a mini-batch."""
 
 
-def step_size(options: TrainOptions | CotrainOptions, threat: Threat) -> float:
-    """ε/4 for l∞; for l2 the stated step (15/255 in the paper, ε/5 in the released code)."""
-    if threat.norm == "linf":
-        return threat.eps / 4
-    return threat.eps / 5 if options.l2_step == "eps/5" else fraction(options.l2_step)
+def summed(loss: Callable[[Outputs, TrainOptions], torch.Tensor], options: TrainOptions, out: Outputs) -> torch.Tensor:
+    """A training loss, which is a mean over the images, as their sum."""
+    return len(out.clean) * loss(out, options)
+
+
+OBJECTIVES: dict[str, Objective] = {
+    "kl": lambda out: kl(out.clean, out.adversarial, "sum"),
+    "ce": lambda out: F.cross_entropy(out.adversarial, out.labels, reduction="sum"),
+    "teacher": lambda out: kl(out.teacher, out.adversarial, "sum"),
+}
+
+
+def objective(options: TrainOptions) -> Objective | None:
+    """The objective that the inner attack maximises; None if the random start is used as it is."""
+    entry = registry.LOSSES[options.loss]
+    name = entry.inner if options.inner == "auto" else options.inner
+    if name == "loss":
+        return functools.partial(summed, entry.load(), options)
+    return OBJECTIVES.get(name)
 
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """The inner attack of one epoch."""
+    """The inner maximisation of one epoch, by projected gradient ascent; subclasses are the other `SEARCHES`."""
 
     objective: Objective | None
     """What is maximised; None takes the start as it is."""
     start: registry.Start
-    search: registry.Search
     threat: Threat
     steps: int
     size: float
     """Length of a step."""
     stop: float | None = None
     """Convergence (`fosc`) at which an image takes no further step."""
-    options: TrainOptions | None = None
-    """The loss's own options, for searches that read some."""
+    compiles: ClassVar[bool] = True
+    """Whether generated code can run it: that has no second derivatives."""
 
     @classmethod
     def of(cls, options: TrainOptions, epoch: int) -> "InnerAttack":
-        """What the loss's paper asks for in epoch `epoch` (from 0)."""
+        """The attack that the loss's paper asks for, in epoch `epoch` (from 0)."""
         entry, threat = registry.LOSSES[options.loss], parse_threat(options.threat)
+        search = SEARCHES[entry.search]
         factor = options.eps_factor * warmed(options.eps_warmup, epoch, options.epochs)
-        size = threat.eps if entry.search == "single-step" else step_size(options, threat)
-        stop = None
-        if isinstance(options, Dart):
-            stop = options.fosc_max * max(0.0, 1 - epoch / (fraction(options.fosc_share) * options.epochs))
-        return cls(
+        return search(
             objective(options),
             entry.start,
-            entry.search,
             threat._replace(eps=factor * threat.eps),
             inner_steps(entry.search, options.attack_steps, epoch, options.epochs),
-            factor * size,
-            stop,
-            options,
+            factor * search.step_size(threat, options),
+            **search.own(options, epoch),
         )
 
     @classmethod
     def full(cls, options: TrainOptions) -> "InnerAttack":
         """Plain projected gradient ascent at full strength, the same in every epoch and for every search."""
-        threat = parse_threat(options.threat)
-        start = registry.LOSSES[options.loss].start
-        return cls(
+        threat, start = parse_threat(options.threat), registry.LOSSES[options.loss].start
+        return InnerAttack(
             objective(options) or OBJECTIVES["ce"],
             "uniform" if start == "image" else start,
-            "pgd",
             threat,
             options.attack_steps,
-            step_size(options, threat),
+            step_size(threat, options.l2_step),
         )
+
+    @staticmethod
+    def step_size(threat: Threat, options: TrainOptions) -> float:
+        """Length of a step at the full ε."""
+        return step_size(threat, options.l2_step)
+
+    @staticmethod
+    def own(options: Any, epoch: int) -> dict[str, Any]:
+        """Fields that a subclass sets, from the options of its loss in epoch `epoch`."""
+        return {}
 
     def solve(
         self,
@@ -88,27 +104,81 @@ class InnerAttack:
         generator: torch.Generator,
     ) -> torch.Tensor:
         """x̂' (N,C,H,W) within ε of `x` and in [0,1]; `model` is in eval mode with frozen parameters."""
-        return SEARCHES[self.search](self, model, x, labels, teacher, generator)
+        return pgd_ascent(
+            *(model, x, labels, self.objective, self.start, self.threat, self.steps, self.size, generator),
+            *(teacher, self.stop),
+        )
 
 
-OBJECTIVES: dict[str, Objective] = {
-    "kl": lambda clean, adversarial, teacher, labels: kl(clean, adversarial, "sum"),
-    "ce": lambda clean, adversarial, teacher, labels: F.cross_entropy(adversarial, labels, reduction="sum"),
-    "teacher": lambda clean, adversarial, teacher, labels: kl(teacher, adversarial, "sum"),
+class SingleStep(InnerAttack):
+    """One step of length ε (Goodfellow et al. 2015)."""
+
+    @staticmethod
+    def step_size(threat: Threat, options: TrainOptions) -> float:
+        return threat.eps
+
+
+class FoscAscent(InnerAttack):
+    """Ascent that stops at a convergence, ever stricter over the epochs (Wang et al. 2019, DART)."""
+
+    @staticmethod
+    def own(options: Any, epoch: int) -> dict[str, Any]:
+        return {"stop": options.fosc_max * max(0.0, 1 - epoch / (fraction(options.fosc_share) * options.epochs))}
+
+
+@dataclass(frozen=True)
+class MarginSearch(InnerAttack):
+    """Ascent, then the misclassified point nearest to the image (Ding et al. 2020, MMA)."""
+
+    halvings: int = 0
+
+    @staticmethod
+    def own(options: Any, epoch: int) -> dict[str, Any]:
+        return {"halvings": options.halvings}
+
+    def solve(
+        self,
+        model: Network,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        teacher: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        found = super().solve(model, x, labels, teacher, generator)
+        return mma_boundary(model, x, found, labels, self.halvings)
+
+
+@dataclass(frozen=True)
+class PowerIteration(InnerAttack):
+    """The most curved direction (Miyato et al. 2016, VAT); it takes no steps and reads no labels."""
+
+    iterations: int = 1
+    compiles: ClassVar[bool] = False
+
+    @staticmethod
+    def own(options: Any, epoch: int) -> dict[str, Any]:
+        return {"iterations": options.iterations}
+
+    def solve(
+        self,
+        model: Network,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        teacher: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        return vat_direction(model, x, self.threat, self.iterations, generator)
+
+
+SEARCHES: dict[str, type[InnerAttack]] = {
+    "pgd": InnerAttack,
+    "single-step": SingleStep,
+    "power": PowerIteration,
+    "nearest": MarginSearch,
+    "curriculum": InnerAttack,
+    "fosc": FoscAscent,
 }
-
-
-def objective(options: TrainOptions) -> Objective | None:
-    """The objective that the inner attack maximises; None if the random start is used as it is."""
-    entry = registry.LOSSES[options.loss]
-    name = entry.inner if options.inner == "auto" else options.inner
-    if name == "loss":
-        return functools.partial(_summed, entry.load(), options)
-    return OBJECTIVES.get(name)
-
-
-def _summed(loss: Callable[..., torch.Tensor], options: TrainOptions, *logits: torch.Tensor) -> torch.Tensor:
-    return len(logits[0]) * loss(Outputs(*logits), options)
+"""The code of each search; `registry.SEARCHES` has the facts."""
 
 
 def pgd_ascent(
@@ -134,9 +204,10 @@ def pgd_ascent(
         return project(x, adversarial, threat)
     with torch.no_grad():
         clean = model(x).float()
+    targets = clean.new_empty(0) if teacher is None else teacher
     for taken in range(steps):
         adversarial.requires_grad_()
-        value = objective(clean, model(adversarial).float(), teacher, labels)
+        value = objective(Outputs(clean, model(adversarial).float(), targets, labels))
         (gradient,) = torch.autograd.grad(value, adversarial)
         adversarial = adversarial.detach()
         moved = project(x, step(adversarial, gradient, size, threat.norm), threat)
@@ -196,55 +267,3 @@ def vat_direction(
         (direction,) = torch.autograd.grad(logits, x, weighted, retain_graph=True)
     x = x.detach()
     return project(x, step(x, direction, threat.eps, threat.norm), threat)
-
-
-# --- searches --------------------------------------------------------------------------------------------------------
-
-Solve = Callable[[InnerAttack, Network, torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Generator], torch.Tensor]
-
-
-def _ascent(
-    attack: InnerAttack,
-    model: Network,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    teacher: torch.Tensor | None,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    return pgd_ascent(
-        *(model, x, labels, attack.objective, attack.start, attack.threat, attack.steps, attack.size, generator),
-        *(teacher, attack.stop),
-    )
-
-
-def _margin(
-    attack: InnerAttack,
-    model: Network,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    teacher: torch.Tensor | None,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    assert isinstance(attack.options, Mma)
-    found = _ascent(attack, model, x, labels, teacher, generator)
-    return mma_boundary(model, x, found, labels, attack.options.halvings)
-
-
-def _curvature(
-    attack: InnerAttack,
-    model: Network,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    teacher: torch.Tensor | None,
-    generator: torch.Generator,
-) -> torch.Tensor:
-    assert isinstance(attack.options, Vat)
-    return vat_direction(model, x, attack.threat, attack.options.iterations, generator)
-
-
-SEARCHES: dict[str, Solve] = {
-    **dict.fromkeys(("pgd", "single-step", "curriculum", "fosc"), _ascent),
-    "nearest": _margin,
-    "power": _curvature,
-}
-"""How the inner maximisation is solved, by the name that a loss's entry has."""

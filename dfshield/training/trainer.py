@@ -23,14 +23,14 @@ from dfshield.training.augment import augment
 from dfshield.training.awp import frozen_buffers, perturbed
 from dfshield.training.ema import WeightEMA
 from dfshield.training.gradrefine import GradRefine
-from dfshield.training.inner import InnerAttack
+from dfshield.training.inner import SEARCHES, InnerAttack
 from dfshield.training.losses import Outputs
 
 
 class Trainer(EpochLoop):
     """One adversarial training run; all randomness is keyed by seed, epoch and mini-batch."""
 
-    def __init__(self, teacher: Classifier, surrogate: TrainSet, options: TrainOptions) -> None:
+    def __init__(self, teacher: Classifier, data: TrainSet, options: TrainOptions) -> None:
         self.options, self.entry = options, registry.LOSSES[options.loss]
         device = teacher.mean.device
         self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -39,12 +39,12 @@ class Trainer(EpochLoop):
         self.teacher = fold(teacher) if options.varies else None
         self.forward: Callable[..., torch.Tensor] = self.student
         if options.compile:
-            if not registry.SEARCHES[self.entry.search].second_derivatives:  # which generated code lacks
+            if SEARCHES[self.entry.search].compiles:
                 self.crafting.compile_for(options.batch)
             self.forward = compiled(self.student)
-        used = max(1, round(options.data_share * len(surrogate.images)))
-        images = torch.from_numpy(surrogate.images[:used]).permute(0, 3, 1, 2).to(device)
-        labels = torch.from_numpy(surrogate.labels[:used]).to(device)
+        used = max(1, round(options.data_share * len(data.images)))
+        images = torch.from_numpy(data.images[:used]).permute(0, 3, 1, 2).to(device)
+        labels = torch.from_numpy(data.labels[:used]).to(device)
         targets = predict(teacher, images)
         order = torch.randperm(len(images), generator=generator("holdout", options.seed))
         held, kept = order[: options.holdout].to(device), order[options.holdout :].to(device)
@@ -210,7 +210,7 @@ class Trainer(EpochLoop):
         self.optimiser.param_groups[0]["lr"] = self.base_lr * factor
 
     def holdout_agreement(self, epoch: int) -> tuple[float, float]:
-        """Percent of held-out surrogate images with the teacher's class: clean, and under the full inner attack."""
+        """Percent of held-out images with the teacher's class, clean and under the full inner attack; NaN for none."""
         if self.held is None:
             return float("nan"), float("nan")
         x, classes = self.held

@@ -3,6 +3,7 @@
 An entry meets them by being registered.
 """
 
+import dataclasses
 import math
 
 import pytest
@@ -15,6 +16,8 @@ from dfshield import registry
 from dfshield.core.rng import generator
 from dfshield.core.threat import parse_threat
 from dfshield.options import CotrainOptions, StageOptions, TrainOptions
+from dfshield.planning import arithmetic
+from dfshield.registry.losses import ROBUST_ONLY
 from dfshield.training import inner
 from dfshield.training.awp import frozen_buffers
 from dfshield.training.inner import InnerAttack
@@ -69,7 +72,7 @@ def test_a_loss_is_a_finite_scalar(loss, n, classes):
 def test_gradients_go_where_the_entry_says(loss):
     out, entry = outputs(), registry.LOSSES[loss]
     clean, robust = torch.autograd.grad(value(loss, out), (out.clean, out.adversarial), allow_unused=True)
-    assert (clean is None) == (entry.robust_only)
+    assert (clean is None) == (entry.passes == ROBUST_ONLY)
     assert (robust is None) == entry.input_gradient
     for slope in (clean, robust):
         assert slope is None or bool(slope.isfinite().all())
@@ -149,6 +152,19 @@ def test_perturbed_images_lie_in_the_ball_and_depend_on_the_seed_alone(loss, thr
     assert float((found - x).abs().max()) > 0
 
 
+@pytest.mark.parametrize("loss", registry.LOSSES)
+def test_what_is_not_stated_is_not_estimated(loss, monkeypatch):
+    chosen, entry = options(loss, epochs=2, batch=10), registry.LOSSES[loss]
+    assert arithmetic.training_passes(chosen, 300) > 0
+    with monkeypatch.context() as patch:
+        patch.setitem(registry.LOSSES, loss, dataclasses.replace(entry, passes=None))
+        assert arithmetic.training_passes(chosen, 300) is None
+    if not entry.input_gradient:
+        facts = dataclasses.replace(registry.SEARCHES[entry.search], passes=None)
+        monkeypatch.setitem(registry.SEARCHES, entry.search, facts)
+        assert arithmetic.inner_passes(chosen, 0) is arithmetic.training_passes(chosen, 300) is None
+
+
 # --- options ---------------------------------------------------------------------------------------------------------
 
 
@@ -212,3 +228,12 @@ def test_the_generator_of_a_baseline_depends_on_the_seed_alone(name):
     states = [list(baseline(name, seed=seed).generator.state_dict().values()) for seed in (0, 0, 1)]
     assert all(map(torch.equal, states[0], states[1]))
     assert not all(map(torch.equal, states[0], states[2]))
+
+
+@pytest.mark.parametrize("name", registry.BASELINES)
+def test_a_baseline_states_its_formulas_and_what_it_costs(name, monkeypatch):
+    entry, chosen = registry.BASELINES[name], CotrainOptions.of(method=name)
+    assert entry.generator_loss and entry.student_loss
+    assert min(arithmetic.cotraining_passes(chosen)) > 0
+    monkeypatch.setitem(registry.BASELINES, name, dataclasses.replace(entry, generator_passes=None))
+    assert arithmetic.cotraining_passes(chosen) is None

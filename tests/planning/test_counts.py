@@ -13,6 +13,7 @@ from dfshield.models.checkpoints import Card
 from dfshield.models.folding import fold
 from dfshield.options import CotrainOptions, TrainOptions
 from dfshield.planning import arithmetic as cost
+from dfshield.registry.losses import ROBUST_ONLY
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.inner import InnerAttack
 from dfshield.training.trainer import Trainer
@@ -84,7 +85,7 @@ def test_training(loss, changes):
     trained = (
         made.batches * options.batch * (options.epochs + (options.epochs - options.awp_warmup) * bool(options.awp))
     )
-    versions = 1 if made.entry.input_gradient or made.entry.robust_only else 2
+    versions = 1 if made.entry.input_gradient or made.entry.passes == ROBUST_ONLY else 2
     found = counter.total - compared + versions * trained * FIRST
     assert found == pytest.approx(cost.training_passes(options, 52) * FLOPS, rel=ROUNDING)
 

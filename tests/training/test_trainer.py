@@ -11,7 +11,7 @@ from support.training import QUICK, make, quick, refine_plainly
 from dfshield.core.rng import generator
 from dfshield.core.threat import Threat
 from dfshield.training import losses
-from dfshield.training.inner import OBJECTIVES, InnerAttack, pgd_ascent
+from dfshield.training.inner import OBJECTIVES, FoscAscent, InnerAttack, pgd_ascent
 from dfshield.training.losses import Outputs
 
 FULL = (OBJECTIVES["kl"], "normal", Threat("linf", 8 / 255), 2, 2 / 255)
@@ -141,11 +141,11 @@ def test_the_problem_of_an_epoch_is_the_one_that_is_solved():
         patch.setattr(InnerAttack, "solve", solve)
         for epoch in range(4):
             made.epoch(epoch)
-    training = [p for p in solved if p.search == "fosc"]
+    training = [p for p in solved if isinstance(p, FoscAscent)]
     assert [p.threat.eps * 255 for p in training] == pytest.approx([2] * 4 + [4] * 4 + [6] * 4 + [8] * 4)
     assert [p.stop for p in training[::4]] == pytest.approx([0.5, 0.35, 0.2, 0.05])
-    held = [(p.search, p.threat.eps) for p in solved if p not in training]
-    assert held == [("pgd", 8 / 255)] * 4  # the same attack after every epoch
+    held = [(type(p), p.threat.eps) for p in solved if p not in training]
+    assert held == [(InnerAttack, 8 / 255)] * 4  # the same attack after every epoch
     assert all(far <= p.threat.eps + 1e-6 for far, p in zip(furthest, solved, strict=True))
     assert max(far - p.threat.eps for far, p in zip(furthest, training, strict=False)) > -1e-3
 
