@@ -49,7 +49,7 @@ def run(
     teacher: Path,
     out: Path,
     options: CotrainOptions,
-    recipe: str,
+    recipe: str = "",
     factory: str | None = None,
     state: Path | None = None,
     metrics: Path | None = None,
@@ -58,20 +58,21 @@ def run(
 ) -> None:
     """Train a student with images of a generator that is trained beside it, and write it to `out`.
 
-    The last epoch is the result. `metrics` receives one CSV row per epoch: mean losses; on a held-out mini-batch of
-    generated images, the agreement with the teacher's class, clean and under the inner attack, in percent, and how many
-    classes teacher and student see in it; the student's updates so far. `images` receives a training set of
-    `options.images` images that the last generator draws, with the teacher's labels: it shows what the student saw and
-    trains nothing. With `state`, the same call after a crash resumes after the last whole epoch, to the identical
-    files.
+    `recipe` is the name that the files record, the method's if empty. The last epoch is the result. `metrics` receives
+    one CSV row per epoch: mean losses; on a held-out mini-batch of generated images, the agreement with the teacher's
+    class, clean and under the inner attack, in percent, and how many classes teacher and student see in it; the
+    student's updates so far. `images` receives a training set of `options.kept_images` images that the last generator
+    draws, with the teacher's labels: it shows what the student saw, and nothing is trained on it. With `state`, the
+    same call after a crash resumes after the last whole epoch, to the identical files.
 
     A run has *diverged* if a loss, a weight or an output is not finite (it ends there, and the student is that of the
     last whole epoch) or if, after the last epoch, the student sees one class in all the held-out images where the
     teacher sees several. The student's provenance says so; it is written all the same, as a result.
     """
     forbid_real_data("cotrain")
-    if images is not None and not options.images:
-        raise InputError(f"{images}: no images to write, options have images 0; ask for some, or for no such file")
+    recipe = recipe or options.method
+    if images is not None and not options.kept_images:
+        raise InputError(f"{images}: no images to write, kept_images is 0; ask for some, or for no such file")
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     trainer = Cotrainer(model, card, options)
@@ -259,11 +260,11 @@ class Cotrainer(EpochLoop):
 
     @torch.no_grad()
     def draw_set(self) -> tuple[np.ndarray, np.ndarray]:
-        """`options.images` images (N,H,W,C) float32 in [0,1] of the generator as it is, and the teacher's labels (N,).
+        """`kept_images` images (N,H,W,C) float32 in [0,1] of the generator as it is, and the teacher's labels (N,).
 
         The generator is in training mode, as for the student; its running statistics stay as they are.
         """
-        drawing, n = copy.deepcopy(self.method.generator), self.options.images
+        drawing, n = copy.deepcopy(self.method.generator), self.options.kept_images
         parts, labels = [], []
         for index in range(-(-n // self.options.batch)):  # whole mini-batches, for BatchNorm and branches of classes
             z, wanted = self.method.draw(self.options.batch, generator("kept images", self.options.seed, index))

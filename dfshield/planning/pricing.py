@@ -172,7 +172,7 @@ def _train(prices: Prices, place: Place, options: Any) -> Work | None:
 
 def _cotrain(prices: Prices, place: Place, options: Any) -> Work:
     classifiers, generator = cotraining_passes(options)
-    size = 4 * prices.network(place).parameters + options.images * prices.image_bytes(place)
+    size = 4 * prices.network(place).parameters + options.kept_images * prices.image_bytes(place)
     return Work(classifiers, size, generator * prices.generator(place, options))
 
 
@@ -187,7 +187,7 @@ def _attack(prices: Prices, place: Place, options: Any) -> Work | None:
 
 def _diversity(prices: Prices, place: Place, options: Any) -> Work:
     kept = place.source == NONE
-    synthetic = prices.plan.options("cotrain", place).images if kept else prices.images(place)
+    synthetic = prices.plan.options("cotrain", place).kept_images if kept else prices.images(place)
     real = count(place.dataset, options.split)
     return Work(0, 0, flops=diversity_flops(prices.network(place), real, synthetic))
 

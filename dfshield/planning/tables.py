@@ -86,7 +86,10 @@ class Grids(Options):
 class TableSpec(Options):
     """One table: what it measures and how the paper lays it out."""
 
-    number: int
+    number: int = 0
+    """the paper's; 0 for a table of our own"""
+    name: Name = ""
+    """of a table of our own: its key in tables.yaml"""
     figure: bool = False
     """the paper has it as a figure of this number"""
     title: str
@@ -132,18 +135,18 @@ class TableSpec(Options):
 
     @property
     def key(self) -> str:
-        """The table's name, such as ``table4``."""
-        return self.heading.replace(" ", "").lower()
+        """The table's name, such as ``table4`` or, for one of our own, ``losses``."""
+        return self.name or self.heading.replace(" ", "").lower()
 
     @property
     def heading(self) -> str:
-        """What the paper calls it: ``Table 4``, ``Figure 5``."""
-        return f"{'Figure' if self.figure else 'Table'} {self.number}"
+        """What the paper calls it, ``Table 4`` or ``Figure 5``; ``Table losses`` for one of our own."""
+        return f"{'Figure' if self.figure else 'Table'} {self.name or self.number}"
 
     @property
     def papers_number(self) -> int:
         """The number of the paper's table whose figures are on file; 0 for a figure, which has none in print."""
-        return 0 if self.figure else self.number
+        return 0 if self.figure or self.name else self.number
 
     @property
     def clean_from(self) -> str:
@@ -177,10 +180,11 @@ def load_tables(path: Path) -> dict[str, TableSpec]:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: must be a mapping of table names to their specifications")
-    specs: dict[str, TableSpec] = {
-        str(key): build(TableSpec, value or {}, f"{path}: {key}") for key, value in values.items()
-    }
-    for key, spec in specs.items():
-        if key != spec.key:
-            raise InputError(f"{path}: {key}: its number is {spec.number}, so its name must be {spec.key}")
+    specs: dict[str, TableSpec] = {}
+    for key, given in values.items():
+        own = {} if "number" in (given or {}) else {"name": str(key)}
+        specs[str(key)] = build(TableSpec, (given or {}) | own, f"{path}: {key}")
+        if key != specs[key].key:
+            number = specs[key].number
+            raise InputError(f"{path}: {key}: its number is {number}, so its name must be {specs[key].key}")
     return specs

@@ -119,14 +119,6 @@ def test_the_set_inherits_what_its_base_is(tmp_path, name):
     assert (made.images != given.images).any() and made.images.shape == given.images.shape
 
 
-def test_the_same_seed_gives_the_same_bytes(tmp_path):
-    base = tiny.surrogate(tmp_path / "base.h5")
-    for name, seed in (("a", 0), ("b", 0), ("c", 1)):
-        run(base, tmp_path / f"{name}.h5", MIXUP.model_copy(update={"seed": seed}))
-    a, b, c = ((tmp_path / f"{name}.h5").read_bytes() for name in "abc")
-    assert a == b != c
-
-
 @pytest.mark.parametrize("probability", [0.0, 0.3])
 def test_only_a_share_of_the_images_is_augmented(tmp_path, probability):
     base = tiny.surrogate(tmp_path / "base.h5", n=400)

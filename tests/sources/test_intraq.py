@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from support import tiny
-from test_inversion import two_norms
+from test_objective import two_norms
 from torch import nn
 
 from dfshield.core.errors import InputError

@@ -2,6 +2,7 @@
 
     python tests/support/freeze.py RESULTS --out before.json       # after a clean build
     python tests/support/freeze.py RESULTS --compare before.json   # after a clean build of the changed program
+    … --rename aa-standard@=autoattack@                            # where a part of the paths has another name
 
 Only numbers count: tensors of checkpoints, arrays of training sets and ledgers, values of diversity records and of
 tables. Options, code digests and attributes may change. The script reads the files by itself, so that it works on what
@@ -105,6 +106,7 @@ def main() -> None:
     parser.add_argument("results", type=Path)
     parser.add_argument("--out", type=Path, help="JSON file to write")
     parser.add_argument("--compare", type=Path, help="JSON file of an earlier build")
+    parser.add_argument("--rename", action="append", default=[], help="OLD=NEW: a part of paths that is called NEW now")
     arguments = parser.parse_args()
     found = freeze(arguments.results)
     if arguments.out:
@@ -112,6 +114,8 @@ def main() -> None:
     print(f"{len(found)} files, {sum(map(len, found.values()))} hashes and rows")
     if arguments.compare:
         before = json.loads(arguments.compare.read_text())
+        for old, _, new in (pair.partition("=") for pair in arguments.rename):
+            before = {path.replace(old, new): values for path, values in before.items()}
         lines = differences(before, found)
         print("\n".join([*lines, f"{len(lines)} differences in {len(before)} files"]))
         sys.exit(1 if lines else 0)

@@ -16,10 +16,8 @@ from dfshield.core.files import data_dir, data_file, write_text
 from dfshield.core.hashing import canonical_json
 from dfshield.options.flags import as_flags
 from dfshield.planning.jobs import CARD, TABLE
-from dfshield.planning.paths import (
-    DATA, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVERSITY, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER, Place,
-    benchmark_of, log_of,
-)
+from dfshield.planning.paths import DATA, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVERSITY, LEDGER, METRICS
+from dfshield.planning.paths import NONE, RESULTS, SHARD, STUDENT, TEACHER, Place, benchmark_of, log_of
 from dfshield.planning.provenance import job_digest
 from dfshield.planning.stages import STAGES
 from dfshield.report.content import card_files, evidence, measurements, table_content

@@ -1,0 +1,108 @@
+"""The epoch loop on a run of one number: resuming, divergence, history."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dfshield.core.epochs import EpochLoop
+from dfshield.core.errors import Diverged, InputError
+from dfshield.core.rng import generator
+
+
+class Walk(EpochLoop):
+    """Adds a random number to a tensor and to a plain one in every epoch; each step depends on where it is."""
+
+    def __init__(self, epochs: int = 5, fails: int | None = None, error: type[BaseException] = Diverged) -> None:
+        super().__init__("walk", epochs, 2, torch.device("cpu"))
+        self.place, self.steps_taken = torch.zeros(2), 0
+        self.fails, self.error = fails, error
+
+    def epoch(self, epoch, bar=None):
+        for half in range(2):
+            self.place += torch.rand(2, generator=generator("walk", epoch, half)) * (1 + self.place)
+            self.steps_taken += 1
+            if half and epoch == self.fails:
+                raise self.error(f"no way in epoch {epoch + 1}")
+            if bar is not None:
+                bar.update()
+        return {"epoch": epoch + 1, "sum": float(self.place.sum())}
+
+    def state(self):
+        return {"place": self.place, "steps": self.steps_taken}
+
+    def load(self, state):
+        self.place, self.steps_taken = state["place"], state["steps"]
+
+    def describe(self, row):
+        return f"walked to {row['sum']:.1f}" if row["epoch"] > 1 else ""
+
+
+def finished(epochs: int = 5) -> Walk:
+    made = Walk(epochs)
+    made.fit()
+    return made
+
+
+def test_all_epochs_are_run_and_told(capsys):
+    made = finished()
+    assert [row["epoch"] for row in made.history] == [1, 2, 3, 4, 5]
+    assert made.diverged == "" and made.steps_taken == 10
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("walked")]
+    assert told == [f"walked to {row['sum']:.1f}" for row in made.history[1:]]
+
+
+@pytest.mark.parametrize("stop", range(5))
+def test_a_stopped_run_goes_on_to_the_same_state(tmp_path, stop, capsys):
+    path = tmp_path / "state" / "epoch.pt"
+    stopped = Walk(fails=stop, error=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(path)
+    assert path.is_file() == (stop > 0)
+    resumed = Walk()
+    resumed.fit(path)
+    whole = finished()
+    assert torch.equal(resumed.place, whole.place)
+    assert (resumed.steps_taken, resumed.history) == (10, whole.history)
+    assert (f"resuming after epoch {stop} of 5" in capsys.readouterr().err) == (stop > 0)
+
+
+def test_a_finished_run_is_not_run_again(tmp_path):
+    path = tmp_path / "epoch.pt"
+    first, again = Walk(), Walk(fails=0, error=AssertionError)
+    first.fit(path)
+    again.fit(path)
+    assert torch.equal(again.place, first.place) and again.history == first.history
+
+
+@pytest.mark.parametrize("fails", [0, 3])
+def test_divergence_brings_back_the_last_whole_epoch(tmp_path, capsys, fails):
+    made = Walk(fails=fails)
+    made.fit(tmp_path / "epoch.pt")
+    whole = finished(fails)
+    assert torch.equal(made.place, whole.place) and made.steps_taken == 2 * fails
+    assert made.history == whole.history
+    assert made.diverged == f"no way in epoch {fails + 1}; these are the weights after epoch {fails}"
+    assert f"walk diverged: {made.diverged}" in capsys.readouterr().err
+
+
+def test_other_errors_pass():
+    with pytest.raises(ZeroDivisionError):
+        Walk(fails=1, error=ZeroDivisionError).fit()
+
+
+@pytest.mark.parametrize("content", [b"", b"no state"])
+def test_a_damaged_state_is_refused(tmp_path, content):
+    path: Path = tmp_path / "epoch.pt"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"epoch\.pt: damaged state of a stopped run .*; delete it") as error:
+        Walk().fit(path)
+    assert "\n" not in str(error.value)
+
+
+def test_the_base_class_trains_nothing():
+    bare = EpochLoop("bare", 1, 1, torch.device("cpu"))
+    for call in (lambda: bare.epoch(0), bare.state, lambda: bare.load({})):
+        with pytest.raises(NotImplementedError):
+            call()
+    assert bare.describe({}) == ""
