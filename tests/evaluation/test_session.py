@@ -157,7 +157,6 @@ def test_a_session_judges_the_defended_model_and_crafts_on_the_other():
         return problem.x
 
     wrapped = nn.Sequential(net)
-    rows, flags = attack(
-        wrapped, x, y, ensemble=Ensemble((Component("spy", spy),)), victim=Constant(net), reference=True
-    )
+    spies = Ensemble((Component("spy", spy),))
+    rows, flags = attack(wrapped, x, y, ensemble=spies, victim=Constant(net), reference=True)
     assert isinstance(seen[0], Constant) and not rows["broken"].any() and flags == ("zero-gradients",)
