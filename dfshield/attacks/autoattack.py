@@ -178,9 +178,9 @@ def attack_targets(
 ) -> Tensor:
     """Attack `x` (N,C,H,W) towards its `targets` likeliest wrong classes; what is broken is not attacked again.
 
-    `run` takes images, labels and targets and returns perturbed images and which of them are broken. The likeliest
-    class breaks most, so it comes first and alone, then as many at once as a chunk has room for: a hundred small passes
-    take as long as a hundred large ones. With `options.reference` all go one by one.
+    `run` takes images, labels and targets and returns perturbed images and which of them are broken. The runner-up
+    class is tried first, because it succeeds most often. The remaining targets are batched until the chunk is full:
+    small batches take as much time as large ones. With `options.reference` all targets go one by one.
     """
     result = x.clone()
     logits = model(x)

@@ -33,7 +33,7 @@ class Ensembled(nn.Module):
     def versions(self, x: Tensor) -> list[Tensor]:
         """The transformed images, each (N,C,H,W), the image itself first."""
         height, width = x.shape[2:]
-        pad = self.options.pad or max(1, height // 8)
+        pad = self.options.pad or max(1, height // 7)
         padded = F.pad(x, (pad, pad, pad, pad))
         places = [(int(top * 2 * pad), int(left * 2 * pad)) for top, left in self.draws]
         found = [x, *(padded[:, :, top : top + height, left : left + width] for top, left in places)]

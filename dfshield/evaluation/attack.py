@@ -21,10 +21,10 @@ from dfshield.attacks.base import Component, Ensemble, frozen
 from dfshield.core.device import resolve_precision, select_device
 from dfshield.core.errors import InputError
 from dfshield.core.hashing import digest
-from dfshield.core.threat import parse_threat
 from dfshield.defences.defence import Defence
 from dfshield.evaluation.ledger import Ledger, write_ledger
-from dfshield.evaluation.session import Session, guides
+from dfshield.evaluation.needs import check_needs, load_other
+from dfshield.evaluation.session import Session
 from dfshield.options import AttackOptions, DefendOptions
 
 NO_DEFENCE = "none"
@@ -55,20 +55,21 @@ def run(
     `options.split` below `data_dir`. `protocol` is the attack's name in tables; what departs from it is added in
     brackets: the split, too, unless it is the test split. `state` is a folder for finished pieces. `factory`, `subject`
     and `code` go to the checkpoint's loader and into the ledger. With `defence` the defended model is judged and, if
-    `options.adaptive`, attacked through the defence. `others` are checkpoints of further models that the attack needs,
-    by name. Raises InputError for a checkpoint, data or state folder that cannot be used, and for an attack that lacks
-    what it needs.
+    `options.adaptive`, attacked through the defence, whose seed is the attack's. `others` are checkpoints of further
+    models that the attack needs, by name. Raises InputError for a checkpoint, data or state folder that cannot be used,
+    and for an attack that lacks what it needs.
     """
     from dfshield.models.checkpoints import load_checkpoint
 
-    entry = registry.ATTACKS[options.attack]
-    check_problem(entry, options, others or {})
+    check_needs(options, others or {})
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
     model, card = load_checkpoint(model_path, device, factory)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster layout for convolutions
+    further = {name: load_other(path, card, device, factory) for name, path in (others or {}).items()}
     images = _images(card, options, dataset, data_dir, evaluation_npz)
     ensemble = components(options, card.input_shape, card.classes)
+    defence = defence.model_copy(update={"seed": options.seed}) if defence else None
     notes = [ensemble.note] if ensemble.note else []
     if options.split != "test" and evaluation_npz is None:
         notes.append(options.split)
@@ -78,27 +79,25 @@ def run(
         "model": card.model,
         "model_sha256": card.tensors_sha256,
         "data_sha256": images.sha256(),
-        "real_data": card.real_data,
+        "real_data": seen_data(card.real_data, defence),
         "subject": subject,
         "protocol": f"{protocol}[{', '.join(notes)}]" if notes else protocol,
         "threat": options.threat,
         "options": options.described(device),
         "defence": defence.defence if defence else NO_DEFENCE,
         "defence_options": defence.described() if defence else {},
+        "others": {name: sha256 for name, (_, sha256) in further.items()},
         "seed": options.seed,
         "version": __version__,
         "code": code,
     }
-    folder = state / digest(header, device.type)[:32] if state else None
-    models = {name: load_checkpoint(path, device, factory)[0] for name, path in (others or {}).items()}
-    needed: dict[str, Any] = {name: models[name] for name in entry.needs if name in models}
-    if "guide" in entry.needs:
-        needed["guide"] = guides(images.x, images.y, options.seed)
+    folder = state / digest(header)[:32] if state else None
+    models = {name: other for name, (other, _) in further.items()}
     judged, victim = defended(model, defence, options)
     with contextlib.ExitStack() as stack:
         for network in (model, *models.values()):
             stack.enter_context(frozen(network))
-        session = Session(judged, images.x, images.y, options, ensemble, device, folder, victim, needed)
+        session = Session(judged, images.x, images.y, options, ensemble, device, folder, victim, models)
         rows, flags = session.run()
     if card.provenance.get("diverged"):
         flags = (*flags, "diverged")
@@ -111,14 +110,10 @@ def run(
     return ledger
 
 
-def check_problem(entry: registry.Attack, options: AttackOptions, others: Mapping[str, Path]) -> None:
-    """Raise InputError, before any work, for a threat model or further models that the attack cannot do with."""
-    norm = parse_threat(options.threat).norm
-    if norm not in entry.norms:
-        raise InputError(f"attack {options.attack}: works within {', '.join(entry.norms)}, threat is {options.threat}")
-    missing = [name for name in entry.needs if name != "guide" and name not in others]
-    if missing:
-        raise InputError(f"attack {options.attack}: needs a {missing[0]}; give --other {missing[0]}=CHECKPOINT")
+def seen_data(own: registry.RealData, defence: DefendOptions | None) -> registry.RealData:
+    """Real data that a defended model has seen: the defence's, if it has seen any, else the model's `own`."""
+    seen = registry.DEFENCES[defence.defence].real_data if defence else "none"
+    return own if seen == "none" else seen
 
 
 def defended(

@@ -32,7 +32,7 @@ ROWS = {
 }
 PERTURBED = {"perturbed_index": np.int64, "perturbation": np.float16}
 DATASETS = ROWS | PERTURBED
-JSON_ATTRIBUTES = ("components", "flags", "options", "subject", "defence_options")
+JSON_ATTRIBUTES = ("components", "flags", "options", "subject", "defence_options", "others")
 HEADER = ("format", "format_version", "complete")
 """Attributes that are no field of a ledger."""
 CONTRACT = hdf5.Contract(
@@ -92,6 +92,8 @@ class Ledger:
     """Defence at test time that stood before the model."""
     defence_options: dict[str, Any] = field(default_factory=dict)
     """Options of the defence."""
+    others: dict[str, str] = field(default_factory=dict)
+    """Further models that the attack used, by name: SHA-256 of their tensors."""
     flags: tuple[str, ...] = ()
     """Reasons to distrust the accuracy under attack; ``diverged`` where the model's training ended so."""
     version: str = ""

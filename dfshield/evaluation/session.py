@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from dfshield import registry
 from dfshield.attacks.base import Component, Ensemble, Eot, Problem, seeded
 from dfshield.core.files import atomic
 from dfshield.core.progress import progress
@@ -17,7 +18,8 @@ from dfshield.core.rng import generator
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation.checks import SQUARE_POINTS, gradient_masking_checks
 from dfshield.evaluation.crafting import FastModels
-from dfshield.evaluation.verdict import Outcome, evaluate_perturbation
+from dfshield.evaluation.needs import GUIDE, guide_images
+from dfshield.evaluation.verdict import Outcome, evaluate_perturbation, predict
 from dfshield.options import AttackOptions
 
 CLEAN = 1
@@ -28,8 +30,8 @@ class Session:
     """One evaluation: `ensemble` against `model` on images `x` (N,C,H,W) with labels `y` (N,), in fixed chunks.
 
     Attacks are crafted on `victim`, by default the model itself: the surrogate of a defence, or the bare network of an
-    attack that does not know of the defence. Verdicts are the model's. `others` are what the attack's entry needs:
-    models by name, and ``guide`` images (N,C,H,W). Finished pieces, one attack on one chunk, are kept in `folder`.
+    attack that does not know of the defence. Verdicts are the model's. `others` are the models, by name, that the
+    attack's entry needs; guides are chosen here. Finished pieces, one attack on one chunk, are kept in `folder`.
     """
 
     def __init__(
@@ -49,6 +51,8 @@ class Session:
         self.threat = parse_threat(options.threat)
         self.victim = model if victim is None else victim
         self.fast = FastModels(self.victim, options)
+        if GUIDE in registry.ATTACKS[options.attack].needs:
+            self.others[GUIDE] = self._guides()
 
     def run(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
         """Attack all images; returns the ledger's arrays and the flags."""
@@ -62,7 +66,7 @@ class Session:
                 # the components of AutoAttack look at gradients through views, which other layouts do not have
                 x, y = self.x[start:stop].to(self.device).contiguous(), self.y[start:stop].to(self.device)
                 if number == 0 and self.options.attack != "clean":
-                    flags = gradient_masking_checks(self.victim, x, y)
+                    flags = gradient_masking_checks(self.model, self.victim, x, y)
                 done += len(x)
                 for rows in self.chunk(x, y, number):
                     robust = 100 * (1 - (broken + rows["broken"].sum()) / done)
@@ -83,7 +87,7 @@ class Session:
     def chunk(self, x: Tensor, y: Tensor, number: int) -> Iterator[dict[str, np.ndarray]]:
         """Attack chunk `number`; yields the ledger's rows after the clean pass and after every attack.
 
-        The result depends on the chunk's images and `number`, not on other chunks.
+        The result depends on the chunk's images and `number`, not on other chunks, but for an attack's guides.
         """
         labels = y.cpu().numpy()
         clean = evaluate_perturbation(self.model, x, y, x, self.threat)
@@ -136,25 +140,15 @@ class Session:
     def _others(self, number: int, select: Tensor) -> dict[str, Any]:
         """What the attack needs besides, for the images of a chunk that it has."""
         found = dict(self.others)
-        if "guide" in found:
+        if GUIDE in found:
             start = number * self.options.chunk
-            found["guide"] = found["guide"][start : start + self.options.chunk].to(self.device)[select]
+            found[GUIDE] = found[GUIDE][start : start + self.options.chunk].to(self.device)[select]
         return found
 
-
-def guides(x: Tensor, y: Tensor, seed: int) -> Tensor:
-    """For every image of `x` (N,C,H,W) with labels `y` (N,) another one of another class, drawn by `seed`.
-
-    Raises ValueError if all images are of one class.
-    """
-    random = generator("guide", seed)
-    chosen = []
-    for label in y.tolist():
-        others = (y != label).nonzero()[:, 0]
-        if not len(others):
-            raise ValueError("all images are of one class, so none can guide another")
-        chosen.append(int(others[torch.randint(len(others), (), generator=random)]))
-    return x[chosen]
+    def _guides(self) -> Tensor:
+        parts = zip(self.x.split(self.options.chunk), self.y.split(self.options.chunk), strict=True)
+        found = [predict(self.model, x.to(self.device).contiguous(), y.to(self.device))[0] for x, y in parts]
+        return guide_images(self.x, self.y, np.concatenate(found), self.options.seed)
 
 
 def chunk_generator(seed: int, attack: str, number: int) -> torch.Generator:

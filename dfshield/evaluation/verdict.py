@@ -1,7 +1,6 @@
 """The model's own judgement of a perturbation in its stored form."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,9 +11,6 @@ from dfshield.core.errors import InputError
 from dfshield.core.lp import from_half, to_half
 from dfshield.core.threat import Threat, parse_threat
 from dfshield.evaluation.ledger import Ledger
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass
@@ -53,7 +49,8 @@ def predict(model: nn.Module, x: Tensor, y: Tensor) -> tuple[np.ndarray, np.ndar
 def replay(model: nn.Module, x: Tensor, y: Tensor, ledger: Ledger) -> np.ndarray:
     """Judge a ledger's stored perturbations again: (N,) bool, which images are misclassified.
 
-    `x` (N,C,H,W) and `y` (N,) are the images that the ledger was made from.
+    `x` (N,C,H,W) and `y` (N,) are the images that the ledger was made from. `model` is what was judged: the
+    defended model where there was a defence.
     """
     threat = parse_threat(ledger.threat)
     perturbation = np.zeros(tuple(x.shape), dtype=np.float16)

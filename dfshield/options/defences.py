@@ -27,4 +27,4 @@ class Tte(DefendOptions):
     crops: Annotated[int, Field(ge=0)] = 4
     """crops of the padded image, at offsets that the seed draws once"""
     pad: Annotated[int, Field(ge=0)] = 0
-    """pixels of zero padding before cropping; 0 for an eighth of the height, 4 for 32 pixels as published"""
+    """pixels of zero padding before cropping; 0 for a seventh of the height: 4 for 28 and 32 pixels, as published"""

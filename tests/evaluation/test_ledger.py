@@ -41,6 +41,9 @@ def random_ledger(path, seed=0, n=300, classes=7):
         classes=classes,
         flags=("zero-gradients",),
         subject={"recipe": "dfshield", "τ": 0.3},
+        defence="tte",
+        defence_options={"crops": 4, "flip": True},
+        others={"teacher": "a" * 64},
     )
 
 

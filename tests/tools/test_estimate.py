@@ -5,13 +5,11 @@ import re
 from pathlib import Path
 
 import pytest
-import torch
 from test_rules import PAPER
 
 from dfshield import registry
 from dfshield.core.errors import InputError
-from dfshield.core.threat import parse_threat
-from dfshield.options import AttackOptions, CotrainOptions, GenerateOptions, SynthesizeOptions, TrainOptions
+from dfshield.options import CotrainOptions, GenerateOptions, SynthesizeOptions, TrainOptions
 from dfshield.planning import arithmetic as cost
 from dfshield.planning.config import check_config, load_config
 from dfshield.planning.plan import Plan
@@ -75,8 +73,6 @@ def test_passes_by_hand():
     assert cost.training_passes(training, 449) == 449 + 3 * (300 * (1 + 8 + 6) + 100 * (3 + 8))  # whole mini-batches
     half = training.model_copy(update={"awp": 0.01, "epochs": 4, "awp_warmup": 2})
     assert cost.training_passes(half, 400) == 400 + 4 * (300 * (1 + 8 + 6 * 1.5) + 100 * (3 + 8))
-    attack = AttackOptions(attack="pgd", steps=10, restarts=2)
-    assert cost.attack_passes(attack, 30, 0.4) == 30 * 2 * 10 * 2
     generation = GenerateOptions(images=70, batch=10, epochs=2, iterations=3)
     assert cost.generation_passes(generation) == (2 * 60, 3 * 60 + 70)
 
@@ -131,15 +127,6 @@ def test_a_method_that_is_only_registered_has_its_cost(monkeypatch):
     assert cost.cotraining_passes(options)[0] == 8 * (2 * 3 * (4 + 2 + 8 + 6) + 3 * (2 + 8 + 2))
 
 
-@pytest.mark.parametrize(
-    ("targets", "classes", "expected"), [("standard", 100, 9), ("paper", 100, 99), ("standard", 4, 3)]
-)
-def test_autoattack_by_hand(targets, classes, expected):
-    # quick 10 steps; then on the survivors APGD-CE and targets of APGD, targets of FAB, Square's queries
-    survivors = 0.5 * 30 * (2 * 100 + 2 * 100 * expected + 3 * 100 * expected + 5000)
-    assert cost.attack_passes(AttackOptions(targets=targets), 30, 0.5, classes) == 30 * 20 + survivors
-
-
 def test_networks_by_hand():
     net = cost.network("cnn-s", (1, 8, 8), 10)
     assert net.flops == FLOPS
@@ -169,20 +156,6 @@ def test_the_data_sets_are_as_large_as_the_registry_says():
     for name in ("digits", "photographs"):
         for split, count in registry.DATASETS[name].images.items():
             assert len(sets.load(name, split, Path("nowhere"))) == count
-
-
-def test_the_pre_filters_steps_are_those_that_are_counted(monkeypatch):
-    from dfshield.attacks import pgd
-
-    for module in (cost, pgd):
-        monkeypatch.setattr(module, "PREFILTER_STEPS", 3)
-    taken = []
-    monkeypatch.setattr(pgd, "ascend", lambda *given: taken.append(given[6]))
-    x = torch.zeros(1, 1, 2, 2)
-    pgd.pgd_prefilter(
-        torch.nn.Flatten(), x, torch.zeros(1), parse_threat("linf:0.1"), AttackOptions(), torch.Generator()
-    )
-    assert cost.attack_passes(AttackOptions(), 1, 0.0) == 2 * taken[0] == 6
 
 
 @pytest.mark.parametrize("table", PAPER)
