@@ -10,6 +10,8 @@ from dfshield import registry
 from dfshield.attacks import base, fgsm
 from dfshield.attacks.base import Component, Ensemble
 from dfshield.core.errors import InputError
+from dfshield.core.lp import from_half
+from dfshield.core.threat import parse_threat
 from dfshield.evaluation import session
 from dfshield.evaluation.needs import guide_images
 from dfshield.evaluation.session import chunk_generator
@@ -160,3 +162,14 @@ def test_a_session_judges_the_defended_model_and_crafts_on_the_other():
     spies = Ensemble((Component("spy", spy),))
     rows, flags = attack(wrapped, x, y, ensemble=spies, victim=Constant(net), reference=True)
     assert isinstance(seen[0], Constant) and not rows["broken"].any() and flags == ("zero-gradients",)
+
+
+def test_verdicts_on_what_another_network_led_to_are_the_models_own():
+    net, other = network(4), network(4, seed=9)
+    x, y = images(net, 40)
+    rows, _ = attack(net, x, y, "linf:0.1", victim=other, attack="pgd")
+    broken = rows["perturbed_index"]
+    assert 0 < len(broken) < 40
+    image = from_half(x[broken], torch.from_numpy(rows["perturbation"]), parse_threat("linf:0.1"))
+    assert np.array_equal(net(image).argmax(1), rows["prediction"][broken])
+    assert (rows["prediction"][broken] != y.numpy()[broken]).all()
