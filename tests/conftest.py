@@ -31,3 +31,12 @@ def fresh_process(monkeypatch):
     """Every test may run data-free stages, whatever other tests have imported, and they bind no other test."""
     monkeypatch.delitem(sys.modules, "dfshield.data", raising=False)
     monkeypatch.setattr(datafree, "_data_free_stage", None)
+
+
+@pytest.fixture
+def small_budget(monkeypatch):
+    """AutoAttack with few iterations and queries."""
+    from dfshield.attacks import autoattack
+    from dfshield.attacks.budget import Budget
+
+    monkeypatch.setattr(autoattack, "BUDGET", Budget(iterations=6, queries=25))
