@@ -213,10 +213,18 @@ def test_what_an_attack_lacks_is_said_before_any_work(need, tmp_path, monkeypatc
     assert "\n" not in str(error.value) and not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [name for name, entry in registry.ATTACKS.items() if set(entry.needs) - {"guide"}])
-def test_registered_attacks_say_what_they_lack(name, tmp_path):
-    with pytest.raises(InputError, match="needs a"):
-        stage(tmp_path, model="none.safetensors", attack=name)
+@pytest.mark.parametrize("name", registry.ATTACKS)
+def test_registered_attacks_say_what_they_lack_or_go_on_to_the_model(name, tmp_path):
+    lacks = set(registry.ATTACKS[name].needs) - {"guide"}
+    with pytest.raises(InputError, match="needs a" if lacks else "no such file"):
+        stage(tmp_path, model="none.safetensors", attack=name, threat=f"{registry.ATTACKS[name].norms[0]}:0.1")
+
+
+@pytest.mark.parametrize("name, norm", [case for case in CASES if not set(registry.ATTACKS[case[0]].needs) - {"guide"}])
+def test_the_stage_runs_every_registered_attack(name, norm, victim, small_budget):
+    ledger = stage(victim[0], attack=name, threat=EPS[norm])
+    assert ledger.robust_accuracy <= 100 * 22 / 23 and ledger.options["attack"] == name
+    assert ledger.threat == EPS[norm] and (ledger.component == session.CLEAN).sum() == 1
 
 
 def test_a_threat_model_that_an_attack_does_not_know_is_refused_before_any_work(tmp_path, monkeypatch):

@@ -41,6 +41,8 @@ def random_ledger(path, seed=0, n=300, classes=7):
         classes=classes,
         flags=("zero-gradients",),
         subject={"recipe": "dfshield", "τ": 0.3},
+        defence="tte",
+        defence_options={"defence": "tte", "crops": 4},
     )
 
 
@@ -59,6 +61,7 @@ def test_what_is_written_is_read(tmp_path, seed):
     content = write_ledger(tmp_path / "b.h5", ledger)
     back = read_ledger(tmp_path / "b.h5")
     assert same(ledger, back) and back.content_sha256 == content
+    assert back.defence == "tte" and back.defence_options == {"defence": "tte", "crops": 4}
     assert back.perturbation.dtype == np.float16 and back.broken.dtype == np.bool_
 
 
@@ -159,7 +162,9 @@ def edited(path, **attributes):
         ({"format_version": 2}, "ledger format 2, this program reads 1"),
         ({"complete": False}, "incomplete"),
         ({"complete": None}, "incomplete"),
-        ({"protocol": "aa-standard"}, "does not match its SHA-256"),
+        ({"protocol": "autoattack"}, "does not match its SHA-256"),
+        ({"defence": "tte"}, "does not match its SHA-256"),
+        ({"defence_options": '{"crops":1}'}, "does not match its SHA-256"),
         ({"extra": 1}, "does not match its SHA-256"),
         ({"seed": None}, "does not match its SHA-256"),
         ({"content_sha256": None}, "damaged"),
