@@ -90,3 +90,13 @@ def test_verdicts_never_come_from_the_mean(name, monkeypatch, small_budget):
     attack(net, x, y, "linf:0.01", attack=name, eot=2)
     assert len(victims) >= 1 and all(isinstance(victim, Eot) and victim.draws == 2 for victim in victims)
     assert len(judges) == len(victims) + 1 and all(model is net for model in judges)
+
+
+def test_rows_of_a_randomised_model_can_be_made_again():
+    model, x, y = problem()
+    found = []
+    for global_seed in (1, 2):
+        torch.manual_seed(global_seed)
+        found.append(attack(model, x, y, "linf:0.02", attack="fgsm", chunk=100)[0])
+    for row in found[0]:
+        assert found[0][row].tobytes() == found[1][row].tobytes(), row
