@@ -35,7 +35,7 @@ class Ensembled(nn.Module):
         height, width = x.shape[2:]
         pad = self.options.pad or max(1, height // 7)
         padded = F.pad(x, (pad, pad, pad, pad))
-        places = [(int(top * 2 * pad), int(left * 2 * pad)) for top, left in self.draws]
+        places = [(int(top * (2 * pad + 1)), int(left * (2 * pad + 1))) for top, left in self.draws]
         found = [x, *(padded[:, :, top : top + height, left : left + width] for top, left in places)]
         return [*found, *(version.flip(3) for version in found)] if self.options.flip else found
 

@@ -90,7 +90,8 @@ class Session:
         The result depends on the chunk's images and `number`, not on other chunks, but for an attack's guides.
         """
         labels = y.cpu().numpy()
-        clean = evaluate_perturbation(self.model, x, y, x, self.threat)
+        with seeded(chunk_generator(self.options.seed, "clean", number).initial_seed(), x.device):
+            clean = evaluate_perturbation(self.model, x, y, x, self.threat)
         prediction, margin = clean.prediction.copy(), clean.margin.copy()
         perturbation = clean.perturbation
         component = np.where(prediction != labels, CLEAN, 0).astype(np.uint8)
