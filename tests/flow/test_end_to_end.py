@@ -107,7 +107,7 @@ EDITS = {
     "new-defence": (OTHER_DEFENCE, DEFENCE, {}),
     # words about the loss
     "comment": (
-        {"training/losses.py": ("    t = options.temperature", "    # warm\n    t = options.temperature")},
+        {"training/losses.py": ("    robust = kl(", "    # warm\n    robust = kl(")},
         "",
         {},
     ),
