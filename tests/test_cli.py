@@ -6,15 +6,26 @@ import resource
 import subprocess
 import sys
 from pathlib import Path
-from typing import get_args, get_origin
+from typing import get_origin
 
 import pytest
 
 from dfshield import cli
-from dfshield.cli import COMMANDS
-from dfshield.options import PROFILES, STAGES, StageOptions, flags
+from dfshield.options import PROFILES, StageOptions, flags
+from dfshield.planning.choices import layer
+from dfshield.planning.commands import ARGUMENTS, TOOLS
+from dfshield.planning.stages import STAGES, options_of, sections
 
-STAGE_COMMANDS = {stage: name for name, (_, stage, _, _) in COMMANDS.items() if stage}
+CLASSES = {
+    (stage, name): options.class_for(name or None)
+    for stage, options in sections().items()
+    for name in (options.entries[1] if options.entries else [""])
+}
+"""Classes of options by stage and registry entry."""
+OWN = {options: which for which, options in reversed(CLASSES.items())}
+"""Every class once, with the first entry that has it."""
+NEEDED = {("train", "vat"): {"threat": "l2:0.5"}}
+"""What an entry does not go without."""
 REQUIRED = {
     "teacher": ["--out", "o"],
     "synthesize": ["--teacher", "t", "--out", "o"],
@@ -29,64 +40,92 @@ REQUIRED = {
 
 
 def given(stage: str, words: list[str]) -> StageOptions:
-    command = STAGE_COMMANDS[stage]
-    return flags.given_options(stage, cli.parser().parse_args([command, *REQUIRED[command], *words]))
+    """The options that the words of a command give, without a profile."""
+    words = [stage, *REQUIRED[stage], *words]
+    return options_of(stage, flags.given_options(cli.parser(words).parse_args(words)), "options")
 
 
-def other(options: type[StageOptions], name: str, chance: random.Random) -> object:
-    """A value of an option that is not its default."""
+def made_of(which: tuple[str, str], **values) -> StageOptions:
+    """Options of a stage and an entry, with some values."""
+    stage, name = which
+    entries = STAGES[stage].options.entries
+    return STAGES[stage].options.of(**({entries[0]: name} if entries else {}), **NEEDED.get(which, {}) | values)
+
+
+def fits(which: tuple[str, str], **values) -> bool:
+    """Whether options go together."""
+    try:
+        made_of(which, **values)
+    except ValueError:
+        return False
+    return True
+
+
+def other(which: tuple[str, str], name: str, chance: random.Random) -> object:
+    """A value of an option that is not its default; the default where no other goes with the entry."""
+    options = CLASSES[which]
     field = options.model_fields[name]
     annotation, default = flags._base(field.annotation), field.default
     if name == "threat":
-        return chance.choice(["linf:3/255", "l2:0.25", "l2:128/255"])
-    if name == "loss":
-        return chance.choice(["std", "trades", "mart"])  # some others go with one threat or inner objective alone
-    if name in ("l2_step", "rslad_alpha", "fosc_share"):
+        return chance.choice([t for t in ("linf:3/255", "l2:0.25", "l2:128/255") if fits(which, threat=t)])
+    if annotation is str:
+        return "a folder/vgg16.pth" if name == "vgg16" else "17/255"
+    if name == "l2_step":
         return "17/255"
-    if name == "vgg16":
-        return "a folder/vgg16.pth"
-    if name in ("features", "bin_features"):  # vgg16 would need its weights
-        return next(choice for choice in ("teacher", "pixels") if choice != default)
     if annotation is bool:
         return not default
     if get_origin(annotation) is tuple:
         return tuple(chance.random() for _ in range(chance.randint(0, 3)))
-    if choices := get_args(annotation) if flags._choices(annotation) else None:
-        return chance.choice([choice for choice in choices if choice != default])
+    if choices := flags._choices(annotation):  # vgg16 would need its weights, some objectives another loss
+        return chance.choice([c for c in choices if c != default and fits(which, **{name: c})] or [default])
     if annotation is int:
         return default + chance.randint(1, 9)
     assert annotation is float, (name, annotation)
-    if name == "intraq_far":  # the least of which is intraq_near
+    if name == "far":  # the least of which is near
         return 1 + chance.random() / 2
     return chance.choice([1e-7, 1 / 3, 0.25, chance.random() / 2])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-@pytest.mark.parametrize("seed", range(5))
-def test_flags_round_trip(stage, seed):
-    chance, options = random.Random(seed), STAGES[stage]
-    names = [name for name in options.model_fields if seed == 0 or chance.random() < 0.5]
-    values = {name: other(options, name, chance) for name in names}
-    if stage == "synthesis":
+def entry_field(stage: str) -> str:
+    """The option that names an entry; empty for a stage without."""
+    entries = STAGES[stage].options.entries
+    return entries[0] if entries else ""
+
+
+@pytest.mark.parametrize("which", OWN.values(), ids=" ".join)
+@pytest.mark.parametrize("seed", range(3))
+def test_flags_round_trip(which, seed):
+    chance, options, stage = random.Random(seed), CLASSES[which], which[0]
+    names = [n for n in options.model_fields if n != entry_field(stage) and (seed == 0 or chance.random() < 0.5)]
+    values = NEEDED.get(which, {}) | {n: other(which, n, chance) for n in names}
+    if stage == "synthesize":
         values["images"] = 35 * values.get("batch", 200)
-    made = options(**values)
+    made = made_of(which, **values)
     words = flags.as_flags(made)
     assert given(stage, words) == made
-    assert not any(f"--{name.replace('_', '-')}" in words for name in options.model_fields if name not in values)
+    assert type(given(stage, words)) is options
+    told = {flags.flag_of(n) for n in options.model_fields if flags.flag_of(n) in words}
+    assert told <= {flags.flag_of(n) for n in (*values, entry_field(stage))}
     assert given(stage, words).model_dump() == made.model_dump()
 
 
 @pytest.mark.parametrize(
-    ("stage", "name"), [(stage, name) for stage, options in STAGES.items() for name in options.model_fields]
+    ("which", "name"),
+    [
+        (which, name)
+        for options, which in OWN.items()
+        for name in (options.model_fields if options is STAGES[which[0]].options else options.__annotations__)
+        if name != entry_field(which[0])
+    ],
 )
-def test_every_option_has_a_flag_of_its_own(stage, name):
-    value = other(STAGES[stage], name, random.Random(1))
+def test_every_option_has_a_flag_of_its_own(which, name):
+    value = other(which, name, random.Random(1))
     values = {name: 35 * 200 if name == "images" else value}
-    if name == "batch" and stage == "synthesis":
+    if name == "batch" and which[0] == "synthesize":
         values["images"] = 35 * values["batch"]
-    made = STAGES[stage](**values)
-    assert getattr(made, name) != STAGES[stage].model_fields[name].default
-    assert given(stage, flags.as_flags(made)) == made
+    made = made_of(which, **values)
+    assert getattr(made, name) != CLASSES[which].model_fields[name].default
+    assert given(which[0], flags.as_flags(made)) == made
 
 
 def test_flags_that_are_on_can_be_put_off():
@@ -101,24 +140,53 @@ def test_flags_that_are_on_can_be_put_off():
     assert vars(parser.parse_args([])) == {}
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_defaults_are_those_of_the_options(stage):
-    assert flags.as_flags(STAGES[stage]()) == []
-    assert given(stage, []) == STAGES[stage]()
+@pytest.mark.parametrize("which", CLASSES, ids=" ".join)
+def test_defaults_are_those_of_the_options(which):
+    stage, name = which
+    chosen = [flags.flag_of(entry_field(stage)), name] if name else []
+    needed = [word for key, value in NEEDED.get(which, {}).items() for word in (flags.flag_of(key), value)]
+    assert flags.as_flags(made_of(which)) == chosen + needed
+    assert given(stage, chosen + needed) == made_of(which)
 
 
-@pytest.mark.parametrize("stage", ["synthesis", "training"])
-def test_a_profile_changes_defaults_and_flags_win(stage):
-    repo = PROFILES["repo"][stage]
-    images = ["--images", "1000"] if stage == "synthesis" else []
-    found = given(stage, ["--profile", "repo", *images])
-    assert {name: getattr(found, name) for name in repo} == repo
-    flag = {"synthesis": ["--randomise", "all"], "training": ["--temperature", "3", "--no-nesterov"]}[stage]
-    found = given(stage, ["--profile", "repo", *images, *flag])
-    if stage == "training":
-        assert (found.temperature, found.nesterov, found.tie) == (3, False, "all")
-    else:
-        assert (found.randomise, found.batch) == ("all", 250)
+@pytest.mark.parametrize("stage", sections())
+def test_without_an_entry_a_stage_takes_its_default(stage):
+    options = STAGES[stage].options
+    assert given(stage, []) == options.of()
+    name = options.model_fields[entry_field(stage)].default if options.entries else ""
+    assert type(given(stage, [])) is CLASSES[stage, name]
+
+
+@pytest.mark.parametrize(
+    ("target", "words", "told"),
+    [
+        ("dfshield.sources.inversion.run", ["synthesize"], {"images": 1000, "randomise": "all"}),
+        ("dfshield.training.train.run", ["train"], {"temperature": 3.0, "nesterov": False}),
+        ("dfshield.training.train.run", ["train"], {"loss": "trades", "epochs": 7}),
+    ],
+    ids=["synthesize", "train", "another-loss"],
+)
+def test_a_profile_changes_defaults_and_flags_win(monkeypatch, tmp_path, target, words, told):
+    monkeypatch.chdir(tmp_path)
+    (stage,), found = words, {}
+    monkeypatch.setattr(target, lambda **values: found.update(values))
+
+    def run(values):
+        cli.main([stage, *REQUIRED[stage], "--profile", "repo", *values])
+        return found["options"]
+
+    images = {"images": 1000} if stage == "synthesize" else {}
+    name = told.get(entry_field(stage), STAGES[stage].options.model_fields[entry_field(stage)].default)
+    repo = layer(PROFILES["repo"][stage], stage, name)
+    plain = [word for key, value in images.items() for word in (flags.flag_of(key), str(value))]
+    chosen = [flags.flag_of(entry_field(stage)), name]
+    assert run(plain + chosen) == STAGES[stage].options.of(**{entry_field(stage): name} | repo | images)
+    switches = {True: "--{}", False: "--no-{}"}
+    flagged = []
+    for key, value in told.items():
+        flag = flags.flag_of(key)
+        flagged += [switches[value].format(flag[2:])] if isinstance(value, bool) else [flag, str(value)]
+    assert run(flagged) == STAGES[stage].options.of(**repo | told)
 
 
 def help_of(capsys, *words: str) -> str:
@@ -129,24 +197,50 @@ def help_of(capsys, *words: str) -> str:
     return " ".join(capsys.readouterr().out.split())
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_help_has_every_option_and_its_default(capsys, monkeypatch, stage):
+@pytest.mark.parametrize("which", OWN.values(), ids=" ".join)
+def test_help_has_every_option_and_its_default(capsys, monkeypatch, which):
     monkeypatch.setenv("COLUMNS", "1000")  # no breaks within words
-    text = help_of(capsys, STAGE_COMMANDS[stage])
-    for name, field in STAGES[stage].model_fields.items():
+    stage, name = which
+    text = help_of(capsys, stage, *([flags.flag_of(entry_field(stage)), name] if name else []))
+    for option, field in CLASSES[which].model_fields.items():
         default = f" (default: {flags._text(field.default)}"
-        flag = f"--{name.replace('_', '-')}"
         shown = " ".join((field.description + default).split())
-        assert re.search(rf"{flag}\b[^()]* {re.escape(shown)}[;)]", text), name
-    if stage == "cotraining":
-        assert "mini-batch (default: 500; dfme 256, ait 200, dfard 256)" in text
-        assert "(default: none; dfme 0.1 0.3 0.5, ait 0.25 0.5 0.75)" in text
+        assert re.search(rf"{flags.flag_of(option)}\b[^()]* {re.escape(shown)}[;)]", text), option
 
 
-@pytest.mark.parametrize("command", COMMANDS)
+def test_help_has_the_options_of_the_chosen_entry_alone(capsys):
+    plain = help_of(capsys, "attack")
+    pgd = help_of(capsys, "attack", "--attack", "pgd")
+    fgsm = help_of(capsys, "attack", "--attack=fgsm")
+    assert "--steps STEPS steps (default: 10)" in pgd and "--restarts RESTARTS" in pgd
+    assert not re.search("--(steps|restarts)", fgsm) and "--steps" not in plain  # AutoAttack is the default
+    assert "--version" in plain and "--version" not in pgd + fgsm
+    for text in (plain, pgd, fgsm):
+        assert "--limit LIMIT" in text and "--attack NAME --help shows the options of NAME." in text
+
+
+@pytest.mark.parametrize("stage", [stage for stage, options in sections().items() if options.entries])
+def test_help_says_what_each_entry_is(capsys, stage):
+    text = help_of(capsys, stage)
+    field, known = STAGES[stage].options.entries
+    assert f"{flags.flag_of(field)} is one of:" in text
+    for name, entry in known.items():
+        assert entry.about, name
+        assert f" {name} {' '.join(entry.about.split())}" in text
+
+
+def test_an_option_of_another_entry_is_refused(capsys):
+    with pytest.raises(SystemExit) as done:
+        cli.main(["attack", *REQUIRED["attack"], "--attack", "fgsm", "--steps", "3"])
+    assert done.value.code == 2
+    assert "unrecognized arguments: --steps 3" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ARGUMENTS)
 def test_every_command_and_argument_has_help(capsys, command):
-    assert f"{command} {COMMANDS[command][0]}" in help_of(capsys)
-    (commands,) = cli.parser()._subparsers._group_actions
+    about = STAGES[command].about if command in STAGES else TOOLS[command][0]
+    assert f"{command} {about}" in help_of(capsys)
+    (commands,) = cli.parser([command])._subparsers._group_actions
     for action in commands.choices[command]._actions:
         assert action.help, action.option_strings or action.dest
 

@@ -59,13 +59,13 @@ def test_configs_fit_the_schema(name):
 @pytest.mark.parametrize(
     "wrong",
     [
-        {"training": {"epoch": 1}},
-        {"sources": {"dss": {"synthesis": {"image": 100}}}},
-        {"recipes": {"mine": {"loss": "none-such"}}},
+        {"train": {"epoch": 1}},
+        {"sources": {"dss": {"synthesize": "inversion", "image": 100}}},
+        {"recipes": {"mine": {"train": "none-such"}}},
         {"datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:0.1", "by_source": {"dss": {"rol": 1}}}}},
         {"datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:0.1", "by_recipe": {"std": {"tua": 1}}}}},
         {"datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:0.1", "by_protocol": {"pgd10": {"limt": 1}}}}},
-        {"datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:0.1", "by_model": {"cnn-s": {"train": {}}}}}},
+        {"datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:0.1", "by_model": {"cnn-s": {"training": {}}}}}},
     ],
     ids=["stage", "source", "recipe", "by_source", "by_recipe", "by_protocol", "by_model"],
 )

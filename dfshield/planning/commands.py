@@ -148,7 +148,9 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         TEACHER,
         OUT,
         _value("--recipe", "name of the recipe, recorded in the file; without it the method's", default=""),
-        _file("--images", "training set of the last generator's images to write, to look at", required=False),
+        _file(
+            "--images-out", "training set of the last generator's images to write, to look at", "images", required=False
+        ),
         METRICS,
         FACTORY,
         STATE,

@@ -58,7 +58,7 @@ class Jobs:
             inputs = [self.evidence(cell) for cell in self.plan.harden_cells(own)]
             seed = self.plan.config.seeds[0]
             place = self.plan.place(HARDEN, own, source=entry.source, recipe=entry.recipe, seed=seed)
-            inputs.append(self.student(place))
+            inputs += [self.student(place), self.data(place)]
             self._add("harden", CARD.format(name=own), inputs, place)
 
     def evidence(self, cell: Cell) -> str:

@@ -79,8 +79,8 @@ class GridSpec(Options):
 class Grids(Options):
     """The grid by scale (the config's `grid`)."""
 
-    demo: GridSpec = GridSpec()
-    full: GridSpec = GridSpec()
+    demo: GridSpec = Field(default_factory=GridSpec)
+    full: GridSpec = Field(default_factory=GridSpec)
 
 
 class TableSpec(Options):
@@ -108,7 +108,7 @@ class TableSpec(Options):
     gain_from: Literal["first", "best"] = "first"
     """first: every row's gain over the first row · best: the last row's gain over the best of the others"""
     layout: Literal["rows", "datasets", "models", "ablation", "sweep", "matrix", "formulas"]
-    grid: Grids = Grids()
+    grid: Grids = Field(default_factory=Grids)
 
     @model_validator(mode="after")
     def _layout_fits(self) -> "TableSpec":

@@ -1,62 +1,146 @@
-"""The whole road at the smallest scale: every table, the user's own model, reruns, crashes."""
+"""The whole road at the smallest scale: every table, and what reruns after an edit."""
 
 import csv
 import re
 import shutil
-import signal
 import subprocess
-import sys
-import time
-from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-import torch
 import yaml
-from safetensors.torch import save_file
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits
-from support.snakemake import ROOT, dfshield, environment, jobs, snakemake, workspace
+from support.snakemake import ROOT, TINY, dfshield, environment, jobs, snakemake, workspace
 
 from dfshield.models.checkpoints import read_card
 
 pytestmark = pytest.mark.slow
 TABLES = tuple(f"table{number}" for number in (1, 4, 5, 6, 7, 8, 11, 12, 14, 15, 16, 17, 18, 19, 23, 24, 25, 26))
-# ε is half of the pixel range, so that AutoAttack is over after its first attack.
-TINY = {
-    "name": "tiny",
-    "device": "cpu",
-    "shards": 2,
-    "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/16"}},
-    "teacher": {"epochs": 4, "batch": 64},
-    "synthesis": {"images": 200, "batch": 50, "iterations": 5, "roll": 0, "labels": "random"},
-    "training": {"epochs": 1, "batch": 20, "aggregate": 2, "lr": 0.02, "holdout": 20, "attack_steps": 2},
-    "cotraining": {
-        "epochs": 1,
-        "iterations": 2,
-        "batch": 20,
-        "generator_width": 0.05,
-        "generator_epochs": 0,
-        "attack_steps": 2,
-    },
-    "attack": {"limit": 20},
-    "diversity": {"features": "pixels"},
-    "public": {"dataset": "photographs", "images": 100},
-}
 # One value per sweep, one metric besides AutoAttack where table 4 has shown all three.
 SWEEPS = {"aggregate": [1], "tau": [0], "lambda1": [0.1], "lambda2": [10], "data_share": [0.5]}
 # Table 5 and tables 14 and 15, the latter with the data set's own threat besides.
 THREATS = {5: ["l2:8"], 14: ["linf:7/16", "linf:8/16"], 15: ["linf:7/16", "linf:8/16"]}
-MODEL = """
-from torch import nn
 
 
-def build(width: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 10)
-    )
-"""
+def before(anchor: str, text: str) -> tuple[str, str]:
+    """An edit that puts `text` before `anchor`."""
+    return anchor, f"{text}{anchor}"
+
+
+OTHER_LOSS = {
+    "options/training.py": before(
+        "class Trades(",
+        """class Other(TrainOptions):
+    loss: LossName = "other"
+    push: Weight = 2.0
+
+
+""",
+    ),
+    "registry/losses.py": before(
+        '    "std": Loss(',
+        '    "other": Loss("dfshield.training.losses:other", options="dfshield.options.training:Other"),\n',
+    ),
+    "training/losses.py": before(
+        "def trades(", "def other(out, options):\n    return options.push * out.clean.sum()\n\n\n"
+    ),
+}
+OTHER_ATTACK = {
+    "options/attacks.py": before(
+        "class AutoAttack(",
+        """class Other(AttackOptions):
+    attack: AttackName = "other"
+    reach: Positive = 3
+    greedy: bool = False
+
+
+""",
+    ),
+    "registry/attacks.py": before(
+        '    "autoattack": Attack(',
+        '    "other": Attack("dfshield.attacks.pgd:other", options="dfshield.options.attacks:Other"),\n',
+    ),
+    "attacks/pgd.py": before(
+        "def pgd(",
+        "def other(problem, options):\n    return problem[1] if options.greedy else problem[1].clone()\n\n\n",
+    ),
+}
+OTHER_DEFENCE = {
+    "options/defences.py": before(
+        "class Tte(",
+        """class Other(DefendOptions):
+    defence: DefenceName = "other"
+    depth: Annotated[int, Field(ge=0)] = 3
+
+
+""",
+    ),
+    "registry/defences.py": before(
+        '    "tte": Defence(',
+        '    "other": Defence("dfshield.defences.tte:Other", options="dfshield.options.defences:Other"),\n',
+    ),
+    "defences/tte.py": before(
+        "class TestTimeEnsemble(",
+        """class Other(Defence[DefendOptions]):
+    def protect(self, model):
+        return model
+
+
+""",
+    ),
+}
+HOME = "results/tiny/digits/cnn-s"
+LEDGER = "none/none/none/seed-0/eval/{}@linf-8-16/ledger.h5"
+NEW = {
+    "recipes={other: {train: other, push: 3}}": {"dss/other/linf-8-16/seed-0/student.safetensors"},
+    "protocols={other: {attack: other, reach: 2}}": {LEDGER.format("none/other")},
+    "defences={other: {defend: other, depth: 2}}": {LEDGER.format("other/pgd10")},
+}
+"""Entries of a config by what is added to the program, and the file that each makes possible."""
+RECIPE, PROTOCOL, DEFENCE = NEW
+# What is edited in the program, what is added to the config, the jobs that run again.
+EDITS = {
+    # another loss, attack or defence, written, registered, with options of its own, and named by the config
+    "new-loss-with-option": (OTHER_LOSS, RECIPE, {}),
+    "new-attack": (OTHER_ATTACK, PROTOCOL, {}),
+    "new-defence": (OTHER_DEFENCE, DEFENCE, {}),
+    # words about the loss
+    "comment": (
+        {"training/losses.py": ("    robust = kl(", "    # warm\n    robust = kl(")},
+        "",
+        {},
+    ),
+    # the loss itself: the students that it trains, and what follows
+    "loss": (
+        {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
+        "",
+        {"train": 10, "attack": 4 + 1 + 1 + 1 + 3 + 1 + 1, "table": 17, "tables": 1},
+    ),
+    # one rival's own way: its students at two sizes, their attacks and the tables that have them
+    "rival": (
+        {"baselines/dast.py": ("beta * difference", "beta * difference * 1.0")},
+        "",
+        {"cotrain": 2, "attack": 2 + 1, "table": 5, "tables": 1},
+    ),
+    # a default that the config leaves alone
+    "default": (
+        {"options/training.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
+        "",
+        {"train": 19, "attack": 6 + 3 + 1 + 3 + 5 + 4, "table": 19, "tables": 1},
+    ),
+    # an augmentation: the set that it makes, what is trained on it and compared
+    "augmentation": (
+        {"sources/augmentation.py": ("share >= 0.5", "share > 0.5")},
+        "",
+        {"augment": 1, "train": 1, "attack": 1, "diversity": 1, "table": 3, "tables": 1},
+    ),
+    "metric": (
+        {"evaluation/coverage.py": ("topk(k + 1,", "topk(k + 2,")},
+        "",
+        {"diversity": 2, "table": 3, "tables": 1},
+    ),
+}
 
 
 @pytest.fixture(scope="module")
@@ -191,189 +275,17 @@ class TestTables:
         words = ("--config", override) if override else ()
         assert jobs(snakemake(built[0], "tables", "-n", *words, package=built[0] / "copy")) == {}
 
-    @pytest.mark.parametrize(
-        ("edits", "expected"),
-        [
-            # another loss, written and registered
-            (
-                {
-                    "training/losses.py": (
-                        "def trades(",
-                        "def other(clean, *more):\n    return clean.sum()\n\n\ndef trades(",
-                    )
-                }
-                | {
-                    "registry.py": (
-                        '    "std": Loss(',
-                        '    "other": Loss("dfshield.training.losses:other"),\n    "std": Loss(',
-                    )
-                },
-                {},
-            ),
-            # words about the loss
-            (
-                {"training/losses.py": ("    t = options.temperature", "    # warm\n    t = options.temperature")},
-                {},
-            ),
-            # the loss itself: the students that it trains, and what follows
-            (
-                {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
-                {"train": 10, "attack": 4 + 1 + 1 + 1 + 3 + 1 + 1, "table": 17, "tables": 1},
-            ),
-            # one rival's own way: its students at two sizes, their attacks and the tables that have them
-            (
-                {"cotraining/losses.py": ("beta * difference", "beta * difference * 1.0")},
-                {"cotrain": 2, "attack": 2 + 1, "table": 5, "tables": 1},
-            ),
-            # a default that the config leaves alone
-            (
-                {"options/training.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
-                {"train": 19, "attack": 6 + 3 + 1 + 3 + 5 + 4, "table": 19, "tables": 1},
-            ),
-            # an augmentation: the set that it makes, what is trained on it and compared
-            (
-                {"synthesis/augmentation.py": ("share >= 0.5", "share > 0.5")},
-                {"augment": 1, "train": 1, "attack": 1, "diversity": 1, "table": 3, "tables": 1},
-            ),
-            # a diversity metric
-            (
-                {"metrics/diversity.py": ("topk(k + 1,", "topk(k + 2,")},
-                {"diversity": 2, "table": 3, "tables": 1},
-            ),
-        ],
-        ids=["new-loss", "comment", "loss", "rival", "default", "augmentation", "metric"],
-    )
-    def test_what_an_edit_repeats(self, built, tmp_path, edits, expected):
+    @pytest.mark.parametrize(("edits", "config", "expected"), EDITS.values(), ids=EDITS)
+    def test_what_an_edit_repeats(self, built, tmp_path, edits, config, expected):
         shutil.copytree(built[0] / "copy/dfshield", tmp_path / "dfshield")
         for name, (before, after) in edits.items():
             path = tmp_path / "dfshield" / name
             text = path.read_text()
             assert text.count(before) == 1
             path.write_text(text.replace(before, after))
-        assert jobs(snakemake(built[0], "tables", "-n", package=tmp_path)) == expected
-
-
-@pytest.fixture(scope="module")
-def own(tmp_path_factory):
-    """A user's model, hardened by the default target: a factory file, weights, an evaluation set."""
-    folder = workspace(tmp_path_factory.mktemp("own"))
-    shutil.copytree(ROOT / "dfshield", folder / "copy/dfshield")
-    namespace: dict = {}
-    exec(MODEL, namespace)
-    (folder / "mine.py").write_text(MODEL)
-    (folder / "data").mkdir()
-    torch.manual_seed(0)
-    save_file(namespace["build"](4).state_dict(), folder / "data/mine.safetensors")
-    np.savez(folder / "data/mine.npz", x=np.linspace(0, 1, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
-    mine = {
-        "factory": "mine.py:build",
-        "arguments": {"width": 4},
-        "weights": "mine.safetensors",
-        "input_shape": [1, 8, 8],
-        "classes": 10,
-        "mean": [0.3],
-        "std": [0.38],
-        "threat": "linf:8/16",
-        "evaluation": {"file": "mine.npz", "limit": 10, "protocols": ["pgd10"]},
-    }
-    values = {key: value for key, value in TINY.items() if key != "datasets"}
-    (folder / "mine.yaml").write_text(yaml.safe_dump(values | {"name": "own", "harden": {"mine": mine}}))
-    return folder, snakemake(folder, "--configfile", "mine.yaml", package=folder / "copy")
-
-
-class TestYourOwnModel:
-    """Weights in, a hardened model and its card out."""
-
-    def again(self, folder):
-        return jobs(snakemake(folder, "harden", "-n", "--configfile", "mine.yaml", package=folder / "copy"))
-
-    def test_hardened_model_and_card(self, own):
-        folder, run = own
-        expected = {"teacher": 1, "synthesize": 2, "merge": 1, "train": 1, "attack": 2, "model_card": 1, "all": 1}
-        assert jobs(run) == expected
-        results = folder / "results/harden/mine"
-        card = (results / "MODEL_CARD.md").read_text()
-        assert "PGD" in card and "No real image was read before the evaluation" in card
-        assert len((results / "report.csv").read_text().splitlines()) == 1 + 4
-        student = folder / "results/own/harden/mine/dss/dfshield/linf-8-16/seed-0/student.safetensors"
-        assert (results / "model.safetensors").read_bytes() == student.read_bytes()
-
-    def test_shards_ran_at_the_same_time(self, own):
-        spans = []
-        for benchmark in (own[0] / "logs/own/harden/mine/dss/seed-0").glob("shard-*.benchmark.tsv"):
-            seconds = float(benchmark.read_text().splitlines()[1].split()[0])
-            spans.append((benchmark.stat().st_mtime - seconds, benchmark.stat().st_mtime))
-        assert len(spans) == 2
-        assert max(start for start, _ in spans) < min(end for _, end in spans)
-
-    def test_what_repeats(self, own):
-        folder, _ = own
-        assert self.again(folder) == {}
-        np.savez(folder / "data/mine.npz", x=np.linspace(1, 0, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
-        assert self.again(folder) == {"attack": 2, "model_card": 1, "harden": 1}
-        torch.manual_seed(1)
-        namespace: dict = {}
-        exec(MODEL, namespace)
-        save_file(namespace["build"](4).state_dict(), folder / "data/mine.safetensors")
-        assert self.again(folder)["teacher"] == 1
-
-
-def killed_after(command: list[str], folder: Path, pieces: str) -> bool:
-    """Start a command, kill it (-9) as soon as a file that matches `pieces` is there; whether it was still running."""
-    process = subprocess.Popen(command, cwd=folder, env=environment(), stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(folder.glob(pieces)):
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    return process.wait() == -signal.SIGKILL
-
-
-SYNTHESIS = "--images 800 --batch 100 --iterations 100 --roll 0 --seed 3 --device cpu"
-BASELINES = "--epochs 4 --iterations 30 --batch 20 --generator-width 0.1 --device cpu --seed 3"
-TRAINING = "--epochs 6 --batch 20 --aggregate 2 --lr 0.02 --holdout 20 --device cpu --seed 3"
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """A folder with a teacher t, surrogate data data.h5 and two students, made without a crash."""
-    folder = tmp_path_factory.mktemp("crashes")
-    for command in (
-        "teacher --dataset digits --model cnn-s --epochs 2 --device cpu --out t",
-        f"synthesize --teacher t --out data.h5 {SYNTHESIS}",
-        f"train --teacher t --data data.h5 --out student {TRAINING}",
-        f"cotrain --teacher t --out rival {BASELINES}",
-    ):
-        made = dfshield(folder, *command.split())
-        assert made.returncode == 0, made.stderr
-    return folder
-
-
-class TestCrashes:
-    """A job that is killed goes on where it was, to the same bytes."""
-
-    @pytest.mark.parametrize(
-        ("words", "pieces", "same"),
-        [
-            (
-                f"synthesize --teacher t --out s.h5 --state state {SYNTHESIS}",
-                "state/synthesis-*/group-*3.npz",
-                "data.h5",
-            ),
-            (
-                f"train --teacher t --data data.h5 --out s --state state {TRAINING}",
-                "state/training-*/epoch.pt",
-                "student",
-            ),
-            (f"cotrain --teacher t --out c --state state {BASELINES}", "state/cotraining-*/epoch.pt", "rival"),
-        ],
-        ids=["synthesis", "training", "cotraining"],
-    )
-    def test_killed_and_started_again(self, undisturbed, words, pieces, same):
-        out = undisturbed / words.split("--out ")[1].split()[0]
-        command = [sys.executable, "-m", "dfshield", *words.split()]
-        assert killed_after(command, undisturbed, pieces), "it was over before it could be killed"
-        assert not out.exists()
-        kept = set((undisturbed / "state").glob("*/*"))
-        assert kept
-        subprocess.run(command, cwd=undisturbed, env=environment(), check=True, capture_output=True)
-        assert out.read_bytes() == (undisturbed / same).read_bytes()
-        assert not list((undisturbed / "state").iterdir())
+        words = ("--config", config) if config else ()
+        assert jobs(snakemake(built[0], "tables", "-n", *words, package=tmp_path)) == expected
+        if config:  # what the config adds is known: its jobs are those that the edit brings
+            (target,) = NEW[config]
+            run = snakemake(built[0], f"{HOME}/{target}", "-n", *words, package=tmp_path)
+            assert sum(jobs(run).values()) == 1

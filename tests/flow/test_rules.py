@@ -1,8 +1,10 @@
 """What Snakemake would do, and with which commands: dry runs, no job is started."""
 
+import argparse
 import json
 import re
 import shlex
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -12,8 +14,12 @@ from support.snakemake import ROOT, cpu_seconds, jobs, python, snakemake, worksp
 from dfshield.cli import parser
 from dfshield.options.flags import given_options
 from dfshield.planning.config import load_config
+from dfshield.planning.jobs import Job, Jobs
+from dfshield.planning.paths import DATA, HARDEN, IMAGES_DIVERSITY, Place, log_of
 from dfshield.planning.plan import Plan
+from dfshield.planning.stages import STAGES, options_of
 
+pytestmark = pytest.mark.slow
 # By hand from the paper: its grid has 3 data sets and 3 models, 6 shards, one seed. Each ledger has the clean accuracy
 # besides the attack's. Table 4: 9 teachers, 9 times 6 shards, students Ours and Original and of four rivals, 7 methods,
 # 2 attacks.
@@ -78,9 +84,61 @@ PAPER = {
 }
 
 
+RULES = {"harden": "harden_model"}
+"""Rules that have another name than their stage."""
+
+
+def plan_of(folder: Path, config: str = "config/config.yaml") -> Plan:
+    """The plan of a config of the workspace."""
+    return Plan.of(load_config(folder / config))
+
+
+def counted(plan: Plan, *targets: str) -> dict[str, int]:
+    """Jobs by rule that targets need, as the plan lists them."""
+    listed = Jobs(plan)
+    for target in targets:
+        listed.target(target)
+    found = Counter(RULES.get(job.stage, job.stage) for job in listed.jobs.values())
+    images = sum(job.stage == "diversity" and kept(job) for job in listed.jobs.values())
+    return dict(found - Counter(diversity=images) + Counter(diversity_of_images=images))
+
+
+def kept(job: Job) -> bool:
+    """Whether a job looks at the images that co-training keeps."""
+    return Place.parse(IMAGES_DIVERSITY, job.output) is not None
+
+
+def printed(run) -> dict[str, tuple[list[str], set[str]]]:
+    """By the log that it writes, every command that Snakemake shows: its words, and the inputs of its job."""
+    found = {}
+    for block in re.split(r"^(?:local)?rule ", run.stdout + run.stderr, flags=re.MULTILINE):
+        command = re.search(r"^Shell command: (.+) 2>&1 \| tee (\S+)$", block, re.MULTILINE)
+        if command:
+            inputs = re.search(r"^    input: (.+)$", block, re.MULTILINE)
+            found[command[2]] = shlex.split(command[1])[3:], set(inputs[1].split(", ")) if inputs else set()
+    return found
+
+
+def parsed(words: list[str]) -> argparse.Namespace:
+    """The arguments of a command."""
+    return parser(words).parse_args(words)
+
+
+def options(words: list[str]):
+    """The options of a command."""
+    return options_of(words[0], given_options(parsed(words)), "options")
+
+
+SHOWN = ("--snakefile", "Snakefile.shown")
+"""Without the rules' messages, which Snakemake shows in place of inputs."""
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return workspace(tmp_path_factory.mktemp("workflow"))
+    folder = workspace(tmp_path_factory.mktemp("workflow"))
+    snakefile = (folder / "Snakefile").read_text()
+    (folder / "Snakefile.shown").write_text(snakefile + "\nfor r in workflow.rules:\n    r.message = None\n")
+    return folder
 
 
 def test_the_default_is_table_4_of_the_demo(folder):
@@ -99,12 +157,13 @@ def test_the_default_is_table_4_of_the_demo(folder):
         "all": 1,
     }
     assert jobs(snakemake(folder, "-n")) == expected
+    assert counted(plan_of(folder), "table4") | {"all": 1} == expected
 
 
 @pytest.mark.parametrize("table", PAPER)
 def test_the_papers_grid(folder, table):
     run = snakemake(folder, f"results/{table}.csv", "-n", "--configfile", "config/paper.yaml")
-    assert jobs(run) == PAPER[table]
+    assert jobs(run) == PAPER[table] == counted(plan_of(folder, "config/paper.yaml"), table)
     assert "digits" not in run.stdout + run.stderr  # the default config is not in force beside it
     values = yaml.safe_load((folder / "results/paper/config.yaml").read_text())
     medical = {f"{name}mnist" for name in ("tissue", "blood", "path", "oct", "derma", "organa", "organc", "organs")}
@@ -113,6 +172,8 @@ def test_the_papers_grid(folder, table):
 
 def test_tables_share_what_they_can(folder):
     found = jobs(snakemake(folder, "tables", "-n", "--configfile", "config/paper.yaml"))
+    plan = plan_of(folder, "config/paper.yaml")
+    assert found == counted(plan, *plan.own_tables) | {"tables": 1}
     # 9 teachers; dss for 9, fixed for 3 of SVHN and 3 of CIFAR-10, IntraQ for 1; the base recipe is one student for all
     # and of the medical sets 16 teachers, dss, public images and, but for OCT, real ones
     assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16) * 6)
@@ -146,16 +207,12 @@ def test_a_dry_run_of_the_whole_paper_is_quick(folder):
 @pytest.mark.parametrize(("cores", "granted"), [(2, 2), (4, 4), (16, 6)])
 def test_a_job_has_the_threads_that_its_stage_asks_for_and_no_more_than_there_are_cores(folder, cores, granted):
     target = "results/demo/digits/cnn-s/dss/dfshield/linf-2-16/seed-0/student.safetensors"
-    stages = ("teacher", "synthesis", "training")
+    stages = ("teacher", "synthesize", "train")
     words = ("-n", "--config", *(f"{stage}={{threads: 6}}" for stage in stages))
-    run = snakemake(folder, target, *words, cores=cores)
-    commands = re.findall(r"^Shell command: (.+) 2>&1", run.stdout + run.stderr, re.MULTILINE)
-    given = {a.command: a for a in (parser().parse_args(shlex.split(command)[3:]) for command in commands)}
-    asked = {"teacher": "teacher", "synthesize": "synthesis", "train": "training"}
-    assert given.keys() == {*asked, "merge"}  # merging takes one
-    assert {command: given_options(stage, given[command]).threads for command, stage in asked.items()} == dict.fromkeys(
-        asked, granted
-    )
+    shown = printed(snakemake(folder, target, *words, *SHOWN, cores=cores))
+    given = {command[0]: command for command, _ in shown.values()}
+    assert given.keys() == {*stages, "merge"}  # merging takes one
+    assert [options(given[stage]).threads for stage in stages] == [granted] * len(stages)
 
 
 def test_several_config_files_are_merged(folder):
@@ -169,83 +226,105 @@ def test_lint_is_clean(folder):
     assert "in a good condition" in run.stdout + run.stderr, run.stdout + run.stderr
 
 
-def trained_at(a):
-    """The threat that a model was trained at, by the path of its ledger."""
-    norm, _, size = a.out.parts[6].partition("-")
-    return f"{norm}:{size.replace('-', '/')}"
+FILES = ("teacher", "data", "model_path", "base", "paths", "student")
+"""Parameters of a command that take files of other jobs."""
+NAMES = ("source", "recipe", "protocol", "shard", "dataset", "model")
+"""Parameters of a command that are fields of its output's place."""
+BESIDE = {"images": "images.h5", "metrics": "metrics.csv"}
+"""Parameters of a command that take files beside its output, and their names."""
+SUBJECT = ("dataset", "model", "source", "recipe", "train_threat", "seed")
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("results/table8.csv", "--configfile", "config/paper.yaml"),
-        ("all",),
-        ("results/table6.csv",),
-        ("results/table14.csv",),
-        ("results/table1.csv", "--configfile", "config/paper.yaml"),
-    ],
-)
-def test_every_command_works_by_hand(folder, words):
-    run = snakemake(folder, words[0], "-n", *words[1:])
-    commands = re.findall(r"^Shell command: (.+)$", run.stdout + run.stderr, re.MULTILINE)
-    commands = [command for command in commands if command != "None"]
-    assert len(commands) == sum(jobs(run).values()) - ("all" in words)
-    config = load_config(folder / (words[-1] if len(words) > 1 else "config/config.yaml"))
-    plan, seen = Plan.of(config), set()
-    for command in commands:
-        program, _, log = command.rpartition(" 2>&1 | tee ")
-        assert log.startswith("logs/") and log.endswith(".log")
-        a = parser().parse_args(shlex.split(program)[3:])
-        seen.add(a.command)
-        if a.command == "train":
-            dataset, model, source, recipe, threat, seed = a.out.parts[2:8]
-            trained = plan.threats[dataset, model][threat]
-            assert given_options("training", a) == plan.training(dataset, model, recipe, int(seed[5:]), trained)
-            assert str(a.data) == f"results/{config.name}/{dataset}/{model}/{source}/{seed}/data.h5"
-            assert (a.recipe, given_options("training", a).threat) == (recipe, trained)
-        if a.command == "cotrain":
-            dataset, model, source, recipe, threat, seed = a.out.parts[2:8]
-            trained = plan.threats[dataset, model][threat]
-            assert given_options("cotraining", a) == plan.training(dataset, model, recipe, int(seed[5:]), trained)
-            assert (source, a.recipe, a.metrics) == ("none", recipe, a.out.with_name("metrics.csv"))
-        if a.command == "synthesize":
-            dataset, model, source, seed, shard = a.out.parts[2:7]
-            assert given_options("synthesis", a) == plan.synthesis(dataset, model, source, int(seed[5:]))
-            assert (a.source, f"shard-{a.shard}.h5", a.shards) == (source, shard, config.shards)
-        if a.command == "attack":
-            dataset, model, source, recipe, threat, seed = a.out.parts[2:8]
-            within = plan.threats[dataset, model][a.out.parent.name.partition("@")[2]]
-            assert given_options("attack", a) == plan.attack(dataset, model, a.protocol, int(seed[5:]), within)
-            assert given_options("attack", a).threat == within and (recipe == "none" or within == trained_at(a))
-            assert json.loads(a.subject) == {
-                "dataset": dataset,
-                "model": model,
-                "source": source,
-                "recipe": recipe,
-                "train_threat": threat,
-                "seed": int(seed[5:]),
-            }
-            undefended = f"results/{config.name}/{dataset}/{model}/teacher.safetensors"
-            student = Path(*a.out.parts[:8], "student.safetensors")
-            assert str(a.model) == (undefended if recipe == "none" else str(student))
-        if a.command == "augment":
-            dataset, model, source, seed = a.out.parts[2:6]
-            assert given_options("augmentation", a) == plan.augmentation(dataset, model, source, int(seed[5:]))
-            assert (a.source, str(a.data)) == (source, f"results/{config.name}/{dataset}/{model}/fixed/{seed}/data.h5")
-        if a.command == "diversity":
-            dataset, model, source, seed, name = a.out.parts[2:7]
-            assert given_options("diversity", a) == plan.diversity(dataset, model)
-            assert (a.dataset, name) == (dataset, "diversity@train.json")
-            assert a.data == a.out.with_name("data.h5")
-            assert a.teacher == Path(*a.out.parts[:4], "teacher.safetensors")
-        if a.command == "public":
-            dataset, model, source, seed = a.out.parts[2:6]
-            assert given_options("public", a) == plan.public(dataset, model, source, int(seed[5:]))
-            assert (a.source, a.teacher) == (source, Path(*a.out.parts[:4], "teacher.safetensors"))
-        if a.command == "teacher":
-            assert given_options("teacher", a) == plan.options("teacher", a.dataset, a.model)
-    more = {"all": {"cotrain"}, "results/table14.csv": {"cotrain"}, "results/table1.csv": {"cotrain", "public"}}
-    assert {"teacher", "synthesize", "merge", "train", "attack", "table"} | more.get(words[0], set()) <= seen
+def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> None:
+    """A printed command is that of `job`: its options, its files, its names."""
+    a = parsed(words)
+    assert a.command == job.stage
+    assert inputs - OUTSIDE == set(job.inputs)
+    assert a.out == (Path(job.output).parent if job.stage == "harden" else Path(job.output))
+    if STAGES[job.stage].options:
+        assert options(words) == job.options
+    if STAGES[job.stage].output:
+        template = IMAGES_DIVERSITY if kept(job) else DATA if job.stage == "merge" else STAGES[job.stage].output
+        place = Place.parse(template, job.output)
+        assert STAGES[job.stage].options is None or options(words) == plan.options(job.stage, place)
+        named = {name: getattr(a, name) for name in NAMES if name in vars(a)}
+        if place.dataset == HARDEN and job.stage == "attack":
+            assert (named.pop("dataset"), a.evaluation_npz) == (None, Path("data/mine.npz"))
+        assert named == {name: getattr(place, name) for name in named}
+    if job.stage not in ("table", "harden"):
+        values = [getattr(a, name) for name in FILES if name in vars(a)]
+        files = [str(path) for value in values for path in (value if isinstance(value, list) else [value])]
+        assert sorted(files) == sorted(job.inputs)
+    for name in BESIDE.keys() & vars(a).keys():
+        assert getattr(a, name) == a.out.with_name(BESIDE[name])
+    if job.stage == "synthesize":
+        assert a.shards == len(plan.shards(place))
+    if job.stage == "attack":
+        assert json.loads(a.subject) == {field: getattr(place, field) for field in SUBJECT}
+
+
+OUTSIDE = {"data/mine.npz", "data/mine.safetensors", "mine.py"}
+"""Files of a user's own model."""
+MINE = {
+    "factory": "mine.py:build",
+    "weights": "mine.safetensors",
+    "input_shape": [1, 8, 8],
+    "classes": 10,
+    "mean": [0.3],
+    "std": [0.38],
+    "threat": "linf:2/16",
+    "evaluation": {"file": "mine.npz", "limit": 10},
+}
+
+
+@pytest.fixture(scope="module")
+def more(folder):
+    """Configs of what the shipped ones lack: a user's own model, the diversity of images that co-training keeps."""
+    values = yaml.safe_load((folder / "config/config.yaml").read_text())
+    (folder / "own.yaml").write_text(yaml.safe_dump(values | {"datasets": {}, "harden": {"mine": MINE}}))
+    for file in OUTSIDE:
+        (folder / file).parent.mkdir(exist_ok=True)
+        (folder / file).touch()
+    tables = yaml.safe_load((folder / "config/tables.yaml").read_text())
+    tables["table4"]["metrics"].append("recall")
+    tables["table4"]["rows"] = [row for row in tables["table4"]["rows"] if row["method"] in ("DaST", "Ours")]
+    (folder / "kept-tables.yaml").write_text(yaml.safe_dump({"table4": tables["table4"]}))
+    (folder / "kept.yaml").write_text(yaml.safe_dump(values | {"tables": "kept-tables.yaml"}))
+
+
+TARGETS = {
+    "default": ("table4", "config/config.yaml"),
+    "diversity": ("table6", "config/config.yaml"),
+    "sizes": ("table14", "config/config.yaml"),
+    "paper": ("table8", "config/paper.yaml"),
+    "medical": ("table1", "config/paper.yaml"),
+    "own": (HARDEN, "own.yaml"),
+    "kept": ("table4", "kept.yaml"),
+}
+
+
+@pytest.mark.parametrize(("target", "config"), TARGETS.values(), ids=TARGETS)
+def test_every_command_works_by_hand(folder, more, target, config):
+    """What Snakemake prints is, job by job, what the plan lists: stages, options, inputs, names, logs."""
+    plan = plan_of(folder, config)
+    listed = Jobs(plan)
+    listed.target(target)
+    path = target if target == HARDEN else f"results/{target}.csv"
+    run = snakemake(folder, path, "-n", "--configfile", config, *SHOWN)
+    shown = printed(run)
+    assert shown.keys() == {str(log_of(output)) for output in listed.jobs}
+    assert jobs(run) == counted(plan, target) | ({HARDEN: 1} if target == HARDEN else {})
+    for output, job in listed.jobs.items():
+        check_command(plan, job, *shown[str(log_of(output))])
+
+
+def test_the_commands_of_every_stage_are_looked_at(folder, more):
+    seen = set()
+    for target, config in TARGETS.values():
+        listed = Jobs(plan_of(folder, config))
+        listed.target(target)
+        seen |= {job.stage for job in listed.jobs.values()}
+    assert seen == STAGES.keys() - {"cost"}  # which reads what Snakemake measured, see test_end_to_end
 
 
 @pytest.mark.parametrize(
@@ -253,7 +332,8 @@ def test_every_command_works_by_hand(folder, words):
     [
         ("datasets={digits: {modls: [cnn-s], threat: 'linf:0.1'}}", "datasets.digits.modls: unknown key"),
         ("seeds=[-1]", "seeds.0"),
-        ("training={epochs: many}", "training.epochs"),
+        ("train={epochs: many}", "train.epochs"),
+        ("training={epochs: 3}", "train"),
         ("name=a/b", "name:"),
         ("tables=elsewhere.yaml", "elsewhere.yaml"),
         ("harden={mine: 3}", "harden.mine"),
@@ -307,13 +387,11 @@ def test_sources_by_a_generator(folder):
     home = "results/demo/digits/cnn-s"
     run = snakemake(folder, *(f"{home}/{source}/seed-1/diversity@train.json" for source in ("qimera", "rdskd")), "-n")
     assert jobs(run) == {"teacher": 1, "generate": 2, "diversity": 2}
-    plan = Plan.of(load_config(folder / "config/config.yaml"))
-    commands = re.findall(r"^Shell command: (.* generate .*) 2>&1", run.stdout + run.stderr, re.MULTILINE)
-    given = [parser().parse_args(shlex.split(command)[3:]) for command in commands]
-    assert {a.source for a in given} == {"qimera", "rdskd"}
-    for a in given:
-        assert given_options("generation", a) == plan.generation("digits", "cnn-s", a.source, 1)
-        assert str(a.out) == f"{home}/{a.source}/seed-1/data.h5"
+    plan, shown = plan_of(folder), printed(run)
+    for source in ("qimera", "rdskd"):
+        place = plan.place("digits", "cnn-s", source=source, seed=1)
+        words, _ = shown[str(log_of(place.path(DATA)))]
+        assert (words[0], options(words)) == ("generate", plan.options("generate", place))
 
 
 def test_weights_of_vgg16_are_an_input_and_lie_below_the_data_folder(folder):
@@ -325,8 +403,8 @@ def test_weights_of_vgg16_are_an_input_and_lie_below_the_data_folder(folder):
     (folder / "weights/vgg16.pth").touch()
     run = snakemake(folder, target, *words)
     assert jobs(run)["diversity"] == 1
-    (command,) = re.findall(r"^Shell command: (.* diversity .*) 2>&1", run.stdout + run.stderr, re.MULTILINE)
-    assert given_options("diversity", parser().parse_args(shlex.split(command)[3:])).vgg16 == "weights/vgg16.pth"
+    words, _ = printed(run)[str(log_of(target))]
+    assert options(words).vgg16 == "weights/vgg16.pth"
 
 
 def test_harden_without_entries_says_so(folder):
@@ -338,7 +416,5 @@ def test_harden_without_entries_says_so(folder):
 def test_gpus_are_asked_for_where_cuda_is_configured(folder, device, expected):
     target = "results/demo/digits/cnn-s/teacher.safetensors"
     words = ("-n", "--config", f"device={device}", "--resources", "gpu=1", "--verbose")
-    snakefile = (folder / "Snakefile").read_text()
-    (folder / "Snakefile.shown").write_text(snakefile + "\nfor r in workflow.rules:\n    r.message = None\n")
-    run = snakemake(folder, target, *words, "--snakefile", "Snakefile.shown")
+    run = snakemake(folder, target, *words, *SHOWN)
     assert expected in run.stdout + run.stderr

@@ -11,6 +11,28 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PARTS = ("Snakefile", "workflow", "profiles", "config", "envs")
+# ε is half of the pixel range, so that AutoAttack is over after its first attack.
+TINY = {
+    "name": "tiny",
+    "device": "cpu",
+    "shards": 2,
+    "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/16"}},
+    "teacher": {"epochs": 4, "batch": 64},
+    "synthesize": {"images": 200, "batch": 50, "iterations": 5, "labels": "random", "inversion": {"roll": 0}},
+    "train": {"epochs": 1, "batch": 20, "aggregate": 2, "lr": 0.02, "holdout": 20, "attack_steps": 2},
+    "cotrain": {
+        "epochs": 1,
+        "iterations": 2,
+        "batch": 20,
+        "generator_width": 0.05,
+        "generator_epochs": 0,
+        "attack_steps": 2,
+        "images": 100,
+    },
+    "attack": {"limit": 20},
+    "diversity": {"features": "pixels"},
+    "sources": {"public": {"public": "photographs", "images": 100}},
+}
 
 
 def workspace(folder: Path) -> Path:

@@ -65,6 +65,6 @@ rule cotrain:
         factory=factory_flags,
         state=STATE,
     shell:
-        "{params.dfshield} cotrain --teacher {input.teacher} --out {output.student} --images {output.images}"
+        "{params.dfshield} cotrain --teacher {input.teacher} --out {output.student} --images-out {output.images}"
         " --metrics {output.metrics} --recipe {wildcards.recipe} {params.factory} --state {params.state}"
         " {params.flags} --code {params.code} 2>&1 | tee {log}"

@@ -1,0 +1,86 @@
+"""A user's own model at the smallest scale: from weights to a hardened model with its card."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import save_file
+from support.snakemake import ROOT, TINY, jobs, snakemake, workspace
+
+pytestmark = pytest.mark.slow
+MODEL = """
+from torch import nn
+
+
+def build(width: int) -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 10)
+    )
+"""
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A user's model, hardened by the default target: a factory file, weights, an evaluation set."""
+    folder = workspace(tmp_path_factory.mktemp("own"))
+    shutil.copytree(ROOT / "dfshield", folder / "copy/dfshield")
+    namespace: dict = {}
+    exec(MODEL, namespace)
+    (folder / "mine.py").write_text(MODEL)
+    (folder / "data").mkdir()
+    torch.manual_seed(0)
+    save_file(namespace["build"](4).state_dict(), folder / "data/mine.safetensors")
+    np.savez(folder / "data/mine.npz", x=np.linspace(0, 1, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
+    mine = {
+        "factory": "mine.py:build",
+        "arguments": {"width": 4},
+        "weights": "mine.safetensors",
+        "input_shape": [1, 8, 8],
+        "classes": 10,
+        "mean": [0.3],
+        "std": [0.38],
+        "threat": "linf:8/16",
+        "evaluation": {"file": "mine.npz", "limit": 10, "protocols": ["pgd10"]},
+    }
+    values = {key: value for key, value in TINY.items() if key != "datasets"}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(values | {"name": "own", "harden": {"mine": mine}}))
+    return folder, snakemake(folder, "--configfile", "mine.yaml", package=folder / "copy")
+
+
+class TestYourOwnModel:
+    """Weights in, a hardened model and its card out."""
+
+    def again(self, folder):
+        return jobs(snakemake(folder, "harden", "-n", "--configfile", "mine.yaml", package=folder / "copy"))
+
+    def test_hardened_model_and_card(self, own):
+        folder, run = own
+        expected = {"teacher": 1, "synthesize": 2, "merge": 1, "train": 1, "attack": 2, "model_card": 1, "all": 1}
+        assert jobs(run) == expected
+        results = folder / "results/harden/mine"
+        card = (results / "MODEL_CARD.md").read_text()
+        assert "PGD" in card and "No real image was read before the evaluation" in card
+        assert len((results / "report.csv").read_text().splitlines()) == 1 + 4
+        student = folder / "results/own/harden/mine/dss/dfshield/linf-8-16/seed-0/student.safetensors"
+        assert (results / "model.safetensors").read_bytes() == student.read_bytes()
+
+    def test_shards_ran_at_the_same_time(self, own):
+        spans = []
+        for benchmark in (own[0] / "logs/own/harden/mine/dss/seed-0").glob("shard-*.benchmark.tsv"):
+            seconds = float(benchmark.read_text().splitlines()[1].split()[0])
+            spans.append((benchmark.stat().st_mtime - seconds, benchmark.stat().st_mtime))
+        assert len(spans) == 2
+        assert max(start for start, _ in spans) < min(end for _, end in spans)
+
+    def test_what_repeats(self, own):
+        folder, _ = own
+        assert self.again(folder) == {}
+        np.savez(folder / "data/mine.npz", x=np.linspace(1, 0, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
+        assert self.again(folder) == {"attack": 2, "model_card": 1, "harden": 1}
+        torch.manual_seed(1)
+        namespace: dict = {}
+        exec(MODEL, namespace)
+        save_file(namespace["build"](4).state_dict(), folder / "data/mine.safetensors")
+        assert self.again(folder)["teacher"] == 1
