@@ -26,7 +26,6 @@ from torch import Tensor, nn
 
 from benchmarks import reference
 from dfshield import registry
-from dfshield.attacks import evaluate
 from dfshield.attacks.base import frozen
 from dfshield.core.device import fast_in_bf16, select_device
 from dfshield.core.files import atomic
@@ -34,6 +33,8 @@ from dfshield.core.progress import progress
 from dfshield.core.rng import generator
 from dfshield.core.threat import parse_threat
 from dfshield.data.sets import load_npz
+from dfshield.evaluation.attack import components
+from dfshield.evaluation.session import Session
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
@@ -244,8 +245,8 @@ class Bench:
         model, card = load_checkpoint(path, self.device, given.factory)
         images = load_npz(given.images, card.input_shape, card.classes, given.limit)
         x, y = images.x.to(self.device), images.y.to(self.device)
-        options = AttackOptions(attack=name, threat=given.threat, chunk=given.chunk, **self.quick)
-        ensemble = evaluate.plan(options, card.input_shape, card.classes)
+        options = AttackOptions.of(attack=name, threat=given.threat, chunk=given.chunk, **self.quick)
+        ensemble = components(options, card.input_shape, card.classes)
         copied = reference.copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         broken: dict[str, Tensor] = {}
 
@@ -256,8 +257,7 @@ class Bench:
 
         def ours() -> None:
             with frozen(copied), contextlib.redirect_stderr(io.StringIO()):
-                threat = parse_threat(options.threat)
-                rows, _ = evaluate.attack_all(copied, x, y, threat, options, ensemble, self.device, None)
+                rows, _ = Session(copied, x, y, options, ensemble, self.device).run()
             broken["ours"] = torch.from_numpy(rows["broken"])
 
         result = self.result(stage, hardened, len(x), Side(plain), Side(ours), model=card.model)
