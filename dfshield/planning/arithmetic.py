@@ -84,7 +84,8 @@ class Throughput:
         """By the paper's synthesis times, for want of a measurement."""
         rates = {}
         for model, (hours, steps, shape) in PAPER_TIMES.items():
-            work = synthesis_passes(SynthesizeOptions(images=PAPER_IMAGES, iterations=steps))
+            work = synthesis_passes(SynthesizeOptions.of(images=PAPER_IMAGES, iterations=steps))
+            assert work is not None
             rates[model] = work * network(model, shape, 10).flops / (3600 * hours)
         return cls("assumed, the paper's synthesis times on one RTX 3090", rates={"synthesis": rates})
 
@@ -122,15 +123,20 @@ def manner(precisions: Iterable[str], generated: bool) -> str:
     return f"{' and '.join(sorted(precisions))}, {'generated code' if generated else 'eager'}"
 
 
-def synthesis_passes(options: SynthesizeOptions) -> float:
-    """Forward passes of a whole surrogate set."""
-    return GRADIENT * options.images * options.iterations
+def synthesis_passes(options: SynthesizeOptions) -> float | None:
+    """Forward passes of a whole training set; None for an objective whose entry does not say."""
+    passes = registry.OBJECTIVES[options.objective].passes
+    return None if passes is None else passes * options.images * options.iterations
 
 
-def generation_passes(options: GenerateOptions) -> tuple[float, float]:
-    """Forward passes of the teacher, and of the generator, in its training and the drawing of the set."""
+def generation_passes(options: GenerateOptions) -> tuple[float, float] | None:
+    """Forward passes of the teacher, and of the generator, in its training and the drawing of the set.
+
+    None for a method whose entry does not say.
+    """
+    passes = registry.GENERATED[options.method].passes
     trained = options.batch * options.iterations * options.epochs
-    return GRADIENT * trained, UPDATE * trained + options.images
+    return None if passes is None else (passes * trained, UPDATE * trained + options.images)
 
 
 def training_passes(options: TrainOptions, images: int) -> float:
