@@ -84,9 +84,8 @@ class Throughput:
         """By the paper's synthesis times, for want of a measurement."""
         rates = {}
         for model, (hours, steps, shape) in PAPER_TIMES.items():
-            work = synthesis_passes(SynthesizeOptions.of(images=PAPER_IMAGES, iterations=steps))
-            assert work is not None
-            rates[model] = work * network(model, shape, 10).flops / (3600 * hours)
+            passes = GRADIENT * PAPER_IMAGES * steps
+            rates[model] = passes * network(model, shape, 10).flops / (3600 * hours)
         return cls("assumed, the paper's synthesis times on one RTX 3090", rates={"synthesis": rates})
 
     def rate(self, stage: str, model: str) -> float:
