@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dfshield import registry
 from dfshield.core.errors import InputError
@@ -19,13 +19,27 @@ GRADIENT = 2
 """Forward pass and gradient of the pixels, in forward passes."""
 UPDATE = 3
 """The same with the gradient of the weights."""
-PAPER_HOURS: dict[str, tuple[float, Shape]] = {
-    "resnet20": (0.6, (3, 32, 32)),
-    "resnet56": (2.6, (3, 32, 32)),
-    "wrn28_10": (3.6, (3, 32, 32)),
-    "resnet18": (0.7, (3, 28, 28)),
+PAPER_IMAGES = 10_000
+
+
+class Published(NamedTuple):
+    """A synthesis of `PAPER_IMAGES` images whose time the paper states (section A.2)."""
+
+    hours: float
+    """of one RTX 3090"""
+    steps: int
+    """optimisation steps: medical images have half of the others'"""
+    shape: Shape
+    """(C,H,W)"""
+
+
+PAPER_TIMES = {
+    "resnet20": Published(0.6, 2000, (3, 32, 32)),
+    "resnet56": Published(2.6, 2000, (3, 32, 32)),
+    "wrn28_10": Published(3.6, 2000, (3, 32, 32)),
+    "resnet18": Published(0.7, 1000, (3, 28, 28)),
 }
-"""The paper's own times (section A.2): hours of one RTX 3090 for 10,000 images of 2,000 steps, and (C,H,W) of these."""
+"""The paper's own times by network."""
 
 
 @dataclass
@@ -68,11 +82,10 @@ class Throughput:
     @classmethod
     def published(cls) -> "Throughput":
         """By the paper's synthesis times, for want of a measurement."""
-        work = synthesis_passes(SynthesizeOptions(images=10_000, iterations=2000))
-        rates = {
-            model: work * network(model, shape, 10).flops / (3600 * hours)
-            for model, (hours, shape) in PAPER_HOURS.items()
-        }
+        rates = {}
+        for model, (hours, steps, shape) in PAPER_TIMES.items():
+            passes = GRADIENT * PAPER_IMAGES * steps
+            rates[model] = passes * network(model, shape, 10).flops / (3600 * hours)
         return cls("assumed, the paper's synthesis times on one RTX 3090", rates={"synthesis": rates})
 
     def rate(self, stage: str, model: str) -> float:
@@ -109,15 +122,20 @@ def manner(precisions: Iterable[str], generated: bool) -> str:
     return f"{' and '.join(sorted(precisions))}, {'generated code' if generated else 'eager'}"
 
 
-def synthesis_passes(options: SynthesizeOptions) -> float:
-    """Forward passes of a whole synthetic set."""
-    return GRADIENT * options.images * options.iterations
+def synthesis_passes(options: SynthesizeOptions) -> float | None:
+    """Forward passes of a whole training set; None for an objective whose entry does not say."""
+    passes = registry.OBJECTIVES[options.objective].passes
+    return None if passes is None else passes * options.images * options.iterations
 
 
-def generation_passes(options: GenerateOptions) -> tuple[float, float]:
-    """Forward passes of the teacher, and of the generator, in its training and the drawing of the set."""
+def generation_passes(options: GenerateOptions) -> tuple[float, float] | None:
+    """Forward passes of the teacher, and of the generator, in its training and the drawing of the set.
+
+    None for a method whose entry does not say.
+    """
+    passes = registry.GENERATED[options.method].passes
     trained = options.batch * options.iterations * options.epochs
-    return GRADIENT * trained, UPDATE * trained + options.images
+    return None if passes is None else (passes * trained, UPDATE * trained + options.images)
 
 
 def training_passes(options: TrainOptions, images: int) -> float | None:

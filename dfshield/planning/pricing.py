@@ -152,13 +152,17 @@ def _teacher(prices: Prices, place: Place, options: Any) -> Work:
     return Work(UPDATE * options.epochs * count(place.dataset, "train"), 4 * prices.network(place).parameters)
 
 
-def _synthesize(prices: Prices, place: Place, options: Any) -> Work:
-    return Work(synthesis_passes(options), options.images * prices.image_bytes(place))
+def _synthesize(prices: Prices, place: Place, options: Any) -> Work | None:
+    passes = synthesis_passes(options)
+    return None if passes is None else Work(passes, options.images * prices.image_bytes(place))
 
 
-def _generate(prices: Prices, place: Place, options: Any) -> Work:
-    passes, drawn = generation_passes(options)
-    return Work(passes, options.images * prices.image_bytes(place), drawn * prices.generator(place, options))
+def _generate(prices: Prices, place: Place, options: Any) -> Work | None:
+    passes = generation_passes(options)
+    if passes is None:
+        return None
+    size = options.images * prices.image_bytes(place)
+    return Work(passes[0], size, passes[1] * prices.generator(place, options))
 
 
 def _public(prices: Prices, place: Place, options: Any) -> Work:

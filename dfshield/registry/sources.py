@@ -12,6 +12,15 @@ class Source(Entry):
     real_data: RealData = "none"
 
 
+@dataclass(frozen=True)
+class Objective(Entry):
+    """What synthetic images, or a generator of them, are optimised for."""
+
+    passes: int | None = None
+    """For the cost model alone: forward passes of the teacher for an image and step, a gradient of its pixels as one
+    more. None: not known, so not estimated."""
+
+
 COEFFICIENTS = {
     "fixed": Entry(
         "dfshield.sources.coefficients:fixed",
@@ -32,33 +41,37 @@ COEFFICIENTS = {
 """Ways to draw the loss coefficients of a synthesis batch: ``(base, generator, options) -> (3,)``."""
 
 OBJECTIVES = {
-    "inversion": Entry(
+    "inversion": Objective(
         "dfshield.sources.inversion:ModelInversion",
         "model inversion",
         about="cross entropy, distance of the BN statistics and total variation (Eq 3-6)",
         options="dfshield.options.sources:Inversion",
+        passes=2,
     ),
-    "intraq": Entry(
+    "intraq": Objective(
         "dfshield.sources.intraq:IntraQ",
         "IntraQ",
         about="soft labels, random crops and a margin around the mean feature of each class (Zhong et al. 2022)",
         options="dfshield.options.sources:Intraq",
+        passes=2,
     ),
 }
 """What synthesis minimises: subclasses of ``dfshield.sources.inversion.Synthesizer``."""
 
 GENERATED = {
-    "qimera": Entry(
+    "qimera": Objective(
         "dfshield.sources.qimera:Qimera",
         "Qimera",
         about="a conditional generator on superposed class vectors (Choi et al. 2021)",
         options="dfshield.options.sources:Qimera",
+        passes=2,
     ),
-    "rdskd": Entry(
+    "rdskd": Objective(
         "dfshield.sources.rdskd:Rdskd",
         "RDSKD",
         about="an unconditional generator trained for confidence, balance and diversity (Han et al. 2021)",
         options="dfshield.options.sources:Rdskd",
+        passes=2,
     ),
 }
 """Generators that a teacher trains: subclasses of ``dfshield.sources.generator.GeneratorSource``."""

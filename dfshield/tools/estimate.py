@@ -37,7 +37,8 @@ class Estimate:
         found: dict[str, None] = {}
         for path, job in self.jobs.items():
             if self.priced[path] is None:
-                found[f"{job.stage} {getattr(job.options, 'attack', getattr(job.options, 'loss', ''))}"] = None
+                field = job.options.entries[0]  # only the choice of an entry can have no price
+                found[f"{job.stage} {getattr(job.options, field)}"] = None
         return list(found)
 
     def schedule(self, workers: int) -> dict[str, tuple[float, float]]:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from support.snakemake import ROOT, cpu_seconds, jobs, python, snakemake, workspace
+from support.workflow import PAPER
 
 from dfshield.cli import parser
 from dfshield.options.flags import given_options
@@ -20,69 +21,6 @@ from dfshield.planning.plan import Plan
 from dfshield.planning.stages import STAGES, options_of
 
 pytestmark = pytest.mark.slow
-# By hand from the paper: its grid has 3 data sets and 3 models, 6 shards, one seed. Each ledger has the clean accuracy
-# besides the attack's. Table 4: 9 teachers, 9 times 6 shards, students Ours and Original and of four rivals, 7 methods,
-# 2 attacks.
-# Table 7: 2 data sets, 1 model, 6 losses, 2 attacks; tables 16 and 17: 1 data set, 3 models.
-# Table 8: 3 models, 2 sources, 4 recipes, 1 attack. Table 23: 2 models, 7 values of B, 2 attacks. Table 24: 2 data
-# sets, 11 values of tau, 2 attacks. Tables 25 and 26: 3 models, 6 x 6 weights, 1 attack. Values that the base recipe
-# has need no training of their own, so they change no count. Table 6: 1 model, 6 sources of which 3 are synthetic and 3
-# augmented, a student and a record each, 2 attacks; and 2 sources by a generator. Tables 19 and 20: 3 models, the same
-# but for the sources of IntraQ and by generators.
-# Tables 1 and 12: 4 medical data sets and 2 models, students Public and Ours and of four rivals, 2 attacks. Table 11: 8
-# sets and 2 models, clean images. Table 18: 7 sets and 2 models, 3 students. Table 5: the general grid, Ours and AIT.
-# Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
-PAPER = {
-    "table1": {
-        **{"teacher": 8, "synthesize": 48, "merge": 8, "public": 8},
-        **{"train": 16, "cotrain": 32, "attack": 96, "table": 1},
-    },
-    "table2": {"table": 1},
-    "table5": {"teacher": 9, "synthesize": 54, "merge": 9, "train": 9, "cotrain": 9, "attack": 36, "table": 1},
-    "table11": {"teacher": 16, "attack": 16, "table": 1},
-    "table12": {
-        **{"teacher": 8, "synthesize": 48, "merge": 8, "public": 8},
-        **{"train": 16, "cotrain": 32, "attack": 96, "table": 1},
-    },
-    "table14": {
-        **{"teacher": 3, "synthesize": 18, "merge": 3, "export": 3},
-        **{"train": 24, "cotrain": 48, "attack": 144, "table": 1},
-    },
-    "table15": {
-        **{"teacher": 3, "synthesize": 18, "merge": 3, "export": 3},
-        **{"train": 24, "cotrain": 48, "attack": 144, "table": 1},
-    },
-    "table18": {
-        **{"teacher": 14, "synthesize": 84, "merge": 14, "export": 14, "public": 14},
-        **{"train": 42, "attack": 84, "table": 1},
-    },
-    "figure5": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 18, "table": 1},
-    "table6": {
-        **{"teacher": 1, "synthesize": 18, "merge": 3, "generate": 2, "augment": 3, "diversity": 8},
-        **{"train": 8, "attack": 16, "table": 1},
-    },
-    "table19": {
-        **{"teacher": 3, "synthesize": 36, "merge": 6, "augment": 9, "diversity": 15},
-        **{"train": 15, "attack": 30, "table": 1},
-    },
-    "table20": {
-        **{"teacher": 3, "synthesize": 36, "merge": 6, "augment": 9, "diversity": 15},
-        **{"train": 15, "attack": 30, "table": 1},
-    },
-    "table4": {
-        **{"teacher": 9, "synthesize": 54, "merge": 9, "export": 9},
-        **{"train": 18, "cotrain": 36, "attack": 126, "table": 1},
-    },
-    "table7": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 12, "attack": 24, "table": 1},
-    "table16": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 36, "table": 1},
-    "table17": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 36, "table": 1},
-    "table8": {"teacher": 3, "synthesize": 36, "merge": 6, "train": 12, "attack": 12, "table": 1},
-    "table23": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 14, "attack": 28, "table": 1},
-    "table24": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 22, "attack": 44, "table": 1},
-    "table25": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 108, "table": 1},
-    "table26": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 108, "table": 1},
-}
-
 
 RULES = {"harden": "harden_model"}
 """Rules that have another name than their stage."""

@@ -17,7 +17,18 @@ from dfshield.core.hashing import canonical_json
 from dfshield.models.checkpoints import Card, build_network, load_checkpoint, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.planning.config import check_config
-from dfshield.planning.paths import DATA, HARDEN, STUDENT, TEACHER
+from dfshield.planning.paths import (
+    DATA,
+    DIVERSITY,
+    HARDEN,
+    IMAGES,
+    IMAGES_DIVERSITY,
+    LEDGER,
+    NONE,
+    STUDENT,
+    TEACHER,
+    Place,
+)
 from dfshield.planning.plan import Plan
 from dfshield.registry import DIVERSITY_METRICS
 from dfshield.report import model_card
@@ -41,9 +52,9 @@ def save(path: Path, weights: int, kind: str, **provenance: object) -> str:
     return save_checkpoint(path, Classifier(build_network("cnn-s", SHAPE, 10, seed=weights), (0.3,), (0.38,)), card)
 
 
-def save_data(path: Path, teacher: str, real_data: str, seed: int, options: str = "{}") -> str:
+def save_data(path: Path, teacher: str, real_data: str, seed: int, options: str = "{}", source: str = "") -> str:
     path.parent.mkdir(parents=True, exist_ok=True)
-    attributes = {"teacher_sha256": teacher, "dataset": "digits", "model": "cnn-s", "source": path.parts[-3]}
+    attributes = {"teacher_sha256": teacher, "dataset": "digits", "model": "cnn-s", "source": source or path.parts[-3]}
     attributes |= {"real_data": real_data, "options": options, "seed": seed, "classes": 10, "groups": 1}  # type: ignore[dict-item]
     writer = Writer(path, attributes | {"first_group": 0, "last_group": 0}, ())
     images = np.full((20, 8, 8, 1), 0.5, dtype=np.float32)
@@ -51,51 +62,53 @@ def save_data(path: Path, teacher: str, real_data: str, seed: int, options: str 
     return writer.finish()
 
 
-def save_own(plan: Plan, dataset: str, model: str, teacher: str, real_data: str, place: dict) -> str:
-    """The data of one source; those of an augmented one name the set that they were made of."""
-    options, own = "{}", plan.config.sources[place["source"]]
-    if own.base:
-        base = save_own(plan, dataset, model, teacher, real_data, place | {"source": own.base})
-        options = canonical_json({"base": own.base, "base_sha256": base})
-    return save_data(Path(plan.path(DATA, dataset, model, **place)), teacher, real_data, place["seed"], options)
+def save_own(plan: Plan, place: Place, teacher: str, real_data: str) -> str:
+    """The data of one source, those of an augmented one with the set that they were made of, or a generator's."""
+    if place.source == NONE:
+        return save_data(Path(place.path(IMAGES)), teacher, real_data, place.seed, source=place.recipe)
+    options, base = "{}", plan.sources[place.source].base
+    if base:
+        made = save_own(plan, place.at(source=base), teacher, real_data)
+        options = canonical_json({"base": base, "base_sha256": made})
+    return save_data(Path(place.path(DATA)), teacher, real_data, place.seed, options)
 
 
-def fake_run(plan: Plan, dataset: str, model: str, cells: list, rows: dict) -> None:
+def fake_run(plan: Plan, cells: list) -> None:
     """Every file of a run's cells, with hashes that belong together."""
-    teacher = save(Path(plan.path(TEACHER, dataset, model)), 0, "teacher")
-    students, sets = {}, {}
+    first = plan.place(cells[0].dataset, cells[0].model)
+    teacher = save(Path(first.path(TEACHER)), 0, "teacher")
+    students: dict[str, str] = {}
+    sets: dict[str, str] = {}
     for number, cell in enumerate(cells):
-        source, recipe = rows[cell.method]
+        parsed = (Place.parse(template, cell.ledger) for template in (LEDGER, DIVERSITY, IMAGES_DIVERSITY))
+        place = next(filter(None, parsed))
         real_data, sha = "teacher", teacher
-        if recipe != "none":
-            real_data = "train" if source == "real" else "none"
-            place = {"source": source, "seed": cell.seed}
-            if (source, cell.seed) not in sets:  # a recipe with source none makes no data
-                made = None if source == "none" else save_own(plan, dataset, model, teacher, real_data, place)
-                sets[source, cell.seed] = made
-            data = sets[source, cell.seed]
+        if (place.source, place.recipe) != (NONE, NONE):
+            real_data = "train" if place.source == "real" else "none"
+            key = place.path(IMAGES if place.source == NONE else DATA)
+            if key not in sets:
+                sets[key] = save_own(plan, place, teacher, real_data)
+            hashes = {"teacher_sha256": teacher, "data_sha256": sets[key]}
             if cell.metric in DIVERSITY_METRICS:
-                hashes = {"teacher_sha256": teacher, "data_sha256": data}
-                make_record(
-                    Path(cell.ledger), 0.5, dataset=dataset, model=model, real_data=real_data, **place, **hashes
-                )
+                own = {"dataset": place.dataset, "model": place.model, "source": place.source, "seed": place.seed}
+                make_record(Path(cell.ledger), 0.5, real_data=real_data, **own, **hashes)
                 continue
-            folder = Path(cell.ledger).parts[-7] if dataset != HARDEN else recipe  # the recipe with its swept values
-            student = plan.path(STUDENT, dataset, model, recipe=folder, **place)
+            student = place.path(STUDENT)
             if student not in students:
-                options = dict.fromkeys(("lambda1", "lambda2"), 1.0) | {"tau": 0.5, "threat": cell.threat}
+                threat = plan.threats[place.dataset, place.model][place.train_threat]
+                options = dict.fromkeys(("lambda1", "lambda2"), 1.0) | {"tau": 0.5, "threat": threat}
                 for part in cell.variant.split(",") if cell.variant else []:
                     options[part.partition("=")[0]] = float(part.partition("=")[2])
                 students[student] = save(
-                    Path(student), 1 + number, "student", teacher_sha256=teacher, data_sha256=data,
-                    real_data=real_data, options=options, source=source, recipe=recipe, seed=cell.seed,
+                    Path(student), 1 + number, "student", real_data=real_data, options=options, source=place.source,
+                    recipe=plan.recipes[place.recipe][0], seed=cell.seed, **hashes,
                 )  # fmt: skip
             sha = students[student]
-        protocol = {"autoattack": "aa-standard"}.get(cell.metric, cell.metric)
-        robust = 150 if cell.metric == "clean" else 60 + number
+        robust = 150 if place.protocol == "clean" else 60 + number
         make_ledger(
-            Path(cell.ledger), 150, robust, protocol=protocol, threat=cell.threat, model_sha256=sha, real_data=real_data
-        )
+            Path(cell.ledger), 150, robust, protocol=place.protocol, threat=cell.threat, model_sha256=sha,
+            real_data=real_data,
+        )  # fmt: skip
 
 
 @pytest.fixture
@@ -105,11 +118,8 @@ def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Pa
 
     def make(name: str, **changes: object) -> Path:
         plan = Plan.of(check_config(CONFIG | changes))
-        rows = {row.method: (row.source, row.recipe) for row in plan.rows(plan.tables[name])}
-        ((dataset, entry),) = plan.config.datasets.items()
-        fake_run(plan, dataset, entry.models[0], plan.cells(name), rows)
-        config = {"tables": str(plan.config.tables)}
-        (Path("results") / plan.config.name / "config.yaml").write_text(yaml.safe_dump(config))
+        fake_run(plan, plan.cells(name))
+        (Path("results") / plan.config.name / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
         out = Path("results") / f"{name}.csv"
         make_table(plan, name, out)
         assert out.with_suffix(".md").is_file() and out.with_suffix(".tex").is_file()
@@ -155,6 +165,49 @@ def test_a_student_trained_against_another_threat(
     save_checkpoint(student, model, card)
     assert verify(path) == 1
     assert f"{student}: it was trained against linf:1/255, not linf:8/255" in capsys.readouterr().out
+
+
+def test_a_protocol_with_a_threat_of_its_own(
+    table: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its students are trained for the data set's threat, and only the run's config says that this is as it should."""
+    specs = yaml.safe_load(SPECS.read_text())
+    specs["table8"]["metrics"] = ["clean", "wide"]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"table8": specs["table8"]}, sort_keys=False))
+    wide = {"attack": "pgd", "steps": 10, "threat": "linf:16/255"}
+    path = table("table8", tables=str(tmp_path / "own.yaml"), protocols={"wide": wide})
+    assert {row.threat for row in read_csv(path)} == {"linf:16/255"}
+    assert verify(path) == 0
+    student = next(Path("results").rglob("linf-8-255/**/student.safetensors"))
+    model, card = load_checkpoint(student, "cpu")
+    card.provenance["options"]["threat"] = "linf:16/255"
+    save_checkpoint(student, model, card)
+    assert verify(path) == 1
+    assert f"{student}: it was trained against linf:16/255, not linf-8-255" in capsys.readouterr().out
+    config = Path("results/demo/config.yaml")
+    config.write_text(config.read_text().replace("threat: linf:16/255", "steps: 10"))
+    assert verify(path) == 1
+    assert capsys.readouterr().out.count("the path is not that of this cell") == len(read_csv(path))
+
+
+def test_images_of_a_co_trained_baseline(
+    table: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """Its diversity is traced to the images that lie beside its student, and to their teacher."""
+    specs = yaml.safe_load(SPECS.read_text())
+    specs["table6"]["rows"] = [{"method": "DaST", "source": "none", "recipe": "dast"}]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"table6": specs["table6"]}, sort_keys=False))
+    path = table("table6", tables=str(tmp_path / "own.yaml"))
+    assert verify(path) == 0
+    assert "7 of 7 rows" in capsys.readouterr().out
+    images = Path(HOME) / "none/dast/linf-8-255/seed-0/images.h5"
+    save_data(images, "x" * 64, "none", seed=0, source="dast")
+    assert verify(path) == 1
+    out = capsys.readouterr().out
+    assert out.count("BROKEN ") == 4 and "images.h5: its content is" in out
+    images.unlink()
+    assert verify(path) == 1
+    assert capsys.readouterr().out.count("no such file") == 4
 
 
 def light(*commands: list[str]) -> None:
@@ -364,8 +417,8 @@ def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     values = {"name": "harden", "tables": str(SPECS), "harden": {"mine": entry}}
     plan = Plan.of(check_config(values))
     cells = plan.harden_cells("mine")
-    fake_run(plan, HARDEN, "mine", cells, {"Undefended": ("none", "none"), "Hardened": ("dss", "dfshield")})
-    student = Path(plan.path(STUDENT, HARDEN, "mine", source="dss", recipe="dfshield", seed=0))
+    fake_run(plan, cells)
+    student = Path(plan.place(HARDEN, "mine", source="dss", recipe="dfshield").path(STUDENT))
     out = Path("results/harden/mine")
     model_card.run(plan, "mine", student, out)
     assert (out / "model.safetensors").read_bytes() == student.read_bytes()
@@ -375,7 +428,7 @@ def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     light(["harden", "mine", "--config", "c.yaml", "--student", str(student), "--out", "again"])
     assert Path("again/MODEL_CARD.md").read_text() == text
     assert "| Hardened | AA |" in text and "No real image was read" in text
-    make_ledger(Path(cells[0].ledger), 150, 150, protocol="aa-standard", model_sha256="x" * 64)
+    make_ledger(Path(cells[0].ledger), 150, 150, protocol="autoattack", model_sha256="x" * 64)
     with pytest.raises(InputError, match="another model"):
         model_card.run(plan, "mine", student, out)
     model, card = load_checkpoint(student, "cpu")
