@@ -67,6 +67,7 @@ def autoattack(options: AutoAttack, input_shape: tuple[int, int, int], classes: 
             Component("fab-t", _Fab(targets)),
             Component("square", _Square(side)),
         ),
+        f"aa-{options.version}",
         _note(options, classes, targets, side),
     )
 

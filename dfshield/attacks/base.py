@@ -53,6 +53,8 @@ class Ensemble(NamedTuple):
     """Attacks in order, each for the survivors of those before it."""
 
     components: tuple[Component, ...]
+    protocol: str = ""
+    """The field's name of what runs, such as ``aa-standard``; empty without one."""
     note: str = ""
     """How it departs from its protocol's definition, because of the number of classes or the image shape."""
 

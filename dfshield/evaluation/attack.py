@@ -70,7 +70,7 @@ def run(
     images = _images(card, options, dataset, data_dir, evaluation_npz)
     ensemble = components(options, card.input_shape, card.classes)
     defence = defence.model_copy(update={"seed": options.seed}) if defence else None
-    notes = [ensemble.note] if ensemble.note else []
+    notes = [note for note in (ensemble.protocol, ensemble.note) if note and note != protocol]
     if options.split != "test" and evaluation_npz is None:
         notes.append(options.split)
     header: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""How much of a set of real images a set of surrogate images covers, by two point clouds in some feature space.
+"""How much of a set of real images a set of synthetic images covers, by two point clouds in some feature space.
 
 Precision and recall after Kynkäänniemi et al. (NeurIPS 2019), density and coverage after Naeem et al. (ICML 2020), NDB
 and JSD after Richardson and Weiss (NeurIPS 2018).
@@ -68,7 +68,7 @@ def bin_counts(real: np.ndarray, synthetic: np.ndarray, bins: int, seed: int) ->
     """Points of `real` (N,D) and of `synthetic` (M,D) in each of `bins` k-means clusters of the real ones.
 
     A point belongs to the nearest centre. Two integer arrays of shape (bins,). The clusters depend on `real` and
-    `seed` alone, so they are the same for all surrogate sets. Raises InputError for fewer real points than bins.
+    `seed` alone, so they are the same for all synthetic sets. Raises InputError for fewer real points than bins.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits

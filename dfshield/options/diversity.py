@@ -8,7 +8,7 @@ from dfshield.options.common import Features, Positive, StageOptions
 
 
 class DiversityOptions(StageOptions):
-    """Compare a surrogate set with real images: how much of them it covers."""
+    """Compare a training set with real images: how much of them it covers."""
 
     split: Literal["train", "dev", "test"] = "train"
     """part of the real data set"""

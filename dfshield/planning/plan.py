@@ -9,6 +9,7 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
+from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.threat import threat_name
 from dfshield.options import PROFILES, DefendOptions
@@ -172,7 +173,9 @@ class Plan(Grid):
     def _options(self, stage: str, place: Place) -> Any:
         subject, choice = self.subject(place.dataset, place.model), self._choice(stage, place)
         entry = choice.name if choice else ""
-        profile = layer(PROFILES[self.config.profile].get(stage, {}), stage, entry)
+        family = registry.DATASETS[place.dataset].family if place.dataset in registry.DATASETS else "general"
+        own_profile = PROFILES.get(f"{self.config.profile}-{family}", PROFILES[self.config.profile])
+        profile = layer(own_profile.get(stage, {}), stage, entry)
         sections = [layer(getattr(section, stage), stage, entry) for section in subject.sections]
         own = dict(choice.options) if choice else {}
         vocabulary = OF_STAGE.get(stage, "")

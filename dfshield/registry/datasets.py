@@ -13,6 +13,8 @@ class Dataset(Entry):
     ``target`` is a function ``(name, split, data_dir) -> (images uint8/float NHWC, labels)``.
     """
 
+    family: str = field(default="general", kw_only=True)
+    """``medical`` where the released code has settings of its own."""
     classes: int = 10
     input_shape: tuple[int, int, int] = (3, 32, 32)
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
@@ -59,6 +61,6 @@ DATASETS = {
         **_CIFAR | {"images": {"train": 73_257, "test": 26_032}},
     ),
 } | {
-    flag: Dataset("dfshield.data.medmnist:load", title, classes, (3, 28, 28), files=(f"{flag}.npz",))
+    flag: Dataset("dfshield.data.medmnist:load", title, classes, (3, 28, 28), files=(f"{flag}.npz",), family="medical")
     for flag, (title, classes) in _MEDMNIST_CLASSES.items()
 }

@@ -159,7 +159,7 @@ def flags_of(ledger: Ledger) -> tuple[str, ...]:
         flags.append("diverged")
     if ledger.real_data in REAL:
         flags.append("not-data-free")
-    if "[C=" in ledger.protocol:
+    if "C=" in ledger.protocol.partition("[")[2]:
         flags.append("reduced-classes")
     return tuple(dict.fromkeys(flags))
 
