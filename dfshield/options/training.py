@@ -92,6 +92,12 @@ class TrainOptions(StageOptions):
         return self.flip or self.translate or self.contrast > 0 or self.noise > 0
 
     @model_validator(mode="after")
+    def _of_its_entry(self) -> "TrainOptions":
+        if not isinstance(self, TrainOptions.class_for(self.loss)):
+            raise ValueError(f"loss {self.loss} has options of its own; build them by TrainOptions.of")
+        return self
+
+    @model_validator(mode="after")
     def _nesterov_needs_momentum(self) -> "TrainOptions":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0; set momentum or nesterov to false")
