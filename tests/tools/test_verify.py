@@ -6,35 +6,23 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from support.ledgers import make_ledger, make_record
+from support.runs import fake_run, save, save_data
 from support.snakemake import environment
 
 from dfshield.core.errors import InputError
-from dfshield.core.hashing import canonical_json
-from dfshield.models.checkpoints import Card, build_network, load_checkpoint, save_checkpoint
-from dfshield.models.classifier import Classifier
+from dfshield.models.checkpoints import load_checkpoint, save_checkpoint
 from dfshield.planning.config import check_config
 from dfshield.planning.paths import (
-    DATA,
-    DIVERSITY,
     HARDEN,
-    IMAGES,
-    IMAGES_DIVERSITY,
-    LEDGER,
-    NONE,
     STUDENT,
-    TEACHER,
-    Place,
 )
 from dfshield.planning.plan import Plan
-from dfshield.registry import DIVERSITY_METRICS
 from dfshield.report import model_card
 from dfshield.report.rows import read_csv, write_csv
 from dfshield.report.table import run as make_table
-from dfshield.sources.trainset import Writer
 from dfshield.tools.verify import verify
 
 SPECS = Path(__file__).parents[2] / "config" / "tables.yaml"
@@ -43,72 +31,6 @@ CONFIG = {
     "tables": str(SPECS),
     "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}},
 }
-SHAPE = (1, 8, 8)
-
-
-def save(path: Path, weights: int, kind: str, **provenance: object) -> str:
-    real_data = str(provenance.pop("real_data", "teacher"))
-    card = Card(kind, "digits", "cnn-s", SHAPE, 10, (0.3,), (0.38,), real_data, provenance=provenance)  # type: ignore[arg-type]
-    return save_checkpoint(path, Classifier(build_network("cnn-s", SHAPE, 10, seed=weights), (0.3,), (0.38,)), card)
-
-
-def save_data(path: Path, teacher: str, real_data: str, seed: int, options: str = "{}", source: str = "") -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    attributes = {"teacher_sha256": teacher, "dataset": "digits", "model": "cnn-s", "source": source or path.parts[-3]}
-    attributes |= {"real_data": real_data, "options": options, "seed": seed, "classes": 10, "groups": 1}  # type: ignore[dict-item]
-    writer = Writer(path, attributes | {"first_group": 0, "last_group": 0}, ())
-    images = np.full((20, 8, 8, 1), 0.5, dtype=np.float32)
-    writer.append(images, np.arange(20) % 10, np.zeros(20), {}, {})
-    return writer.finish()
-
-
-def save_own(plan: Plan, place: Place, teacher: str, real_data: str) -> str:
-    """The data of one source, those of an augmented one with the set that they were made of, or a generator's."""
-    if place.source == NONE:
-        return save_data(Path(place.path(IMAGES)), teacher, real_data, place.seed, source=place.recipe)
-    options, base = "{}", plan.sources[place.source].base
-    if base:
-        made = save_own(plan, place.at(source=base), teacher, real_data)
-        options = canonical_json({"base": base, "base_sha256": made})
-    return save_data(Path(place.path(DATA)), teacher, real_data, place.seed, options)
-
-
-def fake_run(plan: Plan, cells: list) -> None:
-    """Every file of a run's cells, with hashes that belong together."""
-    first = plan.place(cells[0].dataset, cells[0].model)
-    teacher = save(Path(first.path(TEACHER)), 0, "teacher")
-    students: dict[str, str] = {}
-    sets: dict[str, str] = {}
-    for number, cell in enumerate(cells):
-        parsed = (Place.parse(template, cell.ledger) for template in (LEDGER, DIVERSITY, IMAGES_DIVERSITY))
-        place = next(filter(None, parsed))
-        real_data, sha = "teacher", teacher
-        if (place.source, place.recipe) != (NONE, NONE):
-            real_data = "train" if place.source == "real" else "none"
-            key = place.path(IMAGES if place.source == NONE else DATA)
-            if key not in sets:
-                sets[key] = save_own(plan, place, teacher, real_data)
-            hashes = {"teacher_sha256": teacher, "data_sha256": sets[key]}
-            if cell.metric in DIVERSITY_METRICS:
-                own = {"dataset": place.dataset, "model": place.model, "source": place.source, "seed": place.seed}
-                make_record(Path(cell.ledger), 0.5, real_data=real_data, **own, **hashes)
-                continue
-            student = place.path(STUDENT)
-            if student not in students:
-                threat = plan.threats[place.dataset, place.model][place.train_threat]
-                options = dict.fromkeys(("lambda1", "lambda2"), 1.0) | {"tau": 0.5, "threat": threat}
-                for part in cell.variant.split(",") if cell.variant else []:
-                    options[part.partition("=")[0]] = float(part.partition("=")[2])
-                students[student] = save(
-                    Path(student), 1 + number, "student", real_data=real_data, options=options, source=place.source,
-                    recipe=plan.recipes[place.recipe][0], seed=cell.seed, **hashes,
-                )  # fmt: skip
-            sha = students[student]
-        robust = 150 if place.protocol == "clean" else 60 + number
-        make_ledger(
-            Path(cell.ledger), 150, robust, protocol=place.protocol, threat=cell.threat, model_sha256=sha,
-            real_data=real_data,
-        )  # fmt: skip
 
 
 @pytest.fixture
