@@ -140,7 +140,9 @@ def classes(stage):
     return [] if own is None else [own, *(own.class_for(name) for name in (own.entries[1] if own.entries else ()))]
 
 
-@pytest.mark.parametrize("options", {c for stage in OPTIONS for c in classes(stage)}, ids=lambda c: c.__name__)
+@pytest.mark.parametrize(
+    "options", dict.fromkeys(c for stage in OPTIONS for c in classes(stage)), ids=lambda c: c.__name__
+)
 def test_every_option_says_what_it_is(options):
     assert options.__doc__
     for name, field in options.model_fields.items():
