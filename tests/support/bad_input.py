@@ -80,7 +80,7 @@ def make_whole(folder: Path) -> None:
         groups = {"groups": 6, "first_group": first, "last_group": first + 1, "classes": 4}
         header = tiny.header(teacher_sha256=sha, options=canonical_json({"group": 2, "batch": 5}), **groups)
         writer = trainset.Writer(folder / f"shard-{first // 2}.h5", header, ())
-        writer.append(tiny.images(20), np.arange(20) % 4, np.repeat([first, first + 1], 10), {}, {})
+        writer.append(tiny.images(20), np.arange(20) % 4, np.arange(2 * first, 2 * first + 4).repeat(5), {}, {})
         writer.finish()
     make_ledger(folder / "ledger.h5", 180, 90)
     make_record(folder / "record.json")
