@@ -43,8 +43,9 @@ def rows(ledger: Ledger) -> "pandas.DataFrame":
             "margin": ledger.margin,
         }
     )
-    flat = ledger.perturbation.reshape(len(ledger.perturbation), -1).astype(np.float64)
-    for name, values in (("linf", np.abs(flat).max(1, initial=0.0)), ("l2", np.sqrt((flat**2).sum(1)))):
+    delta = ledger.perturbation.astype(np.float64)
+    axes = tuple(range(1, delta.ndim))
+    for name, values in (("linf", np.abs(delta).max(axes, initial=0.0)), ("l2", np.sqrt((delta**2).sum(axes)))):
         frame[name] = np.nan
         frame.loc[ledger.perturbed_index, name] = values
     return frame

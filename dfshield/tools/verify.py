@@ -118,9 +118,11 @@ class Tracer:
         if place is None or (place.dataset, place.model, place.seed) != (row.dataset, row.model, row.seed):
             return None
         if place.threat:  # of an attack
-            if (place.defence, place.threat) != (row.defence, threat_name(row.threat)):
+            own, asked = self._own_threat(place), threat_name(row.threat)
+            expected = asked if own and row.metric == "clean" else place.threat  # clean images are within every ball
+            if (place.defence, expected) != (row.defence, asked):
                 return None
-            if place.train_threat not in (place.threat, NONE) and not self._own_threat(place):
+            if place.train_threat not in (expected, NONE) and not (own and row.metric != "clean"):
                 return None
         methods = self.methods(place.run, row.method)
         fits = [m for m in methods if m.source == place.source and _trains(m, place)]

@@ -32,8 +32,12 @@ CASES = {
     "no such data": ([*TRAIN, "--data", "none.h5"], nothing, "none.h5: no such file (surrogate data)"),
     "truncated HDF5": (TRAIN, cut("data.h5"), "data.h5: truncated, damaged or not an HDF5 file"),
     "HTML as data": (TRAIN, text("data.h5", "<html>"), "data.h5: truncated, damaged or not an HDF5 file"),
-    "foreign HDF5": (TRAIN, foreign_hdf5, "data.h5: not a surrogate file of dfshield"),
-    "a ledger as data": ([*TRAIN, "--data", "ledger.h5"], nothing, "ledger.h5: not a surrogate file of dfshield"),
+    "foreign HDF5": (TRAIN, foreign_hdf5, "data.h5: HDF5, but not a surrogate file of dfshield"),
+    "a ledger as data": (
+        [*TRAIN, "--data", "ledger.h5"],
+        nothing,
+        "ledger.h5: HDF5, but not a surrogate file of dfshield",
+    ),
     "future version": (TRAIN, attribute("data.h5", "version", 99), "format version 99, this program reads 1"),
     "incomplete data": (TRAIN, attribute("data.h5", "complete", False), "data.h5: incomplete"),
     "edited attribute": (TRAIN, attribute("data.h5", "source", "x"), "data.h5: content does not match its SHA-256"),
@@ -54,7 +58,7 @@ CASES = {
         values("shard-1.h5", "labels", 3, -1),
         "shard-1.h5: labels -1..3 out of range 0..3",
     ),
-    "no shards": (["merge", "--out", "out.h5"], nothing, "required: shards"),
+    "no shards": (["merge", "--out", "out.h5"], nothing, "required: SHARD"),
     "margins of IntraQ that cross": (
         [*SYNTHESIZE, "--objective", "intraq", "--near", "0.9"],
         nothing,

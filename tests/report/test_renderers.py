@@ -24,9 +24,13 @@ def test_a_baseline_that_diverged_is_marked(tmp_path: Path) -> None:
         if found.method == "DaST":
             changes = {"clean_prediction": constant, "prediction": constant, "broken": wrong}
             changes |= {"component": wrong.astype(np.uint8), "perturbed_index": np.zeros(0, dtype=np.int64)}
-            protocol = "aa-standard" if found.metric == "autoattack" else found.metric
             make_ledger(
-                Path(found.ledger), 0, 0, perturbation=np.zeros((0, 1, 4, 4), np.float16), protocol=protocol, **changes
+                Path(found.ledger),
+                0,
+                0,
+                perturbation=np.zeros((0, 1, 4, 4), np.float16),
+                protocol=found.metric,
+                **changes,
             )
     rows = build(cells, spec)
     assert {row.method for row in rows if "diverged" in row.flags} == {"DaST"}
@@ -38,7 +42,7 @@ def test_a_baseline_that_diverged_is_marked(tmp_path: Path) -> None:
 
 def test_each_number_of_test_images_names_its_columns(tmp_path: Path) -> None:
     make_ledger(tmp_path / "p.h5", clean=150, robust=60)
-    make_ledger(tmp_path / "a.h5", clean=40, robust=10, n=55, protocol="aa-standard")
+    make_ledger(tmp_path / "a.h5", clean=40, robust=10, n=55, protocol="autoattack")
     made = [("clean", "p"), ("pgd10", "p"), ("autoattack", "a")]
     rows = build([cell(tmp_path / f"{name}.h5", metric=metric) for metric, name in made])
     both = (

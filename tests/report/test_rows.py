@@ -42,7 +42,7 @@ def test_flags(tmp_path: Path) -> None:
         perturbed_index=np.zeros(0, dtype=np.int64),
         perturbation=np.zeros((0, 1, 4, 4), dtype=np.float16),
         real_data="train",
-        protocol="aa-standard[C=7: 6 targets]",
+        protocol="autoattack[C=7: 6 targets]",
         flags=("zero-gradients", "randomised"),
     )
     (row,) = build([cell(tmp_path / "constant.h5", metric="autoattack")])

@@ -17,6 +17,7 @@ from support.ledgers import make_ledger, make_record
 
 from dfshield import cli
 from dfshield.core import hdf5
+from dfshield.core.hashing import canonical_json
 from dfshield.models.checkpoints import read_card
 from dfshield.sources import trainset
 
@@ -75,9 +76,12 @@ def make_whole(folder: Path) -> None:
     tiny.teacher(folder / "other.safetensors", seed=1)
     sha = read_card(teacher).tensors_sha256
     tiny.surrogate(folder / "data.h5", teacher_sha256=sha)
-    for part in range(3):
-        groups = {"groups": 6, "first_group": 2 * part, "last_group": 2 * part + 1, "classes": 4}
-        tiny.surrogate(folder / f"shard-{part}.h5", 8, sha, labels=np.arange(8) % 4, **groups)
+    for first in (0, 2, 4):
+        groups = {"groups": 6, "first_group": first, "last_group": first + 1, "classes": 4}
+        header = tiny.header(teacher_sha256=sha, options=canonical_json({"group": 2, "batch": 5}), **groups)
+        writer = trainset.Writer(folder / f"shard-{first // 2}.h5", header, ())
+        writer.append(tiny.images(20), np.arange(20) % 4, np.arange(2 * first, 2 * first + 4).repeat(5), {}, {})
+        writer.finish()
     make_ledger(folder / "ledger.h5", 180, 90)
     make_record(folder / "record.json")
     (folder / "net.py").write_text(NETWORKS)

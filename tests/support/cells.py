@@ -39,14 +39,13 @@ def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: 
                 make_record(path, (5 + i + seed) / 16, dataset=dataset, model=model, source=row.source, seed=seed)
                 found.append(cell(path, **own))
                 continue
-            protocol = "aa-standard" if metric == "autoattack" else metric
             path = folder / f"{dataset}-{model}-{i}-{j}-{k}-{metric}-{seed}.h5"
             clean, robust = 150 + i + seed, 60 + 10 * i + 2 * j + seed - 20 * k
             make_ledger(
                 path,
                 clean,
                 clean if metric == "clean" else robust,
-                protocol=protocol,
+                protocol=metric,
                 threat=threat,
                 real_data="train" if row.source == "real" else "none",
             )
