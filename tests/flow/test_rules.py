@@ -289,7 +289,7 @@ def more(folder):
     tables["table4"]["metrics"].append("recall")
     tables["table4"]["rows"] = [row for row in tables["table4"]["rows"] if row["method"] in ("DaST", "Ours")]
     (folder / "kept-tables.yaml").write_text(yaml.safe_dump({"table4": tables["table4"]}))
-    (folder / "kept.yaml").write_text(yaml.safe_dump(values | {"tables": "kept-tables.yaml"}))
+    (folder / "kept.yaml").write_text(yaml.safe_dump(values | {"tables": str(folder / "kept-tables.yaml")}))
 
 
 TARGETS = {
