@@ -264,7 +264,7 @@ def test_interruption_and_a_reader_that_left(monkeypatch, tmp_path):
     from dfshield.tools import inspect
 
     def raise_(error):
-        def run(*arguments):
+        def run(**arguments):
             raise error
 
         return run

@@ -1,75 +1,22 @@
 """What Snakemake would do, and with which commands: dry runs, no job is started."""
 
-import argparse
 import json
 import re
-import shlex
-from collections import Counter
 from pathlib import Path
 
 import pytest
 import yaml
+from support.commands import SHOWN, counted, kept, options, parsed, plan_of, printed
 from support.snakemake import ROOT, cpu_seconds, jobs, python, snakemake, workspace
 from support.workflow import PAPER
 
-from dfshield.cli import parser
-from dfshield.options.flags import given_options
 from dfshield.planning.config import load_config
 from dfshield.planning.jobs import Job, Jobs
 from dfshield.planning.paths import DATA, HARDEN, IMAGES_DIVERSITY, Place, log_of
 from dfshield.planning.plan import Plan
-from dfshield.planning.stages import STAGES, options_of
+from dfshield.planning.stages import STAGES
 
 pytestmark = pytest.mark.slow
-
-RULES = {"harden": "harden_model"}
-"""Rules that have another name than their stage."""
-
-
-def plan_of(folder: Path, config: str = "config/config.yaml") -> Plan:
-    """The plan of a config of the workspace."""
-    return Plan.of(load_config(folder / config))
-
-
-def counted(plan: Plan, *targets: str) -> dict[str, int]:
-    """Jobs by rule that targets need, as the plan lists them."""
-    listed = Jobs(plan)
-    for target in targets:
-        listed.target(target)
-    found = Counter(RULES.get(job.stage, job.stage) for job in listed.jobs.values())
-    images = sum(job.stage == "diversity" and kept(job) for job in listed.jobs.values())
-    return dict(found - Counter(diversity=images) + Counter(diversity_of_images=images))
-
-
-def kept(job: Job) -> bool:
-    """Whether a job looks at the images that co-training keeps."""
-    return Place.parse(IMAGES_DIVERSITY, job.output) is not None
-
-
-def printed(run) -> dict[str, tuple[list[str], set[str]]]:
-    """By the log that it writes, every command that Snakemake shows: its words, and the inputs of its job."""
-    found = {}
-    for block in re.split(r"^(?:local)?rule ", run.stdout + run.stderr, flags=re.MULTILINE):
-        command = re.search(r"^Shell command: (.+) 2>&1 \| tee (\S+)$", block, re.MULTILINE)
-        if command:
-            inputs = re.search(r"^    input: (.+)$", block, re.MULTILINE)
-            found[command[2]] = shlex.split(command[1])[3:], set(inputs[1].split(", ")) if inputs else set()
-    return found
-
-
-def parsed(words: list[str]) -> argparse.Namespace:
-    """The arguments of a command."""
-    return parser(words).parse_args(words)
-
-
-def options(words: list[str]):
-    """The options of a command."""
-    return options_of(words[0], given_options(parsed(words)), "options")
-
-
-SHOWN = ("--snakefile", "Snakefile.shown")
-"""Without the rules' messages, which Snakemake shows in place of inputs."""
-
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
@@ -227,7 +174,7 @@ def more(folder):
     tables["table4"]["metrics"].append("recall")
     tables["table4"]["rows"] = [row for row in tables["table4"]["rows"] if row["method"] in ("DaST", "Ours")]
     (folder / "kept-tables.yaml").write_text(yaml.safe_dump({"table4": tables["table4"]}))
-    (folder / "kept.yaml").write_text(yaml.safe_dump(values | {"tables": "kept-tables.yaml"}))
+    (folder / "kept.yaml").write_text(yaml.safe_dump(values | {"tables": str(folder / "kept-tables.yaml")}))
 
 
 TARGETS = {
