@@ -15,7 +15,7 @@ from dfshield.baselines.method import Method
 from dfshield.core.datafree import forbid_real_data
 from dfshield.core.device import select_device
 from dfshield.core.epochs import EpochLoop
-from dfshield.core.errors import Diverged, InputError
+from dfshield.core.errors import Diverged
 from dfshield.core.files import metrics_csv, write_text
 from dfshield.core.hashing import digest
 from dfshield.core.lp import step_size
@@ -72,8 +72,6 @@ def run(
     """
     forbid_real_data("cotrain")
     recipe = recipe or options.method
-    if images is not None and not options.kept_images:
-        raise InputError(f"{images}: no images to write, kept_images is 0; ask for some, or for no such file")
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     trainer = Cotrainer(model, card, options)

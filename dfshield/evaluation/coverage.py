@@ -26,7 +26,7 @@ def neighbourhood_metrics(real: Tensor, synthetic: Tensor, k: int, bar: Any = No
     Euclidean. `bar`, a progress bar, moves by one per point. Raises InputError for sets of k points or fewer.
     """
     # The prdc package (0.2, of 2020) holds all distances at once: 24 GB for the paper's 50,000 by 60,000 points.
-    for name, points in (("real", real), ("surrogate", synthetic)):
+    for name, points in (("real", real), ("synthetic", synthetic)):
         if len(points) <= k:
             raise InputError(f"neighbours {k}: there are {len(points)} {name} images; use neighbours < {len(points)}")
     real, synthetic = real.double(), synthetic.double()  # in float32 the matrix product would blur close points

@@ -29,8 +29,8 @@ class CotrainOptions(StageOptions):
     """generated images per mini-batch"""
     student_steps: Positive = 1
     """student steps per generator step; a single one takes the generator's images, several take new ones each"""
-    kept_images: Annotated[int, Field(ge=0)] = 10_000
-    """images of the last generator that are kept, to be looked at and measured; 0 for none"""
+    kept_images: Positive = 10_000
+    """images of the last generator that are kept, to be looked at and measured"""
     generator_epochs: Annotated[int, Field(ge=0)] = 0
     """first epochs, in which the generator alone is trained"""
     latent: Positive = 128

@@ -125,6 +125,10 @@ def check_section(values: Mapping[str, Any], stage: str, where: str) -> None:
     options = OPTIONS[stage]
     assert options is not None, stage
     known = options.entries[1] if options.entries else {}
+    said = options.entries[0] if options.entries else NO_ENTRY.get(stage, ("",))[0]
+    if said in values:
+        vocabulary = next(name for name, stages in VOCABULARIES.items() if stage in stages)
+        raise ValueError(f"{where}.{said}: cannot be set here; an entry under {vocabulary}: says it, {{{stage}: NAME}}")
     common = {key: value for key, value in values.items() if key not in known}
     for key in common:
         owners = [name for name in known if key in options.class_for(name).model_fields]

@@ -1,4 +1,4 @@
-"""Say what a surrogate file, ledger, diversity record or checkpoint holds, and draw a contact sheet of its images."""
+"""Say what a training set, ledger, diversity record or checkpoint holds, and draw a contact sheet of its images."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -27,7 +27,7 @@ TILE = 48
 def run(file: Path, sheet: Path | None) -> None:
     """Print what `file` is and holds; with `sheet`, also write a contact sheet (PNG) there.
 
-    The sheet shows up to ten images per class: the images of surrogate data, the perturbations of a ledger (grey is
+    The sheet shows up to ten images per class: the images of a training set, the perturbations of a ledger (grey is
     zero, black and white are ∓ε). Raises InputError for a file that is damaged or of no kind known here.
     """
     existing_file(file, "file to inspect", "correct the path")
@@ -56,8 +56,8 @@ def _look(file: Path) -> tuple[str, Lines, Drawing | None]:
             ledger = ledgers.read_ledger(file)
             return "evaluation ledger", describe_ledger(ledger), draw_ledger(ledger)
         if found == shards.FORMAT:
-            return describe_surrogate(file)
-        raise InputError(f"{file}: HDF5, but neither surrogate data nor a ledger of dfshield (its format is {found!r})")
+            return describe_trainset(file)
+        raise InputError(f"{file}: HDF5, but neither a training set nor a ledger of dfshield (its format is {found!r})")
     if file.suffix == ".json":
         return "record of diversity metrics", describe_record(read_record(file)), None
     return "checkpoint", describe_checkpoint(read_card(file)), None
@@ -85,8 +85,8 @@ def _counts(counts: Iterable[Any]) -> str:
     return " ".join(str(count) for count in counts)
 
 
-def describe_surrogate(file: Path) -> tuple[str, Lines, Drawing]:
-    """Kind, description and images to draw of a surrogate file, verified against its hash."""
+def describe_trainset(file: Path) -> tuple[str, Lines, Drawing]:
+    """Kind, description and images to draw of a training set, verified against its hash."""
     content = shards.verify(file)
     header = shards.header(file)
     first, last, groups = header["first_group"], header["last_group"], header["groups"]
@@ -113,7 +113,7 @@ def describe_surrogate(file: Path) -> tuple[str, Lines, Drawing]:
         ("content", f"{content} (checked)"),
     ]
     scale = 1.0 if drawn.dtype == np.uint8 else 255.0
-    return "surrogate data" if whole else "shard", lines, (np.rint(drawn * scale).astype(np.uint8), labels[chosen])
+    return "training set" if whole else "shard", lines, (np.rint(drawn * scale).astype(np.uint8), labels[chosen])
 
 
 def describe_ledger(ledger: Ledger) -> Lines:
@@ -160,7 +160,7 @@ def describe_record(record: Record) -> Lines:
         *((name, text.removesuffix(" 1")) for name, text in figures),
         ("options", _options(record.options)),
         ("teacher", record.teacher_sha256),
-        ("surrogate data", record.data_sha256),
+        ("training set", record.data_sha256),
         ("real data", record.real_sha256),
         ("content", f"{record.content_sha256} (checked)"),
     ]

@@ -36,9 +36,9 @@ CASES = {
         "train.lr: Input should be",
     ),
     "unknown table": (
-        ["table", "table3", "--config", "grid.yaml", "--out", "out.csv"],
+        ["table", "table13", "--config", "grid.yaml", "--out", "out.csv"],
         nothing,
-        "no 'table3'; tables are table4",
+        "no 'table13'; tables are table4",
     ),
     "table without ledgers": (["table", "table4", "--config", "grid.yaml", "--out", "out.csv"], nothing, "ledger.h5"),
     "tables file that is not there": (
@@ -80,7 +80,7 @@ CASES = {
     "a damaged ledger": (["inspect", "ledger.h5"], damaged_ledger, "ledger.h5: "),
     "a truncated ledger": (["inspect", "ledger.h5"], cut("ledger.h5"), "ledger.h5: "),
     "an edited ledger": (["inspect", "ledger.h5"], attribute("ledger.h5", "protocol", "aa"), "ledger.h5: "),
-    "foreign HDF5 to inspect": (["inspect", "data.h5"], foreign_hdf5, "neither surrogate data nor a ledger"),
+    "foreign HDF5 to inspect": (["inspect", "data.h5"], foreign_hdf5, "neither a training set nor a ledger"),
     "an edited record": (
         ["inspect", "record.json"],
         lambda: Path("record.json").write_text(Path("record.json").read_text().replace("0.25", "0.75")),

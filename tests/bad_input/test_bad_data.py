@@ -26,17 +26,17 @@ from support.bad_input import (
 )
 
 CASES = {
-    # surrogate data
+    # training sets
     "shard out of range": ([*SYNTHESIZE, "--shard", "2", "--shards", "2"], nothing, "0 <= shard < shards <= 2"),
     "more shards than groups": ([*SYNTHESIZE, "--shards", "3"], nothing, "there are 2 groups of batches"),
-    "no such data": ([*TRAIN, "--data", "none.h5"], nothing, "none.h5: no such file (surrogate data)"),
+    "no such data": ([*TRAIN, "--data", "none.h5"], nothing, "none.h5: no such file (training set)"),
     "truncated HDF5": (TRAIN, cut("data.h5"), "data.h5: truncated, damaged or not an HDF5 file"),
     "HTML as data": (TRAIN, text("data.h5", "<html>"), "data.h5: truncated, damaged or not an HDF5 file"),
-    "foreign HDF5": (TRAIN, foreign_hdf5, "data.h5: HDF5, but not a surrogate file of dfshield"),
+    "foreign HDF5": (TRAIN, foreign_hdf5, "data.h5: HDF5, but not a training set of dfshield"),
     "a ledger as data": (
         [*TRAIN, "--data", "ledger.h5"],
         nothing,
-        "ledger.h5: HDF5, but not a surrogate file of dfshield",
+        "ledger.h5: HDF5, but not a training set of dfshield",
     ),
     "future version": (TRAIN, attribute("data.h5", "version", 99), "format version 99, this program reads 1"),
     "incomplete data": (TRAIN, attribute("data.h5", "complete", False), "data.h5: incomplete"),
@@ -85,7 +85,7 @@ CASES = {
         "data.h5: made from teacher",
     ),
     "diversity of one shard": ([*DIVERSITY, "--data", "shard-0.h5"], nothing, "give the merged file"),
-    "neighbours for more images": ([*DIVERSITY, "--neighbours", "60"], nothing, "there are 60 surrogate images"),
+    "neighbours for more images": ([*DIVERSITY, "--neighbours", "60"], nothing, "there are 60 synthetic images"),
     "more bins than images": (
         [*DIVERSITY, "--bins", "301"],
         nothing,

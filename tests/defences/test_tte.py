@@ -27,12 +27,12 @@ def test_the_padding_follows_the_size_of_the_image(side, pad):
     crops = model(None, crops=30, flip=False).versions(x)[1:]
     shifts = {
         (top, left): F.pad(x, [pad] * 4)[:, :, top : top + side, left : left + side]
-        for top in range(2 * pad)
-        for left in range(2 * pad)
+        for top in range(2 * pad + 1)
+        for left in range(2 * pad + 1)
     }
     found = {place for crop in crops for place, shifted in shifts.items() if torch.equal(crop, shifted)}
     assert all(any(torch.equal(crop, shifted) for shifted in shifts.values()) for crop in crops)
-    assert {top for top, _ in found} == set(range(2 * pad)) or side > 8
+    assert {top for top, _ in found} == set(range(2 * pad + 1)) or side > 8
 
 
 def test_logits_are_the_mean_over_the_versions_and_their_mirror_images():

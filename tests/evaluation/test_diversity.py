@@ -102,7 +102,7 @@ def test_neighbourhood_metrics_of_extreme_sets():
     assert (collapsed["precision"], collapsed["recall"]) == (1, 0)
 
 
-@pytest.mark.parametrize(("sizes", "which"), [((5, 9), "5 real"), ((9, 4), "4 surrogate")])
+@pytest.mark.parametrize(("sizes", "which"), [((5, 9), "5 real"), ((9, 4), "4 synthetic")])
 def test_more_neighbours_than_points_are_refused(sizes, which):
     real, synthetic = (torch.zeros(n, 2) for n in sizes)
     with pytest.raises(InputError, match=f"neighbours 5: there are {which} images; use neighbours < "):

@@ -18,6 +18,7 @@ from dfshield.planning.stages import STAGES
 
 pytestmark = pytest.mark.slow
 
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     folder = workspace(tmp_path_factory.mktemp("workflow"))

@@ -42,6 +42,8 @@ GRIDS = {
 }
 """What the tables without a sweep of options hold: all of data sets × models × methods × metrics (× threats)."""
 
+NOT_ON_FILE = ("table3", "losses")
+"""A table whose figures are not on file, as two of its defences are not built, and one of our own."""
 NUMBERS = (*GRIDS, 4, 23, 24, 25, 26)
 
 
@@ -325,7 +327,7 @@ PAPERS_THREATS = MEDICAL_TABLES | {5: ("l2:128/255",), 14: EPSILONS, 15: EPSILON
 @pytest.mark.parametrize("key", TABLES)
 def test_specification_covers_the_published_table(key: str) -> None:
     spec = TABLES[key]
-    if spec.figure or not spec.metrics:
+    if spec.figure or not spec.metrics or key in NOT_ON_FILE:
         assert not published(spec.papers_number)
         return
     entries = published(spec.number)
@@ -341,8 +343,8 @@ def test_specification_covers_the_published_table(key: str) -> None:
         combinations = [c | {option: value} for c in combinations for value in values.full]
         assert set(values.demo) <= set(values.full) | {5}
     assert {entry.variant for entry in entries} == {variant(c) for c in combinations}
-    rows, printed = {row.method for row in spec.rows}, {entry.method for entry in entries}
-    assert rows - printed <= {"Plus", "Undefended", "Original"} and printed <= rows, printed ^ rows
+    rows, printed = {row.method for row in spec.rows if row.fits(stand_in=False)}, {entry.method for entry in entries}
+    assert rows - printed <= {"Undefended", "Original"} and printed <= rows, printed ^ rows
 
 
 def test_unknown_table_has_no_numbers() -> None:

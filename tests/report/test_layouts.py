@@ -33,8 +33,8 @@ def test_ablation_has_ticks_and_gains(tmp_path: Path) -> None:
 def test_sweep_and_matrix(tmp_path: Path) -> None:
     spec = SPECS["table24"]
     text = markdown.render(build(grid(tmp_path, spec, "digits", ["cnn-s"], 1), spec), spec)
-    assert "| τ | CNN-S Clean | CNN-S PGD-10 | CNN-S AA |" in text
-    assert re.search(r"\| 0\.5 \| 75\.00 \[.*\] \| 31\.00 ", text)
+    assert "| τ | Method | CNN-S Clean | CNN-S PGD-10 | CNN-S AA |" in text
+    assert re.search(r"\| 0\.5 \| Ours \| 75\.00 \[.*\] \| 31\.00 ", text)
     assert "| τ | SVHN Clean |" in text
     spec = SPECS["table26"]
     text = markdown.render(build(grid(tmp_path, spec, "cifar10", ["resnet20"], 1, "full"), spec), spec)

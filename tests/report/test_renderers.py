@@ -192,7 +192,7 @@ def test_the_rules_that_cut_a_table_are_named(tmp_path: Path) -> None:
     assert rules("table24", "digits", ["cnn-s"], 1, "demo") == [
         "the first model alone and the first seed alone (grid: demo)",
         "fewer values of tau (sweep: demo)",
-        "Ours: not a row of the paper (only: stand-in)",
+        "Ours, Without sign filter: not a row of the paper (only: stand-in)",
     ]
     assert rules("table14", "digits", ["cnn-s"], 1, "demo") == [
         "the first seed alone (grid: demo)",

@@ -234,8 +234,8 @@ def attribute(key, value):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (no_such, "not a surrogate file of dfshield"),
-        (attribute("format", "other"), "not a surrogate file of dfshield"),
+        (no_such, "not a training set of dfshield"),
+        (attribute("format", "other"), "not a training set of dfshield"),
         (attribute("version", 2), "format version 2, this program reads 1; use the release"),
         (attribute("complete", False), "incomplete .*make it again"),
         (lambda file: file.attrs.__delitem__("complete"), "incomplete"),
@@ -329,6 +329,6 @@ def test_a_full_disk_is_told_before_the_library_meets_it(tmp_path, monkeypatch):
     shard = tiny.surrogate(tmp_path / "shard.h5", 20)
     full = shutil._ntuple_diskusage(2**30, 2**30 - 2**23, 2**23)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
-    with pytest.raises(InputError, match=r"its disk is full, no surrogate data can be written; free space and repeat"):
+    with pytest.raises(InputError, match=r"its disk is full, no training set can be written; free space and repeat"):
         merge([shard], tmp_path / "out.h5")
     assert list(tmp_path.iterdir()) == [shard]

@@ -44,7 +44,7 @@ def test_inspect_surrogate(tmp_path: Path, capsys: pytest.CaptureFixture[str], d
     inspect.run(tmp_path / "data.h5", tmp_path / "sheet.png")
     out = capsys.readouterr().out
     for wanted in (
-        "surrogate data",
+        "training set",
         "groups 0 to 1 of 2",
         f"48 of 8×8×1 (H×W×C), {np.dtype(dtype)}",
         "12 12 12 12",
