@@ -27,6 +27,7 @@ except InputError as error:
 
 
 include: "workflow/rules/common.smk"
+include: "workflow/rules/inputs.smk"
 
 
 # Before the rules: Snakemake does not apply later ones to benchmark files.

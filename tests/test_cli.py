@@ -298,3 +298,9 @@ def test_start_up_is_light():
         spent.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
         assert "HEAVY []" in done.stdout
     assert min(spent) < 0.5
+
+
+@pytest.mark.parametrize("text", ["tte", '{"defence": "tte", "crops": 2}'])
+def test_a_defence_is_a_name_or_json(text):
+    (argument,) = [one for one in COMMANDS["attack"].arguments if one.parameter == "defence"]
+    assert argument.convert(text).defence == "tte"

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from dfshield.core.errors import InputError
+from dfshield.core.validation import build
+from dfshield.options.defences import DefendOptions
 from dfshield.planning.config import load_config
 from dfshield.planning.plan import Plan
-from dfshield.planning.stages import options_of
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def _defence(text: str | None) -> Any:
     if not text:
         return None
     values = _json("--defence")(text) if text.startswith("{") else {"defence": text}
-    return options_of("defend", values, "--defence")
+    return build(DefendOptions.class_for(values.get("defence")), values, "--defence")
 
 
 def _others(pairs: list[str] | None) -> dict[str, Path]:

@@ -27,7 +27,7 @@ TINY = {
         "generator_width": 0.05,
         "generator_epochs": 0,
         "attack_steps": 2,
-        "images": 100,
+        "kept_images": 100,
     },
     "attack": {"limit": 20},
     "diversity": {"features": "pixels"},

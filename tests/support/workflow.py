@@ -11,6 +11,8 @@
 # but for the sources of IntraQ and by generators.
 # Tables 1 and 12: 4 medical data sets and 2 models, students Public and Ours and of four rivals, 2 attacks. Table 11: 8
 # sets and 2 models, clean images. Table 18: 7 sets and 2 models, 3 students. Table 5: the general grid, Ours and AIT.
+# Table 3: 4 medical data sets and 2 models, the teacher behind TTE and Ours, 2 attacks. Table losses: 1 data set, 3
+# models, 19 losses, 2 attacks.
 # Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
 PAPER = {
     "table1": {
@@ -18,6 +20,8 @@ PAPER = {
         **{"train": 16, "cotrain": 32, "attack": 96, "table": 1},
     },
     "table2": {"table": 1},
+    "table3": {"teacher": 8, "synthesize": 48, "merge": 8, "train": 8, "attack": 32, "table": 1},
+    "losses": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 57, "attack": 114, "table": 1},
     "table5": {"teacher": 9, "synthesize": 54, "merge": 9, "train": 9, "cotrain": 9, "attack": 36, "table": 1},
     "table11": {"teacher": 16, "attack": 16, "table": 1},
     "table12": {

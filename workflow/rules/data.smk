@@ -2,21 +2,6 @@
 # set, by mixing or masking its images; or, not data-free, another data set's images or the real training set itself.
 
 
-def sources(stage):
-    """Names of the training sets that a stage makes."""
-    return one_of(name for name, choice in plan.sources.items() if choice.stage == stage)
-
-
-def shards(wildcards):
-    """Shards of a synthetic training set."""
-    return plan.shards(Place.of(dict(wildcards.items())))
-
-
-def base_data(wildcards):
-    """The training set that an augmented one is made of."""
-    return Place.of(dict(wildcards.items())).at(source=plan.sources[wildcards.source].base).path(DATA)
-
-
 rule synthesize:
     input:
         teacher=TEACHER,

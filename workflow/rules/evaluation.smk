@@ -2,44 +2,6 @@
 # record per set.
 
 
-def attacked(wildcards):
-    """The checkpoint to attack: the teacher itself where nothing was trained."""
-    return (TEACHER if wildcards.recipe == NONE else STUDENT).format(**wildcards)
-
-
-def evaluation_file(wildcards):
-    """A user's own evaluation set."""
-    own = plan.subject(wildcards.dataset, wildcards.model).evaluation
-    return below_data(own.file) if own else []
-
-
-def images_flags(wildcards, input):
-    return f"--evaluation {shlex.quote(input.images)}" if input.images else f"--dataset {wildcards.dataset}"
-
-
-def subject(wildcards):
-    """What is attacked, for the ledger."""
-    fields = ("dataset", "model", "source", "recipe", "train_threat")
-    return canonical_json({field: wildcards[field] for field in fields} | {"seed": int(wildcards.seed)})
-
-
-def defence_flags(wildcards):
-    """A defence at test time with its options."""
-    own = plan.defence(wildcards.defence)
-    values = canonical_json(own.described()) if own else ""
-    return f"--defence {shlex.quote(values)}" if own else ""
-
-
-def vgg16_file(wildcards):
-    """Weights of VGG16, where features of it are compared."""
-    options = job_options("diversity", wildcards)
-    return below_data(Path(options.vgg16)) if "vgg16" in (options.features, options.bin_features) else []
-
-
-def vgg16_flags(wildcards, input):
-    return f"--vgg16 {shlex.quote(input.vgg16)}" if input.vgg16 else ""
-
-
 rule attack:
     input:
         model=attacked,

@@ -1,11 +1,6 @@
 # Students: a copy of the teacher fine-tuned adversarially on a training set, or trained beside a generator.
 
 
-def recipes(stage):
-    """Names of the recipes of a stage, swept ones included."""
-    return one_of(recipe for recipe in plan.recipes if plan.recipe_stage(recipe) == stage)
-
-
 rule train:
     input:
         teacher=TEACHER,
