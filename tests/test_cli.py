@@ -302,5 +302,5 @@ def test_start_up_is_light():
 
 @pytest.mark.parametrize("text", ["tte", '{"defence": "tte", "crops": 2}'])
 def test_a_defence_is_a_name_or_json(text):
-    (argument,) = [one for one in COMMANDS["attack"].arguments if one.parameter == "defence"]
+    (argument,) = [one for one in ARGUMENTS["attack"] if one.parameter == "defence"]
     assert argument.convert(text).defence == "tte"
