@@ -57,7 +57,7 @@ class TestYourOwnModel:
 
     def test_hardened_model_and_card(self, own):
         folder, run = own
-        expected = {"teacher": 1, "synthesize": 2, "merge": 1, "train": 1, "attack": 2, "model_card": 1, "all": 1}
+        expected = {"teacher": 1, "synthesize": 2, "merge": 1, "train": 1, "attack": 2, "harden_model": 1, "all": 1}
         assert jobs(run) == expected
         results = folder / "results/harden/mine"
         card = (results / "MODEL_CARD.md").read_text()
@@ -78,7 +78,7 @@ class TestYourOwnModel:
         folder, _ = own
         assert self.again(folder) == {}
         np.savez(folder / "data/mine.npz", x=np.linspace(1, 0, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
-        assert self.again(folder) == {"attack": 2, "model_card": 1, "harden": 1}
+        assert self.again(folder) == {"attack": 2, "harden_model": 1, "harden": 1}
         torch.manual_seed(1)
         namespace: dict = {}
         exec(MODEL, namespace)
