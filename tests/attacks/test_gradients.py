@@ -11,6 +11,8 @@ from dfshield.attacks.base import Component, Eot, differentiable, input_gradient
 from dfshield.evaluation.crafting import FastModels
 from dfshield.options import AttackOptions
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def small(monkeypatch):

@@ -16,6 +16,8 @@ from dfshield.sources.inversion import ModelInversion, run
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.trainer import Trainer
 
+pytestmark = pytest.mark.slow
+
 
 def synthesise(**changes):
     options = Inversion(images=24, batch=6, group=2, iterations=8, device="cpu", **changes)

@@ -17,6 +17,8 @@ from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.models.factory import build_network
 from dfshield.sources.trainset import header
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 TEACHER = "teacher --out t.safetensors --dataset digits --model cnn-s --batch 64 --lr 3e-3 --device cpu --epochs"
 SYNTHESIS = "--images 100 --batch 25 --iterations 8 --group 2 --device cpu"

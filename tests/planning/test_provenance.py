@@ -23,6 +23,8 @@ from dfshield.registry import (
     Loss,
 )
 
+pytestmark = pytest.mark.slow
+
 CHOSEN = {
     "teacher": (MODELS["cnn-s"],),
     "synthesize": (MODELS["cnn-s"], COEFFICIENTS["dss"], OBJECTIVES["inversion"]),

@@ -25,6 +25,8 @@ from dfshield.report.rows import read_csv, write_csv
 from dfshield.report.table import run as make_table
 from dfshield.tools.verify import verify
 
+pytestmark = pytest.mark.slow
+
 SPECS = Path(__file__).parents[2] / "config" / "tables.yaml"
 CONFIG = {
     "name": "demo",
