@@ -9,18 +9,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from support import tiny
 
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.data import sets
-from dfshield.data.resizing import LUMA, resize_to
-from dfshield.models.checkpoints import Card, load_checkpoint, save_checkpoint
+from dfshield.models.checkpoints import Card, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
-from dfshield.options import PublicOptions
-from dfshield.sources import public
 from dfshield.sources.real import export
 from dfshield.sources.trainset import read
 
@@ -334,11 +329,11 @@ def test_export_of_the_real_training_set(tmp_path):
     net = build_network("cnn-s", (1, 8, 8), 10)
     sha = save_checkpoint(tmp_path / "teacher.safetensors", Classifier(net, entry.mean, entry.std), card)
     content = export("digits", None, tmp_path / "data.h5", tmp_path / "teacher.safetensors")
-    surrogate = read(tmp_path / "data.h5")
+    made = read(tmp_path / "data.h5")
     images = sets.load("digits", "train", Path("nowhere"))
-    assert np.array_equal(surrogate.images.transpose(0, 3, 1, 2), images.x.numpy())
-    assert surrogate.labels.tolist() == images.y.tolist()
-    found = {key: surrogate.attributes[key] for key in ("real_data", "source", "teacher_sha256", "content_sha256")}
+    assert np.array_equal(made.images.transpose(0, 3, 1, 2), images.x.numpy())
+    assert made.labels.tolist() == images.y.tolist()
+    found = {key: made.attributes[key] for key in ("real_data", "source", "teacher_sha256", "content_sha256")}
     assert found == {"real_data": "train", "source": "real", "teacher_sha256": sha, "content_sha256": content}
     assert export("digits", None, tmp_path / "again.h5", tmp_path / "teacher.safetensors") == content
     assert (tmp_path / "again.h5").read_bytes() == (tmp_path / "data.h5").read_bytes()
@@ -353,9 +348,6 @@ def test_export_for_a_teacher_of_other_images(tmp_path):
     with pytest.raises(InputError, match="give a teacher of cifar10"):
         export("cifar10", tmp_path, tmp_path / "data.h5", tmp_path / "teacher.safetensors")
     assert not (tmp_path / "data.h5").exists()
-
-
-# --- public images ----------------------------------------------------------------------------------------------------
 
 
 def test_photographs_are_crops_of_the_two():
@@ -375,58 +367,3 @@ def test_photographs_are_crops_of_the_two():
     assert 10 <= found <= 30  # a quarter of the eighty
     with pytest.raises(InputError, match="data set photographs has no split 'test'; it has train"):
         sets.load("photographs", "test", Path("nowhere"))
-
-
-@pytest.mark.parametrize(("size", "wanted"), [(32, 28), (32, 8), (8, 28)])
-def test_resizing_is_pillows(size, wanted):
-    x = torch.from_numpy(RANDOM.rand(2, 3, size, size).astype(np.float32))
-    found = resize_to(x, (3, wanted, wanted))
-    assert found.shape == (2, 3, wanted, wanted)
-    for image, expected in zip(found.flatten(0, 1), x.flatten(0, 1), strict=True):
-        by_pillow = Image.fromarray(expected.numpy()).resize((wanted, wanted), Image.Resampling.BILINEAR)
-        assert np.allclose(image.numpy(), np.asarray(by_pillow), atol=1e-5)
-
-
-def test_colours_as_the_model_takes_them():
-    x = torch.eye(3).view(3, 3, 1, 1).expand(3, 3, 4, 4)  # red, green, blue
-    assert torch.allclose(resize_to(x, (1, 4, 4))[:, 0, 0, 0], torch.tensor(LUMA))
-    grey = torch.rand(2, 1, 4, 4)
-    assert torch.equal(resize_to(grey, (3, 4, 4)), grey.repeat(1, 3, 1, 1))
-    assert torch.equal(resize_to(grey, (1, 4, 4)), grey)
-
-
-def test_public_images_with_the_teachers_labels(tmp_path):
-    teacher = tiny.teacher(tmp_path / "t.safetensors")
-    options = PublicOptions(dataset="photographs", images=40, device="cpu", seed=2)
-    content = public.run(teacher, tmp_path / "data.h5", options, None, "other")
-    surrogate = read(tmp_path / "data.h5")
-    model, card = load_checkpoint(teacher)
-    images = torch.from_numpy(surrogate.images).permute(0, 3, 1, 2)
-    assert images.shape == (40, 1, 8, 8)
-    assert torch.equal(model(images).argmax(1), torch.from_numpy(surrogate.labels))
-    whole = resize_to(sets.load("photographs", "train", Path("nowhere")).x, (1, 8, 8)).flatten(1)
-    apart = torch.cdist(images.flatten(1), whole, compute_mode="donot_use_mm_for_euclid_dist")
-    assert (apart.amin(1) < 1e-5).all()
-    assert len(images.flatten(1).unique(dim=0)) > 30
-    found = {key: surrogate.attributes[key] for key in ("real_data", "source", "teacher_sha256", "content_sha256")}
-    expected = {"real_data": "public", "source": "other", "teacher_sha256": card.tensors_sha256}
-    assert found == expected | {"content_sha256": content}
-    assert public.run(teacher, tmp_path / "again.h5", options, None, "other") == content
-    other = options.model_copy(update={"seed": 3})
-    assert public.run(teacher, tmp_path / "third.h5", other, None, "other") != content
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"dataset": "digits"}, "was trained on digits, which is not another data set; name one, or use source real"),
-        ({"images": 5001}, "photographs: has 5000 training images, not 5001; ask for fewer"),
-        ({"dataset": "cifar10"}, "cifar10 train: neither"),
-    ],
-)
-def test_public_images_that_cannot_be(tmp_path, changes, message):
-    teacher = tiny.teacher(tmp_path / "t.safetensors")
-    options = PublicOptions(**({"dataset": "photographs", "device": "cpu"} | changes))
-    with pytest.raises(InputError, match=message):
-        public.run(teacher, tmp_path / "data.h5", options, tmp_path)
-    assert not (tmp_path / "data.h5").exists()

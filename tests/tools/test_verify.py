@@ -210,6 +210,15 @@ def swapped_method() -> None:
     write_csv(Path(TABLE4), moved)
 
 
+def assert_broken(
+    path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[], None], broken: int, message: str
+) -> None:
+    damage()
+    assert verify(path) == 1
+    out = capsys.readouterr().out
+    assert out.count("BROKEN ") == broken and message in out
+
+
 @pytest.mark.parametrize(
     ("damage", "broken", "message"),
     [
@@ -238,11 +247,7 @@ def test_broken_links_are_named(
     broken: int,
     message: str,
 ) -> None:
-    path = table("table4")
-    damage()
-    assert verify(path) == 1
-    out = capsys.readouterr().out
-    assert out.count("BROKEN ") == broken and message in out
+    assert_broken(table("table4"), capsys, damage, broken, message)
 
 
 MIXUP = f"{HOME}/mixup/seed-0"
@@ -292,11 +297,7 @@ def test_broken_links_of_diversity_are_named(
     broken: int,
     message: str,
 ) -> None:
-    path = table("table6")
-    damage()
-    assert verify(path) == 1
-    out = capsys.readouterr().out
-    assert out.count("BROKEN ") == broken and message in out
+    assert_broken(table("table6"), capsys, damage, broken, message)
 
 
 def test_methods_of_one_recipe_are_told_apart_by_source(table: Callable[[str], Path]) -> None:
