@@ -149,9 +149,8 @@ def ascend(
 ) -> Tensor:
     """Projected gradient ascent from `x_adv` (N,C,H,W); the last points, each within ε of `x` and in [0,1].
 
-    An image takes no further step once it is misclassified by more than the arithmetic's rounding:
-    `MISCLASSIFICATION_MARGIN` of its
-    largest logit. With `options.reference` every image takes every step.
+    An image takes no further step once it is misclassified by more than the rounding of the arithmetic, which is
+    `MISCLASSIFICATION_MARGIN` of its largest logit. With `options.reference` every image takes every step.
     """
     result = x_adv.clone()
     running = torch.arange(len(x), device=x.device)
