@@ -136,12 +136,12 @@ class TableSpec(Options):
     @property
     def key(self) -> str:
         """The table's name, such as ``table4`` or, for one of our own, ``losses``."""
-        return self.name or self.heading.replace(" ", "").lower()
+        return self.name or f"{'figure' if self.figure else 'table'}{self.number}"
 
     @property
     def heading(self) -> str:
-        """What the paper calls it, ``Table 4`` or ``Figure 5``; ``Table losses`` for one of our own."""
-        return f"{'Figure' if self.figure else 'Table'} {self.name or self.number}"
+        """Its title, after ``Table 4`` or ``Figure 5`` if the paper has it."""
+        return self.title if self.name else f"{'Figure' if self.figure else 'Table'} {self.number}. {self.title}"
 
     @property
     def papers_number(self) -> int:

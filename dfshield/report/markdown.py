@@ -18,7 +18,7 @@ def render(rows: Sequence[Row], spec: TableSpec, scale: Scale = "demo") -> str:
     """
     values = measured(rows)
     marks = notes(flag for value in values.values() for flag in value.flags)
-    lines = [f"## {spec.heading}. {spec.title}", "", spec.caption, "", *grid(lay_out(spec, values), marks)]
+    lines = [f"## {spec.heading}", "", spec.caption, "", *grid(lay_out(spec, values), marks)]
     lines += paragraphs([*facts(rows, spec, intervals=True), *scope(rows, spec, scale), *footnotes(marks)])
     entries = published(spec.papers_number)
     if entries:

@@ -66,3 +66,16 @@ def test_metrics_of_tables_are_registered_and_others_are_protocols() -> None:
 @pytest.mark.parametrize(("name", "kind"), [("clean", "ledger"), ("latent", "ledger"), ("ndb", "diversity")])
 def test_evidence_of_a_cell(name: str, kind: str) -> None:
     assert Cell("table4", "digits", "cnn-s", "Ours", "", "none", "linf:8/255", name, 0, "file").evidence == kind
+
+
+@pytest.mark.parametrize(
+    ("key", "heading"),
+    [
+        ("table4", "Table 4. Robustness without training data"),
+        ("figure5", "Figure 5. Number of synthetic samples"),
+        ("losses", "Every training loss"),
+    ],
+)
+def test_the_papers_tables_have_its_numbers_and_others_have_none(key: str, heading: str) -> None:
+    spec = SPECS[key]
+    assert (spec.key, spec.heading) == (key, heading)
