@@ -50,7 +50,7 @@ def flag_of(name: str) -> str:
 def add_options(parser: argparse.ArgumentParser, options: type[StageOptions]) -> None:
     """Add one flag per option; a value that was not given stays out of the namespace."""
     field = options.entries[0] if options.entries else ""
-    group = parser.add_argument_group("options")
+    group = parser.add_argument_group("settings, as a config has them")
     for name, entry in options.model_fields.items():
         annotation = _base(entry.annotation)
         default = "" if entry.default is None else f" (default: {_text(entry.default)})"
