@@ -48,7 +48,7 @@ def folder(tmp_path_factory) -> Path:
         channels = {"mean": (0.3,) * shape[0], "std": (0.38,) * shape[0]}
         path = tiny.teacher(made / f"{kind}.safetensors", shape=shape, **channels)
         sha = read_card(path).tensors_sha256
-        tiny.surrogate(made / f"{kind}.h5", 30, teacher_sha256=sha, shape=shape, real_data="public")
+        tiny.trainset(made / f"{kind}.h5", 30, teacher_sha256=sha, shape=shape, real_data="public")
     return made
 
 

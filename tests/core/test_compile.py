@@ -46,8 +46,8 @@ def test_synthesis(plain_group, changes, tolerance):
 
 def gradients(**changes):
     options = TrainOptions.of(batch=12, holdout=0, aggregate=1, attack_steps=3, device="cpu", **changes)
-    surrogate = TrainSet(tiny.images(24), torch.arange(24).numpy() % 10, {})
-    trainer = Trainer(tiny.classifier(scale=3.0), surrogate, options)
+    trainset = TrainSet(tiny.images(24), torch.arange(24).numpy() % 10, {})
+    trainer = Trainer(tiny.classifier(scale=3.0), trainset, options)
     loss, found = trainer.gradients(torch.arange(12), generator("test"))
     return float(loss), torch.cat([g.flatten() for g in found]), trainer.student.net[1].running_mean
 

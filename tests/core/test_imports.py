@@ -1,4 +1,4 @@
-"""The plan of the house, drawn from the imports: they go one way, and no file is too long or named like another."""
+"""The graph of imports: it goes one way, and no file is too long or named like another."""
 
 import ast
 from collections import Counter, defaultdict

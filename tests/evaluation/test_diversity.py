@@ -297,7 +297,7 @@ QUICK = DiversityOptions(device="cpu", bins=20)
 def made(tmp_path_factory):
     folder = tmp_path_factory.mktemp("made")
     teacher = tiny.teacher(folder / "teacher.safetensors")
-    tiny.surrogate(folder / "data.h5", teacher_sha256=read_card(teacher).tensors_sha256)
+    tiny.trainset(folder / "data.h5", teacher_sha256=read_card(teacher).tensors_sha256)
     return folder
 
 
@@ -334,9 +334,7 @@ def test_options_of_the_stage(made, tmp_path):
 
 def test_a_set_of_real_images_is_marked(made, tmp_path):
     teacher = made / "teacher.safetensors"
-    tiny.surrogate(
-        tmp_path / "d.h5", teacher_sha256=read_card(teacher).tensors_sha256, real_data="train", source="real"
-    )
+    tiny.trainset(tmp_path / "d.h5", teacher_sha256=read_card(teacher).tensors_sha256, real_data="train", source="real")
     run(teacher, tmp_path / "d.h5", tmp_path / "r.json", QUICK.model_copy(update={"split": "dev"}))
     found = read_record(tmp_path / "r.json")
     assert (found.real_data, found.source) == ("train", "real")
@@ -350,7 +348,7 @@ def test_real_digits_are_diverse_and_noise_is_not(tmp_path):
     noise = torch.from_numpy(tiny.images(300)).permute(0, 3, 1, 2)
     found = {}
     for name, images in {"digits": real, "one": real[:1].repeat(300, 1, 1, 1), "noise": noise}.items():
-        tiny.surrogate(tmp_path / f"{name}.h5", teacher_sha256=card.tensors_sha256, values=images)
+        tiny.trainset(tmp_path / f"{name}.h5", teacher_sha256=card.tensors_sha256, values=images)
         options = QUICK.model_copy(update={"features": "pixels", "split": "dev"})
         run(teacher, tmp_path / f"{name}.h5", tmp_path / "r.json", options)
         found[name] = read_record(tmp_path / "r.json").values
@@ -363,7 +361,7 @@ def test_real_digits_are_diverse_and_noise_is_not(tmp_path):
 
 def test_images_of_another_shape_are_refused(tmp_path, monkeypatch):
     teacher = tiny.teacher(tmp_path / "t.safetensors", shape=(3, 8, 8), mean=(0.5,) * 3, std=(0.5,) * 3)
-    tiny.surrogate(tmp_path / "d.h5", shape=(3, 8, 8), teacher_sha256=read_card(teacher).tensors_sha256)
+    tiny.trainset(tmp_path / "d.h5", shape=(3, 8, 8), teacher_sha256=read_card(teacher).tensors_sha256)
     with pytest.raises(InputError, match=r"of shape \(C,H,W\) \(3, 8, 8\), data set digits has \(1, 8, 8\)"):
         run(teacher, tmp_path / "d.h5", tmp_path / "r.json", QUICK)
     assert not (tmp_path / "r.json").exists()

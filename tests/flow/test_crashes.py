@@ -28,7 +28,7 @@ TRAINING = "--epochs 6 --batch 20 --aggregate 2 --lr 0.02 --holdout 20 --device 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory):
-    """A folder with a teacher t, surrogate data data.h5 and two students, made without a crash."""
+    """A folder with a teacher t, a training set data.h5 and two students, made without a crash."""
     folder = tmp_path_factory.mktemp("crashes")
     for command in (
         "teacher --dataset digits --model cnn-s --epochs 2 --device cpu --out t",

@@ -184,7 +184,7 @@ class TestTables:
         expected |= {"attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1, "table": 23, "tables": 1}
         assert jobs(built[1]) == expected
 
-    def test_recall_and_coverage_are_those_of_the_surrogate_sets(self, built):
+    def test_recall_and_coverage_are_those_of_the_training_sets(self, built):
         """The cells of table 6 by a computation of their own, out of the files of the run."""
         folder = built[0] / "results"
         with (folder / "table6.csv").open() as file:

@@ -162,7 +162,7 @@ def test_a_row_beyond_the_paper_is_in_its_grid_only_by_name():
 
 
 def test_every_row_of_table_6():
-    """Diversity is the surrogate set's, whatever is trained on it; the split and the bins' seed are the config's."""
+    """Diversity is the training set's, whatever is trained on it; the split and the bins' seed are the config's."""
     made = plan(seeds=[4, 5], datasets__digits__diversity={"split": "dev"}, diversity={"bins": 7})
     cells = {(cell.method, cell.metric, cell.seed): cell.ledger for cell in made.cells("table6")}
     home = "results/run/digits/cnn-s"

@@ -73,10 +73,10 @@ def test_inner_maximisation(loss, changes):
 )
 def test_training(loss, changes):
     options = training(loss=loss, **changes)
-    surrogate = TrainSet(tiny.images(52), torch.arange(52).numpy() % tiny.CLASSES, {})
+    trainset = TrainSet(tiny.images(52), torch.arange(52).numpy() % tiny.CLASSES, {})
     teacher = tiny.classifier()
     with Operations() as counter:
-        made = Trainer(teacher, surrogate, options)
+        made = Trainer(teacher, trainset, options)
         made.crafting(IMAGES)
         if made.teacher:
             made.teacher(IMAGES)

@@ -99,7 +99,7 @@ def test_shares_are_beta(alpha):
 
 @pytest.mark.parametrize("name", ["mixup", "cutout", "cutmix"])
 def test_the_set_inherits_what_its_base_is(tmp_path, name):
-    base = tiny.surrogate(tmp_path / "base.h5", source="fixed", real_data="train")
+    base = tiny.trainset(tmp_path / "base.h5", source="fixed", real_data="train")
     run(base, tmp_path / "out.h5", AugmentOptions.of(augmentation=name, seed=3), "mine", "code")
     given, made = shards.read(base), shards.read(tmp_path / "out.h5")
     for key in ("teacher_sha256", "dataset", "model", "real_data", "classes"):
@@ -121,7 +121,7 @@ def test_the_set_inherits_what_its_base_is(tmp_path, name):
 
 @pytest.mark.parametrize("probability", [0.0, 0.3])
 def test_only_a_share_of_the_images_is_augmented(tmp_path, probability):
-    base = tiny.surrogate(tmp_path / "base.h5", n=400)
+    base = tiny.trainset(tmp_path / "base.h5", n=400)
     run(base, tmp_path / "out.h5", Mixup(probability=probability))
     given, made = shards.read(base), shards.read(tmp_path / "out.h5")
     kept = (made.images == given.images).all((1, 2, 3))
@@ -132,7 +132,7 @@ def test_only_a_share_of_the_images_is_augmented(tmp_path, probability):
 def test_number_type_is_kept(tmp_path):
     grey = np.random.RandomState(0).randint(0, 256, (20, 1, 8, 8)).astype(np.uint8)
     options = json.dumps({"group": 1, "batch": 20, "storage": "uint8"})
-    base = tiny.surrogate(tmp_path / "base.h5", values=grey, options=options)
+    base = tiny.trainset(tmp_path / "base.h5", values=grey, options=options)
     run(base, tmp_path / "mixed.h5", MIXUP)
     run(base, tmp_path / "cut.h5", Cutout())
     with h5py.File(tmp_path / "mixed.h5") as mixed, h5py.File(tmp_path / "cut.h5") as cut:
@@ -142,7 +142,7 @@ def test_number_type_is_kept(tmp_path):
 
 
 def test_one_shard_is_refused(tmp_path):
-    base = tiny.surrogate(tmp_path / "base.h5", groups=2)
+    base = tiny.trainset(tmp_path / "base.h5", groups=2)
     with pytest.raises(InputError, match=r"base\.h5: holds groups 0\.\.0 of 2; give the merged file"):
         run(base, tmp_path / "out.h5", MIXUP)
     assert not (tmp_path / "out.h5").exists()

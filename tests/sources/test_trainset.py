@@ -97,7 +97,7 @@ def test_layout_of_the_file(tmp_path):
 
 
 def test_colour_images_say_so(tmp_path):
-    path = tiny.surrogate(tmp_path / "data.h5", shape=(3, 8, 8))
+    path = tiny.trainset(tmp_path / "data.h5", shape=(3, 8, 8))
     with h5py.File(path) as file:
         assert file["images"].attrs["IMAGE_SUBCLASS"] == b"IMAGE_TRUECOLOR"
 
@@ -326,7 +326,7 @@ def test_a_writer_that_raises_leaves_nothing(tmp_path):
 
 def test_a_full_disk_is_told_before_the_library_meets_it(tmp_path, monkeypatch):
     """By the writer, so that a merge does not take it for damage of the shard that it reads."""
-    shard = tiny.surrogate(tmp_path / "shard.h5", 20)
+    shard = tiny.trainset(tmp_path / "shard.h5", 20)
     full = shutil._ntuple_diskusage(2**30, 2**30 - 2**23, 2**23)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
     with pytest.raises(InputError, match=r"its disk is full, no training set can be written; free space and repeat"):

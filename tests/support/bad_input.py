@@ -75,7 +75,7 @@ def make_whole(folder: Path) -> None:
     teacher = tiny.teacher(folder / "teacher.safetensors")
     tiny.teacher(folder / "other.safetensors", seed=1)
     sha = read_card(teacher).tensors_sha256
-    tiny.surrogate(folder / "data.h5", teacher_sha256=sha)
+    tiny.trainset(folder / "data.h5", teacher_sha256=sha)
     for first in (0, 2, 4):
         groups = {"groups": 6, "first_group": first, "last_group": first + 1, "classes": 4}
         header = tiny.header(teacher_sha256=sha, options=canonical_json({"group": 2, "batch": 5}), **groups)

@@ -47,7 +47,7 @@ def make_ledger(path: Path, clean: int, robust: int, n: int = 200, **changes: ob
 
 
 def make_record(path: Path, recall: float = 0.5, **changes: object) -> str:
-    """A record of the diversity of some surrogate set of digits for cnn-s."""
+    """A record of the diversity of some training set of digits for cnn-s."""
     values = {"precision": 0.25, "recall": recall, "density": 1.125, "coverage": recall / 4, "ndb": 88.0, "jsd": 0.25}
     options = {"features": "teacher", "neighbours": 5, "bin_features": "pixels", "bins": 100, "alpha": 0.05}
     fields = {"dataset": "digits", "model": "cnn-s", "source": "fixed", "seed": 0, "split": "train", "n_real": 997}

@@ -1,4 +1,4 @@
-"""A small untrained teacher and surrogate data for tests of what is made from them."""
+"""A small untrained teacher and a training set for tests of what is made from them."""
 
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def teacher(path: Path, dataset="digits", model="cnn-s", **settings) -> Path:
 
 
 def header(**changes) -> dict:
-    """Attributes of a surrogate file."""
+    """Attributes of a training set."""
     return {
         "teacher_sha256": "t" * 64,
         "dataset": "digits",
@@ -61,10 +61,10 @@ def images(n: int, shape=SHAPE, seed=0) -> np.ndarray:
     return np.random.RandomState(seed).rand(n, height, width, channels).astype(np.float32)
 
 
-def surrogate(
+def trainset(
     path: Path, n=60, teacher_sha256="t" * 64, seed=0, shape=SHAPE, labels=None, values=None, **changes
 ) -> Path:
-    """A whole surrogate set of random images, or of `values` (N,C,H,W), by the real writer; returns the path."""
+    """A whole training set of random images, or of `values` (N,C,H,W), by the real writer; returns the path."""
     writer = Writer(path, header(teacher_sha256=teacher_sha256, **changes), ())
     own = images(n, shape, seed) if values is None else np.ascontiguousarray(np.moveaxis(np.asarray(values), 1, 3))
     n = len(own)

@@ -12,7 +12,7 @@ from dfshield.sources.trainset import Writer
 from dfshield.tools import inspect
 
 
-def surrogate(path: Path, dtype: type = np.float32, last_group: int = 1) -> None:
+def trainset(path: Path, dtype: type = np.float32, last_group: int = 1) -> None:
     attributes = {
         "teacher_sha256": "t" * 64,
         "dataset": "digits",
@@ -37,10 +37,10 @@ def surrogate(path: Path, dtype: type = np.float32, last_group: int = 1) -> None
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.uint8])
-def test_inspect_surrogate(tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: type) -> None:
+def test_inspect_training_set(tmp_path: Path, capsys: pytest.CaptureFixture[str], dtype: type) -> None:
     from PIL import Image
 
-    surrogate(tmp_path / "data.h5", dtype)
+    trainset(tmp_path / "data.h5", dtype)
     inspect.run(tmp_path / "data.h5", tmp_path / "sheet.png")
     out = capsys.readouterr().out
     for wanted in (
@@ -62,7 +62,7 @@ def test_inspect_surrogate(tmp_path: Path, capsys: pytest.CaptureFixture[str], d
 
 
 def test_inspect_shard_ledger_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    surrogate(tmp_path / "shard.h5", last_group=0)
+    trainset(tmp_path / "shard.h5", last_group=0)
     inspect.run(tmp_path / "shard.h5", None)
     make_ledger(tmp_path / "ledger.h5", 150, 50, flags=("zero-gradients",))
     inspect.run(tmp_path / "ledger.h5", tmp_path / "ledger.png")
@@ -92,7 +92,7 @@ def test_inspect_shard_ledger_checkpoint(tmp_path: Path, capsys: pytest.CaptureF
 
 def test_inspect_refuses(tmp_path: Path) -> None:
     (tmp_path / "page.h5").write_text("<html>")
-    surrogate(tmp_path / "cut.h5")
+    trainset(tmp_path / "cut.h5")
     (tmp_path / "cut.h5").write_bytes((tmp_path / "cut.h5").read_bytes()[:-600])
     for name in ("none.h5", "page.h5", "cut.h5"):
         with pytest.raises(InputError, match=name):

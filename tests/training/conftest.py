@@ -9,5 +9,5 @@ from dfshield.models.checkpoints import read_card
 @pytest.fixture
 def files(tmp_path):
     teacher = tiny.teacher(tmp_path / "teacher.safetensors")
-    surrogate = tiny.surrogate(tmp_path / "data.h5", teacher_sha256=read_card(teacher).tensors_sha256)
-    return teacher, surrogate
+    trainset = tiny.trainset(tmp_path / "data.h5", teacher_sha256=read_card(teacher).tensors_sha256)
+    return teacher, trainset

@@ -137,7 +137,7 @@ def test_what_the_student_says_of_itself(files, tmp_path):
 
 def test_real_data_is_inherited(files, tmp_path):
     sha = read_card(files[0]).tensors_sha256
-    data = tiny.surrogate(tmp_path / "real.h5", teacher_sha256=sha, real_data="train", source="real")
+    data = tiny.trainset(tmp_path / "real.h5", teacher_sha256=sha, real_data="train", source="real")
     run(files[0], data, tmp_path / "student.safetensors", quick(epochs=1))
     card = read_card(tmp_path / "student.safetensors")
     assert (card.real_data, card.provenance["source"]) == ("train", "real")
@@ -169,7 +169,7 @@ def test_metrics(files, tmp_path, holdout):
 )
 def test_data_of_another_teacher_are_refused(files, tmp_path, changes, message):
     sha = read_card(files[0]).tensors_sha256
-    data = tiny.surrogate(tmp_path / "other.h5", **({"teacher_sha256": sha} | changes))
+    data = tiny.trainset(tmp_path / "other.h5", **({"teacher_sha256": sha} | changes))
     with pytest.raises(InputError, match=message):
         run(files[0], data, tmp_path / "s.safetensors", QUICK)
     assert not (tmp_path / "s.safetensors").exists()
