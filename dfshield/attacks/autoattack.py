@@ -28,9 +28,10 @@ from pyautoattack.fab_pt import FABAttack_PT
 from pyautoattack.square import SquareAttack
 from torch import Tensor, nn
 
-from dfshield.attacks.base import Component, Ensemble, Problem, differentiable, frozen, seeded
+from dfshield.attacks.base import Component, Ensemble, Problem, differentiable, frozen
 from dfshield.attacks.budget import TARGETS, Budget, target_classes
 from dfshield.attacks.pgd import pgd_prefilter
+from dfshield.core.rng import seeded
 from dfshield.core.threat import Threat, parse_threat
 from dfshield.options.attacks import AttackOptions, AutoAttack
 

@@ -74,14 +74,6 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Seed PyTorch's global generators inside the block; put them back afterwards."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
-
-
 def differentiable(model: nn.Module) -> Callable[[Tensor], Tensor]:
     """`model` with fresh float32 logits that always have a gradient: zero where the model gives none.
 

@@ -5,8 +5,7 @@ from torch import Tensor
 
 from dfshield.attacks.base import Problem, ascend, frozen, margin
 from dfshield.attacks.budget import PREFILTER_STEPS
-from dfshield.core.fractions import fraction
-from dfshield.core.lp import random_start
+from dfshield.core.lp import random_start, step_size
 from dfshield.options.attacks import AttackOptions, Pgd
 
 
@@ -18,7 +17,7 @@ def pgd(problem: Problem, options: Pgd) -> Tensor:
     did not break.
     """
     model, x, y, threat, generator, _ = problem
-    size = threat.eps / 4 if threat.norm == "linf" else fraction(options.l2_step)
+    size = step_size(threat, options.l2_step)
     result = x.clone()
     alive = torch.arange(len(x), device=x.device)
     with frozen(model):

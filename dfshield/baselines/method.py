@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dfshield.core.rng import generator
+from dfshield.core.rng import generator, seeded
 from dfshield.models.classifier import Classifier
 from dfshield.models.generators import Generator, Shape
 from dfshield.options import CotrainOptions
@@ -27,8 +27,7 @@ class Method:
         self.teacher, self.student, self.options = teacher, student, options
         self.shape, self.classes = shape, classes
         self.state: dict[str, Any] = {}
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(generator("generator", options.seed).initial_seed())
+        with seeded(generator("generator", options.seed).initial_seed()):
             self.generator = self.build().to(teacher.mean.device)
 
     def build(self) -> Generator:

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from dfshield.attacks.base import input_gradient, seeded
+from dfshield.attacks.base import input_gradient
+from dfshield.core.rng import seeded
 
 SQUARE_POINTS = 0.002
 """Share of images that Square may break after the white-box attacks without suspicion (Croce and Hein 2020)."""

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from dfshield import registry
-from dfshield.attacks.base import Component, Ensemble, Eot, Problem, seeded
+from dfshield.attacks.base import Component, Ensemble, Eot, Problem
 from dfshield.core.files import atomic
 from dfshield.core.progress import progress
-from dfshield.core.rng import generator
+from dfshield.core.rng import generator, seeded
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation.checks import SQUARE_POINTS, gradient_masking_checks
 from dfshield.evaluation.crafting import FastModels

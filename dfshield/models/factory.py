@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.hashing import digest
+from dfshield.core.rng import generator, seeded
 
 Shape = tuple[int, int, int]
 
@@ -34,8 +35,7 @@ def build_network(
     looked up from the current folder) is given, which is called with `arguments`. Raises InputError if the name or
     factory is unknown, or if the user's network does not turn (N,*input_shape) into (N,classes).
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(int(digest("initialisation", seed)[:15], 16))
+    with seeded(generator("initialisation", seed).initial_seed()):
         if factory is not None:
             return _user_network(factory, input_shape, classes, dict(arguments or {}))
         if model not in registry.MODELS:

@@ -16,7 +16,7 @@ from dfshield.core.files import existing_file, write_text
 from dfshield.planning.arithmetic import Throughput
 from dfshield.planning.paths import benchmark_of
 from dfshield.planning.plan import Plan
-from dfshield.planning.pricing import Prices
+from dfshield.planning.pricing import Price, Prices
 from dfshield.report import latex, markdown
 from dfshield.report.content import makings
 from dfshield.report.items import Item, Value
@@ -35,7 +35,10 @@ UNITS = (("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9))
 
 @dataclass(frozen=True)
 class Cost:
-    """What one method takes for one data set, model and seed; seconds and operations of 0 where nothing is made."""
+    """What one method takes for one data set, model and seed; seconds and operations of 0 where nothing is made.
+
+    Operations are None where the cost model does not know an entry.
+    """
 
     dataset: str
     model: str
@@ -43,8 +46,13 @@ class Cost:
     seed: int
     data_seconds: float
     training_seconds: float
-    data_flops: float
-    training_flops: float
+    data_flops: float | None
+    training_flops: float | None
+
+    @property
+    def flops(self) -> float | None:
+        """Operations of both, None if not known."""
+        return None if self.data_flops is None or self.training_flops is None else self.data_flops + self.training_flops
 
 
 def run(plan: Plan, out: Path) -> None:
@@ -53,11 +61,14 @@ def run(plan: Plan, out: Path) -> None:
     Raises InputError for a config without table 4 and for a benchmark file that is missing or cannot be read.
     """
     costs = measure(plan)
-    unit = next((unit for unit in UNITS if max(c.data_flops + c.training_flops for c in costs) >= unit[1]), UNITS[-1])
+    most = max((cost.flops for cost in costs if cost.flops is not None), default=0.0)
+    unit = next((unit for unit in UNITS if most >= unit[1]), UNITS[-1])
     layout = lay_out(costs, *unit)
     seeds = len({cost.seed for cost in costs})
     spread = f"Mean ± sample standard deviation over {seeds} seeds; a figure without ± is of one seed."
     notes = [*NOTES, *([spread] if seeds > 1 else [])]
+    if unknown := dict.fromkeys(cost.method for cost in costs if cost.flops is None):
+        notes.append(f"Arithmetic not estimated: {', '.join(unknown)}.")
     text = [f"## {TITLE}", "", *markdown.grid(layout, {}), *markdown.paragraphs(notes)]
     write_text(out.with_suffix(".md"), "\n".join(text).rstrip() + "\n")
     write_text(out.with_suffix(".tex"), latex.table_float("cost", f"{TITLE}. {' '.join(notes)}", layout, {}))
@@ -75,10 +86,15 @@ def measure(plan: Plan) -> list[Cost]:
     for made in makings(plan):
         kinds = (made.data, made.student)
         spent = [sum(seconds(job.output) for job in jobs) for jobs in kinds]
-        prices_of = [[prices.price(job) for job in jobs] for jobs in kinds]
-        counted = [sum(price.flops for price in own if price) for own in prices_of]
-        found.append(Cost(made.dataset, made.model, made.method, made.seed, *map(float, (*spent, *counted))))
+        counted = [operations([prices.price(job) for job in jobs]) for jobs in kinds]
+        found.append(Cost(made.dataset, made.model, made.method, made.seed, *map(float, spent), *counted))
     return found
+
+
+def operations(prices: Sequence[Price | None]) -> float | None:
+    """Operations of jobs together; None if one of them is not known."""
+    known = [price.flops for price in prices if price is not None]
+    return float(sum(known)) if len(known) == len(prices) else None
 
 
 def seconds(output: str) -> float:
@@ -108,7 +124,7 @@ def lay_out(costs: Sequence[Cost], unit: str, size: float) -> Layout:
                     _value(cost.data_seconds for cost in seeds),
                     _value(cost.training_seconds for cost in seeds),
                     _value(cost.data_seconds + cost.training_seconds for cost in seeds),
-                    _value(((cost.data_flops + cost.training_flops) / size for cost in seeds), 2),
+                    _value((cost.flops / size for cost in seeds if cost.flops is not None), 2),
                 ]
             rows.append(items)
         blocks.append(Block(dataset_title(dataset), rows))

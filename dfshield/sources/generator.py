@@ -20,7 +20,7 @@ from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import InputError
 from dfshield.core.hashing import digest
 from dfshield.core.progress import log
-from dfshield.core.rng import generator
+from dfshield.core.rng import generator, seeded
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.penultimate import Penultimate
@@ -81,8 +81,7 @@ class GeneratorSource(EpochLoop):
         self.shape, self.classes, self.options = shape, classes, options
         self.last = last_layer(teacher, shape)
         self.memory: dict[str, float] = {}
-        with torch.random.fork_rng(devices=[]):  # layers draw their first weights from the global generator
-            torch.manual_seed(generator("generator", options.seed).initial_seed())
+        with seeded(generator("generator", options.seed).initial_seed()):
             self.generator = self.build().to(self.device)
         self.adam = torch.optim.Adam(self.generator.parameters(), options.lr, (options.adam_beta1, 0.999))
 

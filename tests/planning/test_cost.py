@@ -1,10 +1,12 @@
 """The cost table: seconds out of benchmark files, arithmetic by hand."""
 
 import csv
+import dataclasses
 
 import pytest
 from support.snakemake import ROOT
 
+from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.models.size import generator_flops, network
 from dfshield.planning.config import check_config
@@ -102,3 +104,19 @@ def test_a_config_without_table_4_has_no_cost_table():
     lone = {"name": "x", "datasets": {"svhn": {"models": ["cnn-s"], "threat": "linf:4/255"}}}
     with pytest.raises(InputError, match="table4: the config's data sets and models have no cell in it"):
         makings(Plan.of(check_config(lone | {"tables": CONFIG["tables"]})))
+
+
+def test_arithmetic_that_is_not_known_is_left_empty_and_said(costs, tmp_path, monkeypatch):
+    """Without a word of its loss's passes, a method has seconds and no operations; never those of its data alone."""
+    _, plan, _ = costs
+    silent = dataclasses.replace(registry.LOSSES["dfshield"], passes=None)
+    monkeypatch.setitem(registry.LOSSES, "dfshield", silent)
+    run(plan, tmp_path / "cost.csv")
+    with (tmp_path / "cost.csv").open() as file:
+        rows = {row["method"]: row for row in csv.DictReader(file)}
+    assert rows["Ours"]["training_flops"] == "" and float(rows["Ours"]["data_flops"]) > 0
+    assert float(rows["Ours"]["training_seconds"]) > 0 and float(rows["DaST"]["training_flops"]) > 0
+    text = (tmp_path / "cost.md").read_text()
+    assert "Arithmetic not estimated: Ours, Plus." in text
+    (ours,) = [line for line in text.splitlines() if line.startswith("| Ours ")]
+    assert ours.endswith("| – |")
