@@ -16,6 +16,11 @@ class DefendOptions(StageOptions):
     defence: DefenceName = "identity"
     """defence"""
 
+    @property
+    def passes(self) -> int:
+        """Passes of the network for one pass of what stands before it, for the cost model."""
+        return 1
+
 
 class Tte(DefendOptions):
     """Test-time transformation ensembling (Pérez et al. 2021): mean logits over crops and mirror images."""
@@ -28,3 +33,8 @@ class Tte(DefendOptions):
     """crops of the padded image, at offsets that the seed draws once"""
     pad: Annotated[int, Field(ge=0)] = 0
     """pixels of zero padding before cropping; 0 for a seventh of the height: 4 for 28 and 32 pixels, as published"""
+
+    @property
+    def passes(self) -> int:
+        """Versions of an image."""
+        return (1 + self.crops) * (2 if self.flip else 1)

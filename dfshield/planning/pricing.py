@@ -189,7 +189,11 @@ def _attack(prices: Prices, place: Place, options: Any) -> Work | None:
     passes = attack_passes(options, tested, prices.robust, classes)
     if passes is None:
         return None
-    return Work(passes, tested * prices.image_bytes(place) / 2)  # a float16 perturbation for every image at most
+    defence = prices.plan.defence(place.defence)
+    behind = defence.passes if defence else 1
+    return Work(
+        passes * behind, tested * prices.image_bytes(place) / 2
+    )  # a float16 perturbation for every image at most
 
 
 def _diversity(prices: Prices, place: Place, options: Any) -> Work:

@@ -81,3 +81,14 @@ def test_images_are_independent_of_those_beside_them(name):
 def test_identity_is_the_very_model():
     net = network(4)
     assert defence("identity").protect(net) is net and defence("identity").surrogate(net) is net
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_cost_model_knows_its_passes(name):
+    """Images that go through the network, counted, over those that are asked about."""
+    net = network(10)
+    x, _ = images(net, 5)
+    seen = []
+    net.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
+    defence(name).protect(net)(x)
+    assert sum(seen) == 5 * DefendOptions.of(defence=name).passes

@@ -213,3 +213,10 @@ def test_the_documents_example_is_what_is_printed(paper, targets):
 def test_harden_without_entries_is_refused(unit):
     with pytest.raises(InputError, match="no models under harden:"):
         estimate.run(Plan.of(check_config(CONFIG)), ["harden"], None, 1, 0.4)
+
+
+def test_an_attack_behind_a_defence_takes_the_passes_of_the_defence(unit):
+    made = Estimate(Plan.of(check_config(CONFIG)), ["table3"], unit, 0.4)
+    operations = {job.place.defence: made.of(path).flops for path, job in made.jobs.items() if job.stage == "attack"}
+    assert set(operations) == {"none", "tte"}
+    assert operations["tte"] == pytest.approx(10 * operations["none"])  # an image, 4 crops, mirrored
