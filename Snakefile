@@ -4,29 +4,40 @@
 #   snakemake tables --cores all --configfile config/paper.yaml     every table that a config has cells in
 #   snakemake harden --cores all --configfile mine.yaml             your own models
 import sys
+from pathlib import Path
 
 from snakemake.utils import min_version
 
 min_version("9.25")
 
-from dfshield.planning.config import check_config
-from dfshield.planning.plan import Plan
+from dfshield.planning import frozen
+from dfshield.planning.config import load_configs
+from dfshield.planning.jobs import checked_plan
 from dfshield.core.errors import InputError
 
 # Exactly one config is in force: Snakemake would merge --configfile onto this one, and its data sets would survive.
 if not workflow.overwrite_configfiles:
 
-    configfile: "config/config.yaml"
+    configfile: "config/config.yaml" if Path("config/config.yaml").exists() else f"{workflow.basedir}/config/config.yaml"
 
 
+config_files = list(map(Path, workflow.overwrite_configfiles or workflow.configfiles))
+home = Path(workflow.basedir)
 try:
-    plan = Plan.of(check_config(config, " + ".join(map(str, workflow.overwrite_configfiles or workflow.configfiles))))
-    plan.check()
+    settings, texts = frozen.in_force(lambda: load_configs(config, config_files, home), workflow.is_main_process)
+    words = sys.argv[1:] if workflow.is_main_process else None  # Snakemake knows its targets later
+    plan = checked_plan(settings, config_files, home, words)
 except InputError as error:
     sys.exit(f"snakemake: {error}")
 
 
+envvars:
+    frozen.RUN,
+
+
 include: "workflow/rules/common.smk"
+include: "workflow/rules/run.smk"
+include: "workflow/rules/signals.smk"
 include: "workflow/rules/inputs.smk"
 
 
@@ -65,12 +76,8 @@ rule harden:
 
 
 onstart:
-    write_config(CONFIG)  # not by a dry run, which may be of another config than the run in progress
+    begin()  # not by a dry run, which may be of another config than the run in progress
     if workflow.local_exec:
         # The limit on starts per second is for queues. While jobs wait, Snakemake looks for ready ones again after each
         # look and after each job, so that its own looking takes a whole core once some hundred jobs have ended.
         workflow.scheduler.job_rate_limiter = None
-
-
-if workflow.is_main_process and not Path(CONFIG).exists():
-    write_config(CONFIG)  # so that commands printed by a first dry run work by hand

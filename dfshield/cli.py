@@ -5,6 +5,7 @@ Importing this module is cheap; a stage's own code is imported when it runs.
 
 import argparse
 import importlib
+import io
 import os
 import sys
 import tempfile
@@ -14,6 +15,9 @@ from typing import Any
 
 from dfshield import __version__
 from dfshield.core.errors import InputError
+from dfshield.core.files import refuse
+from dfshield.core.progress import log
+from dfshield.core.signals import Stopped, handled
 from dfshield.options import PROFILES
 from dfshield.options.flags import Parser, add_options, chosen_entry, given_options
 from dfshield.planning.choices import layer
@@ -74,29 +78,46 @@ def _check_outputs(arguments: argparse.Namespace) -> None:
         path: Path | None = getattr(arguments, name, None)
         if path is None:
             continue
-        if name not in folders and path.is_dir():
-            raise InputError(f"{path}: is a folder; give the path of a file to write")
         folder = path if name in folders else path.parent
-        while not folder.exists() and folder != folder.parent:
-            folder = folder.parent
         try:
+            if name not in folders and path.is_dir():
+                raise InputError(f"{path}: is a folder; give the path of a file to write")
+            while not folder.exists() and folder != folder.parent:
+                folder = folder.parent
             tempfile.TemporaryFile(dir=folder).close()
         except OSError as error:
-            raise InputError(f"{path}: cannot write there ({folder}: {error.strerror}); choose another place") from None
+            raise InputError(f"{path}: cannot write there ({error.strerror}); choose another place") from None
 
 
-def main(words: Sequence[str] | None = None) -> None:
-    """Entry point; exits with status 2 and one line on standard error where the input is wrong."""
-    given = list(sys.argv[1:] if words is None else words)
-    arguments = parser(given).parse_args(given)
+def _guarded(arguments: argparse.Namespace) -> Any:
+    """Run a command; what a disk refuses is the user's to mend wherever it happens."""
     try:
         _check_outputs(arguments)
         status = _run(arguments)
         sys.stdout.flush()
+    except OSError as error:
+        refuse(error, str(error.filename or "output"), "cannot be read or written")
+        raise
+    return status
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Entry point; exits with status 2 and one line on standard error where the input is wrong."""
+    for stream in (sys.stdout, sys.stderr):  # a locale without Greek letters has ε as \u03b5
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    given = list(sys.argv[1:] if words is None else words)
+    arguments = parser(given).parse_args(given)
+    try:
+        with handled():
+            status = _guarded(arguments)
     except InputError as error:
-        print(f"dfshield {arguments.command}: {error}", file=sys.stderr)
+        log(f"dfshield {arguments.command}: {error}")
         sys.exit(2)
-    except KeyboardInterrupt:
+    except Stopped as stop:
+        log(f"dfshield {arguments.command}: {stop}")
+        sys.exit(stop.status)
+    except KeyboardInterrupt:  # before there were handlers
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output has gone, as in `dfshield inspect FILE | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

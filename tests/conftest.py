@@ -31,3 +31,19 @@ def fresh_process(monkeypatch):
     """Every test may run data-free stages, whatever other tests have imported, and they bind no other test."""
     monkeypatch.delitem(sys.modules, "dfshield.data", raising=False)
     monkeypatch.setattr(datafree, "_data_free_stage", None)
+
+
+@pytest.fixture(autouse=True)
+def no_users_code():
+    """What a test imports of a user's folder is gone after it: other tests have modules of the same names."""
+    path, loaded = sys.path[:], set(sys.modules)
+    yield
+    code = sys.modules.get("dfshield.models.user_code")
+    if code is None or not code._folders:
+        return
+    for name in set(sys.modules) - loaded:
+        own = code.home_of(name, sys.modules[name]) in code._folders
+        if own and name.partition(".")[0] not in ("dfshield", "support", "tests"):
+            del sys.modules[name]
+    code._folders.clear()
+    sys.path[:] = path

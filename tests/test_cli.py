@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_origin
 
 import pytest
+from support.snakemake import environment
 
 from dfshield import cli
 from dfshield.options import PROFILES, StageOptions, flags
@@ -304,3 +305,16 @@ def test_start_up_is_light():
 def test_a_defence_is_a_name_or_json(text):
     (argument,) = [one for one in ARGUMENTS["attack"] if one.parameter == "defence"]
     assert argument.convert(text).defence == "tte"
+
+
+@pytest.mark.slow
+def test_locales_without_greek_letters(tmp_path):
+    """ε in help and errors comes out as its code where the locale has no such letter."""
+    plain = environment() | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "PYTHONIOENCODING": "ascii"}
+    for words, status in (
+        (["attack", "--help"], 0),
+        (["attack", "--model", "x", "--out", "y", "--threat", "linf:8"], 2),
+    ):
+        command = [sys.executable, "-m", "dfshield", *words]
+        run = subprocess.run(command, cwd=tmp_path, env=plain, capture_output=True, text=True, check=False)
+        assert run.returncode == status and r"\u03b5" in run.stdout + run.stderr, run.stderr

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import shutil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,11 +16,11 @@ from dfshield.core.device import select_device
 from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import Diverged
 from dfshield.core.files import metrics_csv, write_text
-from dfshield.core.hashing import digest
 from dfshield.core.lp import step_size
 from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine
+from dfshield.core.state import forget, run_folder
 from dfshield.core.threat import parse_threat
 from dfshield.models.card import student_card
 from dfshield.models.checkpoints import Card, build_network, load_checkpoint, save_checkpoint
@@ -76,8 +75,7 @@ def run(
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     trainer = Cotrainer(model, card, options)
     described = options.described(device)
-    key = digest(card.tensors_sha256, recipe, described, options.seed, code)
-    kept = state / f"cotraining-{key[:16]}" if state else None
+    kept = run_folder(state, "cotraining", card.tensors_sha256, recipe, described, options.seed, code)
     trainer.fit(kept / "epoch.pt" if kept else None)
     student = student_card(
         card,
@@ -99,8 +97,7 @@ def run(
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:
         write_text(metrics, metrics_csv(METRICS, trainer.history))
-    if kept:
-        shutil.rmtree(kept, ignore_errors=True)
+    forget(kept)
     log(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")
 
 

@@ -7,7 +7,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from dfshield.baselines.method import Method
-from dfshield.core.errors import InputError
 from dfshield.models.generators import DastGenerator, Generator
 from dfshield.options.baselines import Dast as DastOptions
 
@@ -36,11 +35,7 @@ class Dast(Method):
 
     def __init__(self, *given: Any) -> None:
         super().__init__(*given)
-        if self.options.batch % self.classes or self.options.batch < 2 * self.classes:
-            raise InputError(
-                f"batch {self.options.batch}: dast shares a mini-batch equally among its {self.classes} branches, with "
-                f"two images or more for each; use a multiple of {self.classes} from {2 * self.classes} on"
-            )
+        self.options.check_classes(self.classes)
         self.state["alpha"] = self.options.alpha
 
     def build(self) -> Generator:

@@ -1,5 +1,6 @@
 """The device of a process: choice, lease, precision, generated code."""
 
+import errno
 import fcntl
 import itertools
 import os
@@ -13,7 +14,12 @@ if TYPE_CHECKING:
     import torch
     from pydantic import BaseModel
 from dfshield.core.errors import InputError
+from dfshield.core.progress import log
 
+QUEUES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
+"""Variables of a job in a queue: SLURM, PBS, LSF, Grid Engine."""
+BUSY = (errno.EWOULDBLOCK, errno.EACCES)
+"""What a file lock says that another process holds."""
 StageOptionsT = TypeVar("StageOptionsT", bound="BaseModel")
 _lease: IO[str] | None = None  # open for the life of the process: the lock ends with it, even on kill -9
 
@@ -24,7 +30,10 @@ def select_device(device: str, threads: int) -> "torch.device":
     `device` is ``cpu``, ``cuda`` or ``auto`` (CUDA where there is one). Leases are file locks, one per device, so that
     jobs started side by side on one machine, or inside one SLURM job, spread over its devices. fp32 is whole fp32:
     PyTorch's default lets CUDA convolve with ten bits (TF32), too few for verdicts and signs of small gradients.
+    Raises InputError for ``cuda`` without one, and for ``auto`` in a job that a queue has given a GPU that PyTorch does
+    not see: it would hold the GPU and work without.
     """
+    given = _given_gpus()
     if device != "cpu":
         _lease_cuda_device()
     import torch
@@ -36,6 +45,11 @@ def select_device(device: str, threads: int) -> "torch.device":
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device: 'cuda' was asked for but PyTorch sees no CUDA device; use device cpu or auto")
     use_cuda = device != "cpu" and torch.cuda.is_available()
+    if device == "auto" and given and not use_cuda:
+        seen = f"{given}, but PyTorch {torch.__version__} sees no CUDA device"
+        if any(name in os.environ for name in QUEUES):
+            raise InputError(f"device: {seen}; install a build of PyTorch for this CUDA, or ask for device cpu")
+        log(f"{seen}: on the CPU")
     return torch.device("cuda" if use_cuda else "cpu")
 
 
@@ -69,7 +83,19 @@ def cuda_devices() -> list[str]:
     return [path.name.removeprefix("nvidia") for path in sorted(Path("/dev").glob("nvidia[0-9]*"))]
 
 
+def _given_gpus() -> str:
+    """What says that this process has GPUs; empty if nothing does."""
+    if devices := cuda_devices():
+        variable = os.environ.get("CUDA_VISIBLE_DEVICES")
+        return f"CUDA_VISIBLE_DEVICES is {variable}" if variable else f"this machine has /dev/nvidia{devices[0]}"
+    if "CUDA_VISIBLE_DEVICES" in os.environ:  # empty: they are hidden on purpose
+        return ""
+    names = ("SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE")
+    return next((f"{name} is {os.environ[name]}" for name in names if os.environ.get(name, "0") not in ("", "0")), "")
+
+
 def _lease_cuda_device() -> None:
+    """Take a device of our own and show PyTorch no other; without file locks go on without, and say so."""
     global _lease
     devices = cuda_devices()
     if _lease is not None or not devices:
@@ -77,19 +103,35 @@ def _lease_cuda_device() -> None:
     # SLURM numbers the devices of every job from 0
     parts = ("dfshield-devices", str(os.getuid()), os.environ.get("SLURM_JOB_ID"))
     folder = Path(tempfile.gettempdir()) / "-".join(filter(None, parts))
-    folder.mkdir(exist_ok=True)
-    while True:
-        for name in devices:
-            stream = (folder / name.replace("/", "_")).open("w")
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                stream.close()
-                continue
-            os.environ["CUDA_VISIBLE_DEVICES"] = name
-            _lease = stream
-            return
-        time.sleep(1)
+    try:
+        folder.mkdir(exist_ok=True)
+        if folder.is_symlink() or folder.stat().st_uid != os.getuid():
+            raise PermissionError(errno.EACCES, "it is another user's")
+        while _lease is None:
+            for name in devices:
+                if stream := _locked(folder / name.replace("/", "_")):
+                    os.environ["CUDA_VISIBLE_DEVICES"] = name
+                    _lease = stream
+                    return
+            time.sleep(1)
+    except OSError as error:
+        log(
+            f"{folder}: no lease of a GPU ({error.strerror}), so jobs on this machine may share one; "
+            "set TMPDIR to a folder of your own with file locks"
+        )
+
+
+def _locked(path: Path) -> IO[str] | None:
+    """The file at `path`, locked; None if another process has it. Raises OSError where there are no locks."""
+    stream = path.open("a")
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        stream.close()
+        if error.errno in BUSY:
+            return None
+        raise
+    return stream
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:

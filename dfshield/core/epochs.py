@@ -1,12 +1,14 @@
 """The one epoch loop: progress, history, resuming after the last whole epoch, divergence."""
 
 import copy
+import io
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfshield.core.errors import Diverged
-from dfshield.core.files import atomic, read_resume_state
 from dfshield.core.progress import log, progress
+from dfshield.core.signals import stop_if_asked
+from dfshield.core.state import keep, kept, made_again
 
 if TYPE_CHECKING:
     import torch
@@ -52,12 +54,13 @@ class EpochLoop:
         """Train all epochs, or those that are left after `checkpoint`.
 
         On divergence the state of the last whole epoch is restored and `diverged` says why; that state is the result.
-        Raises InputError for a checkpoint that cannot be read.
+        A checkpoint that is damaged, or of another run, is not used.
         """
         done = self._resume(checkpoint)
         with progress(self.epochs * self.steps, self.label, self.unit) as bar:
             bar.update(done * self.steps)
             for epoch in range(done, self.epochs):
+                stop_if_asked("epoch", epoch, self.epochs, kept=checkpoint is not None)
                 before = copy.deepcopy(self._whole(epoch))
                 try:
                     row = self.epoch(epoch, bar)
@@ -71,6 +74,7 @@ class EpochLoop:
                     log(line)
                 if checkpoint:
                     self._save(checkpoint, epoch + 1)
+        stop_if_asked("epoch", len(self.history), self.epochs, kept=checkpoint is not None)
 
     def _whole(self, done: int) -> dict[str, Any]:
         return {"done": done, "history": self.history, "state": self.state()}
@@ -82,13 +86,24 @@ class EpochLoop:
     def _save(self, path: Path, done: int) -> None:
         import torch
 
-        with atomic(path) as temporary:
-            torch.save(self._whole(done), temporary)
+        stream = io.BytesIO()
+        torch.save(self._whole(done), stream)
+        keep(path, stream.getvalue())
 
     def _resume(self, path: Path | None) -> int:
-        saved = read_resume_state(path, self.device)
-        if saved is None:
+        import torch
+
+        payload = kept(path)
+        if path is None or payload is None:
             return 0
-        self._restore(saved)
-        log(f"resuming after epoch {saved['done']} of {self.epochs}")
-        return int(saved["done"])
+        before = copy.deepcopy(self._whole(0))
+        try:
+            saved = torch.load(io.BytesIO(payload), map_location=self.device, weights_only=True)
+            self._restore(saved)
+            done = int(saved["done"])
+        except Exception:  # whole, but of a program whose runs hold other things: it may fail anywhere
+            self._restore(before)
+            made_again(path)
+            return 0
+        log(f"resuming after epoch {done} of {self.epochs}")
+        return done

@@ -3,31 +3,47 @@
 import contextlib
 import csv
 import errno
+import functools
+import hashlib
 import io
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import torch
 from dfshield.core.errors import InputError
+
+INDEX = ".index.json"
+"""End of the name of a file that says which tensor is in which of several files."""
+SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that has no more room for us."""
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT)
+"""Other errors of a disk or a folder."""
+
+
+class Vanished(InputError):
+    """The folder of a file was removed while the file was written."""
 
 
 @contextlib.contextmanager
 def atomic(path: Path) -> Iterator[Path]:
     """Give a temporary path beside `path`; on success sync it to disk and rename it, on failure remove it.
 
-    So a file that exists is whole.
+    So a file that exists is whole. What a killed process of this machine has left beside `path` is removed. Raises
+    InputError for what the disk refuses, also while the caller writes.
     """
     if path.is_dir():
         raise InputError(f"{path}: is a folder; give the path of a file to write")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=f".tmp{path.suffix}", dir=path.parent)
+        _remove_stale(path)
+        mark = f".{path.name}.{_machine()}-{os.getpid()}."
+        handle, name = tempfile.mkstemp(prefix=mark, suffix=f".tmp{path.suffix}", dir=path.parent)
     except OSError as error:
-        raise InputError(
+        kind = Vanished if error.errno == errno.ENOENT else InputError
+        raise kind(
             f"{path}: cannot write there ({error.strerror}); choose another output path or free the folder"
         ) from None
     os.close(handle)
@@ -41,11 +57,44 @@ def atomic(path: Path) -> Iterator[Path]:
         temporary.chmod(0o666 & ~umask)
         temporary.replace(path)
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            raise
-        raise InputError(f"{path}: not written ({error.strerror}); free space on its disk and repeat") from None
+        if error.filename not in (None, name, temporary):
+            raise  # of a file that is read
+        if error.errno == errno.ENOENT and not temporary.exists():
+            raise Vanished(f"{path}: not written (its folder was removed meanwhile); repeat") from None
+        refuse(error, str(path))
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def refuse(error: OSError, path: str, refused: str = "not written") -> None:
+    """Raise InputError if `error` says that a disk or folder refuses the file `path`, else do nothing."""
+    if error.errno in (*SPACE, *REFUSED):
+        remedy = "free space on its disk" if error.errno in SPACE else "see to its disk and folder"
+        raise InputError(f"{path}: {refused} ({os.strerror(error.errno)}); {remedy} and repeat") from None
+
+
+@functools.cache
+def _machine() -> str:
+    """What tells the processes of this machine (and container) from others; empty where it cannot be known."""
+    try:
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+        return hashlib.sha256(f"{boot}{Path('/proc/self/ns/pid').readlink()}".encode()).hexdigest()[:8]
+    except OSError:
+        return ""
+
+
+def _remove_stale(path: Path) -> None:
+    """Remove temporary files for `path` whose process, of this machine, is dead."""
+    if not _machine():
+        return
+    start = f".{path.name}.{_machine()}-"
+    for found in path.parent.iterdir():
+        pid = found.name.removeprefix(start).partition(".")[0]
+        if found.name.startswith(start) and pid.isdigit() and not Path(f"/proc/{pid}").exists():
+            with contextlib.suppress(OSError):
+                found.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -63,19 +112,6 @@ def metrics_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     return stream.getvalue()
 
 
-def read_resume_state(path: Path | None, device: "torch.device") -> dict[str, Any] | None:
-    """What a stopped run has saved in `path`, None if nothing; InputError for a damaged file."""
-    import torch
-
-    if path is None or not path.is_file():
-        return None
-    try:
-        saved: dict[str, Any] = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # a damaged file may raise anything
-        raise InputError(f"{path}: damaged state of a stopped run ({type(error).__name__}); delete it") from None
-    return saved
-
-
 def existing_file(path: Path, what: str, remedy: str) -> Path:
     """Return `path` if it is a readable file, else raise InputError naming `what` and `remedy`."""
     if not path.is_file():
@@ -83,14 +119,30 @@ def existing_file(path: Path, what: str, remedy: str) -> Path:
     return path
 
 
+def parts_of(path: Path) -> list[Path]:
+    """Files that weights at `path` consist of besides `path`: those that an index names, those in a folder."""
+    if path.is_dir():
+        return sorted(file for file in path.iterdir() if file.is_file())
+    if not path.name.endswith(INDEX):
+        return []
+    try:
+        names = {str(name) for name in json.loads(path.read_text(encoding="utf-8"))["weight_map"].values()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # the stage that reads it refuses it
+        return []
+    return sorted(path.parent / name for name in names if (path.parent / name).is_file())
+
+
 def read_yaml(path: Path) -> Any:
-    """What a YAML file holds; raises InputError if it cannot be read."""
+    """What a YAML file holds; raises InputError if it cannot be read or is ambiguous (see `core.strict_yaml`)."""
     import yaml
 
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+    from dfshield.core import strict_yaml
+
     try:
-        return yaml.load(path.read_text(encoding="utf-8"), loader)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        return strict_yaml.load(path.read_text(encoding="utf-8-sig"))
+    except strict_yaml.StrictError as error:
+        raise InputError(f"{path}: {error}") from None
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: cannot be read as YAML: {' '.join(str(error).split())}") from None
 
 
@@ -102,4 +154,7 @@ def data_dir(config_value: Path | None) -> Path:
 def data_file(path: Path, folder: Path) -> Path:
     """A user's file: `path` itself if absolute, else below `folder` or, if it is only there, the current folder."""
     path = path.expanduser()
-    return path if path.is_file() and not (folder / path).is_file() else folder / path
+    try:
+        return path if path.exists() and not (folder / path).exists() else folder / path
+    except OSError:  # such as a name that is too long: said where the file is opened
+        return folder / path

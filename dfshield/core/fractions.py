@@ -1,12 +1,16 @@
 """Numbers as configs write them."""
 
+import math
 from fractions import Fraction
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    pass
 
 
 def fraction(text: str | float) -> float:
-    """``"8/255"`` or a decimal as a float; raises ValueError for anything else."""
-    return float(Fraction(str(text).replace(" ", "")))
+    """``"8/255"`` or a decimal as a float; raises ValueError for anything else, infinities and NaN included."""
+    written = "".join(str(text).split())
+    try:
+        value = float(Fraction(written) if "/" in written else written)
+    except OverflowError:
+        raise ValueError(f"{written[:40]} is too large") from None
+    if not math.isfinite(value):
+        raise ValueError(f"{written[:40]} is not finite")
+    return value

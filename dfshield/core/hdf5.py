@@ -6,7 +6,7 @@ attribute. Reading checks all of that before a value is trusted; what is wrong i
 
 import contextlib
 import hashlib
-import shutil
+import io
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,11 +17,10 @@ import numpy as np
 from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file
 from dfshield.core.hashing import canonical_json
+from dfshield.core.signals import NEVER_INSIDE
 
 MAX_RATIO = 1100
 """Deflate cannot shrink more than 1032-fold: a file that claims to hold more is refused before memory is asked for."""
-SPARE_BYTES = 2**24
-"""Space on the disk for what HDF5 has yet to write of earlier values."""
 SEAL = ("content_sha256", "complete")
 """Attributes that the content hash cannot cover."""
 
@@ -57,6 +56,8 @@ def opened(path: Path, contract: Contract) -> Iterator[h5py.File]:
             _check_header(path, file, contract)
             check_datasets(path, file, contract.datasets, contract.remedy)
             yield file
+    except NotWritten:
+        raise
     except (OSError, KeyError, RuntimeError, ValueError, TypeError, AttributeError, OverflowError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: truncated, damaged or not an HDF5 file ({reason}); {contract.remedy}") from None
@@ -127,10 +128,53 @@ def seal(file: h5py.File, content: str) -> None:
     file.attrs["complete"] = True
 
 
-def require_space(folder: Path, size: int, what: str) -> None:
-    """Raise InputError if the disk of `folder` has no room for `size` more bytes of `what`.
+class NotWritten(OSError):
+    """A disk has refused what was written: no error of a file that is read at the same time."""
 
-    Asked before writing, because the HDF5 library ends the whole process, without a word, if it meets a full disk.
+
+class Sink(io.FileIO):
+    """A new file that HDF5 writes through; `check` raises what the disk has refused, at the latest before renaming.
+
+    The HDF5 library ends the whole process, without a word, if a write fails. So it is told of no failure: the first is
+    kept in `error`, and what follows is dropped. There are no file locks either, which some file systems refuse.
     """
-    if shutil.disk_usage(folder).free < size + SPARE_BYTES:
-        raise InputError(f"{folder}: its disk is full, no {what} can be written; free space and repeat")
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "w+")
+        self.error: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        """Write all of `data`, or remember why not."""
+        left = memoryview(data).cast("B")
+        size = len(left)
+        while self.error is None and len(left):
+            try:
+                left = left[super().write(left) or 0 :]
+            except OSError as error:
+                self.error = error
+        return size
+
+    def truncate(self, size: int | None = None) -> int:
+        """Set the file's size, or remember why not."""
+        try:
+            return super().truncate(size) if self.error is None else size or 0
+        except OSError as error:
+            self.error = error
+            return size or 0
+
+    def check(self) -> None:
+        """Raise NotWritten for the first error of the disk, if there was one."""
+        if self.error:
+            raise NotWritten(self.error.errno, self.error.strerror)
+
+
+NEVER_INSIDE.update((Sink.write.__code__, Sink.truncate.__code__))
+
+
+@contextlib.contextmanager
+def created(path: Path) -> Iterator[h5py.File]:
+    """A new HDF5 file to write, for use within `files.atomic`; raises OSError for what the disk refuses."""
+    with Sink(path) as sink:
+        with h5py.File(sink, "w", libver="latest") as file:
+            yield file
+        sink.check()

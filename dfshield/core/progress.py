@@ -1,5 +1,6 @@
-"""Progress bars and log lines on standard error."""
+"""Progress bars and log lines on standard error. That nobody can read them any more stops no work."""
 
+import os
 import sys
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +13,11 @@ class _Lines:
 
     def write(self, text: str) -> int:
         if text.strip():
-            sys.stderr.write(text.strip("\r\n") + "\n")
+            log(text.strip("\r\n"))
         return len(text)
 
     def flush(self) -> None:
-        sys.stderr.flush()
+        """Nothing to do: every line is written at once."""
 
 
 def progress(total: int, label: str, unit: str = "it") -> "tqdm[Any]":
@@ -42,4 +43,7 @@ def progress(total: int, label: str, unit: str = "it") -> "tqdm[Any]":
 
 def log(message: str) -> None:
     """One line for the person who watches (standard error, so that standard output stays for results)."""
-    print(message, file=sys.stderr, flush=True)
+    try:
+        print(message, file=sys.stderr, flush=True)
+    except OSError:  # `tee` was stopped, or its disk is full
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

@@ -40,7 +40,7 @@ def threat_name(text: str) -> str:
 def check_threat(text: str) -> str:
     """A threat without spaces; raises ValueError with the fix for what is none."""
     parse_threat(text)
-    return text.replace(" ", "")
+    return "".join(text.split())
 
 
 def _fraction(text: str) -> str:

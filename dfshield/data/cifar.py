@@ -11,7 +11,7 @@ import numpy as np
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.progress import log
-from dfshield.data.sets import read_npz
+from dfshield.data.npz import read_npz
 
 SPLITS = ("train", "test")
 

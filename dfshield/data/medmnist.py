@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from dfshield.core.errors import InputError
-from dfshield.data.sets import read_npz
+from dfshield.data.npz import read_npz
 from dfshield.registry import MEDMNIST_SPLITS
 
 SPLITS = tuple(MEDMNIST_SPLITS)

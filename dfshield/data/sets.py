@@ -5,8 +5,7 @@ Whatever the file format, the program sees float32 images in [0,1], NCHW, and in
 
 import hashlib
 import importlib
-import zipfile
-import zlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,8 @@ from torch import Tensor
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.files import data_dir as data_dir
-from dfshield.core.files import existing_file
+from dfshield.data.headers import check_arrays
+from dfshield.data.npz import BLOCK_BYTES, NpzArray, check_memory, read_npz
 
 Shape = tuple[int, int, int]
 
@@ -45,15 +45,18 @@ class Images:
         return digest.hexdigest()
 
 
-def load(name: str, split: str, data_dir: Path) -> Images:
-    """A registered data set's split (train, dev or test); raises InputError if files are missing or wrong."""
+def load(name: str, split: str, data_dir: Path, limit: int = 0) -> Images:
+    """A registered data set's split (train, dev or test); raises InputError if files are missing or wrong.
+
+    `limit` > 0 keeps the first so many images.
+    """
     if name not in registry.DATASETS:
         raise InputError(f"data set {name!r} is not one of {', '.join(registry.DATASETS)}")
     if split not in splits(name):
         raise InputError(f"data set {name} has no split {split!r}; it has {', '.join(splits(name))}")
     entry = registry.DATASETS[name]
     pixels, labels = entry.load()(name, split, data_dir)
-    return to_images(pixels, labels, entry.input_shape, entry.classes, f"{name} {split}")
+    return to_images(pixels, labels, entry.input_shape, entry.classes, f"{name} {split}", limit)
 
 
 def splits(name: str) -> tuple[str, ...]:
@@ -69,71 +72,53 @@ def load_npz(path: Path, input_shape: Shape, classes: int, limit: int = 0) -> Im
     `limit` > 0 keeps the first so many images.
     """
     arrays = read_npz(path, ("x", "y"))
-    return to_images(arrays["x"], arrays["y"], input_shape, classes, str(path)).first(limit)
+    return to_images(arrays["x"], arrays["y"], input_shape, classes, str(path), limit)
 
 
-def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, np.ndarray]:
-    """The named arrays of an ``.npz`` file without unpickling anything; raises InputError if it does not hold them."""
-    existing_file(path, "image file", "an .npz with the keys " + ", ".join(keys) + " is expected there")
-    try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise InputError(f"{path}: holds one array, not an .npz archive; save with numpy.savez(path, x=…, y=…)")
-        with archive:
-            missing = [key for key in keys if key not in archive.files]
-            if missing:
-                raise InputError(f"{path}: has no key {', '.join(missing)} (it has: {', '.join(archive.files)[:200]})")
-            return {key: archive[key] for key in keys}
-    except (OSError, ValueError, EOFError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error):
-            reason = "it holds pickled Python objects (or is no .npz), which are never loaded; save plain number arrays"
-        else:
-            reason = f"it cannot be read as .npz ({' '.join(str(error).split())}); fetch or write it again"
-        raise InputError(f"{path}: {reason}") from None
-
-
-def to_images(pixels: Any, labels: Any, input_shape: Shape, classes: int, where: str) -> Images:
-    """Check raw arrays and convert them.
+def to_images(
+    pixels: np.ndarray | NpzArray, labels: Any, input_shape: Shape, classes: int, where: str, limit: int = 0
+) -> Images:
+    """Check raw arrays and convert the first `limit` images (all for 0), some at a time.
 
     `pixels` (N,H,W,C) or (N,H,W), uint8 or float in [0,1]; `labels` (N,) or (N,1) integers in [0,classes). Raises
-    InputError that starts with `where` for an empty set, another dtype or shape, values or labels out of range.
+    InputError that starts with `where` for an empty set, another dtype or shape, labels out of range, pixels out of
+    range among the images that are read, and for more images than the memory of this machine holds.
     """
-    pixels, labels = np.asarray(pixels), np.asarray(labels)
-    if pixels.ndim == 3:
-        pixels = pixels[..., None]
-    if pixels.ndim != 4:
-        raise InputError(f"{where}: images have shape {pixels.shape}; expected (N,H,W,C) or (N,H,W)")
-    if labels.ndim == 2 and labels.shape[1] == 1:
-        labels = labels[:, 0]
-    if labels.ndim != 1 or len(labels) != len(pixels):
-        raise InputError(f"{where}: labels have shape {labels.shape}; expected ({len(pixels)},), one per image")
-    if not len(pixels):
-        raise InputError(f"{where}: the set is empty; at least one image is needed")
+    check_arrays(pixels, labels, input_shape, classes, where)
+    shape = (*pixels.shape, 1) if pixels.ndim == 3 else tuple(pixels.shape)
     channels, height, width = input_shape
-    if pixels.shape[1:3] != (height, width) or pixels.shape[3] not in {1, channels}:
-        raise InputError(
-            f"{where}: images are {pixels.shape[1]}x{pixels.shape[2]} with {pixels.shape[3]} channels, the model takes "
-            f"{height}x{width} with {channels}; resize the images or correct input_shape (C,H,W)"
-        )
-    if labels.dtype.kind not in "iu":
-        raise InputError(f"{where}: labels are {labels.dtype}; expected integers 0 to {classes - 1}")
+    check_memory(labels.dtype.itemsize * shape[0], where)
+    labels = np.asarray(labels).reshape(-1)
     if labels.min() < 0 or labels.max() >= classes:
         raise InputError(
             f"{where}: labels lie in {labels.min()}..{labels.max()}; allowed are 0 to {classes - 1} ({classes} classes)"
         )
-    x = torch.from_numpy(np.ascontiguousarray(_unit_interval(pixels, where).transpose(0, 3, 1, 2)))
-    if x.shape[1] != channels:
-        x = x.repeat(1, channels, 1, 1)
-    return Images(x, torch.from_numpy(labels.astype(np.int64)))
-
-
-def _unit_interval(pixels: np.ndarray, where: str) -> np.ndarray:
-    if pixels.dtype == np.uint8:
-        return pixels.astype(np.float32) / np.float32(255)
-    if pixels.dtype.kind != "f":
-        raise InputError(f"{where}: images are {pixels.dtype}; expected uint8 or float in [0,1]")
-    values: np.ndarray = pixels.astype(np.float32)
-    low, high = float(values.min()), float(values.max())  # NaN, if there is one
+    count = min(limit or shape[0], shape[0])
+    check_memory(4 * count * channels * height * width, where)
+    x, done = torch.empty(count, *input_shape, dtype=torch.float32), 0
+    low, high = np.inf, -np.inf
+    for block in _blocks(pixels, count):
+        values = _floats(block, where)
+        low, high = np.minimum(low, values.min()), np.maximum(high, values.max())  # NaN, if there is one
+        planes = torch.from_numpy(values.reshape(-1, *shape[1:])).permute(0, 3, 1, 2)
+        x[done : done + len(planes)] = planes  # grey is repeated
+        done += len(planes)
     if not (low >= 0 and high <= 1):
         raise InputError(f"{where}: float images lie in [{low:g}, {high:g}]; expected [0,1] (or save them as uint8)")
-    return values
+    return Images(x, torch.from_numpy(labels[:count].astype(np.int64)))
+
+
+def _blocks(pixels: np.ndarray | NpzArray, count: int) -> Iterator[np.ndarray]:
+    """The first `count` images, some at a time: a copy of all of them in another type would not fit beside them."""
+    if isinstance(pixels, NpzArray):
+        yield from pixels.blocks(count)
+        return
+    step = max(1, BLOCK_BYTES // max(1, pixels[:1].nbytes))
+    yield from (pixels[start : min(start + step, count)] for start in range(0, count, step))
+
+
+def _floats(pixels: np.ndarray, where: str) -> np.ndarray:
+    """float32; of uint8 in [0,1]."""
+    if pixels.dtype == np.uint8:
+        return pixels.astype(np.float32) / np.float32(255)
+    return pixels.astype(np.float32)

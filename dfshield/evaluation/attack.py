@@ -7,7 +7,6 @@ where it was and ends in the same bytes.
 """
 
 import contextlib
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,10 +19,13 @@ from dfshield import __version__, registry
 from dfshield.attacks.base import Component, Ensemble, frozen
 from dfshield.core.device import resolve_precision, select_device
 from dfshield.core.errors import InputError
-from dfshield.core.hashing import digest
+from dfshield.core.progress import log
+from dfshield.core.rng import seeded
+from dfshield.core.state import forget, run_folder
 from dfshield.defences.defence import Defence
+from dfshield.evaluation.doubts import DOUBTS, at_majority, doubts, image_flags
 from dfshield.evaluation.ledger import Ledger, write_ledger
-from dfshield.evaluation.needs import check_needs, load_other
+from dfshield.evaluation.needs import load_other
 from dfshield.evaluation.session import Session
 from dfshield.options import AttackOptions, DefendOptions
 
@@ -61,7 +63,7 @@ def run(
     """
     from dfshield.models.checkpoints import load_checkpoint
 
-    check_needs(options, others or {})
+    options.check_needs(others or {})
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
     model, card = load_checkpoint(model_path, device, factory)
@@ -91,23 +93,51 @@ def run(
         "version": __version__,
         "code": code,
     }
-    folder = state / digest(header)[:32] if state else None
+    kept = run_folder(state, "attack", header)
     models = {name: other for name, (other, _) in further.items()}
     judged, victim = defended(model, defence, options)
+    alike = image_flags(images.x.numpy())
+    _say_doubts(model if card.kind == "teacher" else None, images, card.classes, alike, out, device)
     with contextlib.ExitStack() as stack:
         for network in (model, *models.values()):
             stack.enter_context(frozen(network))
-        session = Session(judged, images.x, images.y, options, ensemble, device, folder, victim, models)
+        session = Session(judged, images.x, images.y, options, ensemble, device, kept, victim, models)
         rows, flags = session.run()
-    if card.provenance.get("diverged"):
-        flags = (*flags, "diverged")
+    flags = (*flags, *alike, *(["diverged"] if card.provenance.get("diverged") else []))
     names = ("robust", "clean", *(component.name for component in ensemble.components))
     values: dict[str, Any] = header | rows
     ledger = Ledger(**values, components=names, flags=flags)
     write_ledger(out, ledger)
-    if folder:
-        shutil.rmtree(folder, ignore_errors=True)
+    if "unbroken" in doubts(ledger):
+        log(f"{out}: {DOUBTS['unbroken']}")
+    forget(kept)
     return ledger
+
+
+def _say_doubts(
+    original: nn.Module | None, images: "Images", classes: int, flags: list[str], out: Path, device: torch.device
+) -> None:
+    """Say what makes every verdict on these images doubtful, before hours of attack.
+
+    `original` is the model where it is the one that was given to be hardened, and not one of our making.
+    """
+    label = images.y.numpy()
+    for flag in flags:
+        log(f"{out}: {DOUBTS[flag]}")
+    missing = np.flatnonzero(np.bincount(label, minlength=classes) == 0)
+    if len(missing):
+        named = ", ".join(map(str, missing[:3])) + (" and others" if len(missing) > 3 else "")
+        log(f"{out}: no image of {len(missing)} of {classes} classes ({named})")
+    if original is None:
+        return
+    with torch.no_grad(), seeded(0, device):
+        prediction = torch.cat([original(x.to(device)).argmax(1).cpu() for x in images.x.split(250)]).numpy()
+    if at_majority(prediction, label):
+        right = 100 * float(np.mean(prediction == label))
+        share = 100 * float(np.bincount(label).max()) / len(label)
+        kinds = len(np.unique(prediction))
+        one = f", and answers {prediction[0]} to all" if kinds == 1 else ""
+        log(f"{out}: {DOUBTS['at-majority']} (accuracy {right:.2f} %, commonest class {share:.2f} %{one})")
 
 
 def seen_data(own: registry.RealData, defence: DefendOptions | None) -> registry.RealData:
@@ -157,5 +187,4 @@ def _images(
                 f"the model takes {what} {own}, data set {name} has {other}; "
                 f"give the data set it was made for ({card.dataset}) or an .npz file"
             )
-    images = sets.load(name, options.split, sets.data_dir(data_dir))
-    return images.first(options.limit)
+    return sets.load(name, options.split, sets.data_dir(data_dir), options.limit)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
+from dfshield.options.diversity import check_bins, check_neighbours
 
 ROWS = 256
 """Points whose distances to all others are held at a time: 123 MB for 60,000 of them."""
@@ -27,8 +27,7 @@ def neighbourhood_metrics(real: Tensor, synthetic: Tensor, k: int, bar: Any = No
     """
     # The prdc package (0.2, of 2020) holds all distances at once: 24 GB for the paper's 50,000 by 60,000 points.
     for name, points in (("real", real), ("synthetic", synthetic)):
-        if len(points) <= k:
-            raise InputError(f"neighbours {k}: there are {len(points)} {name} images; use neighbours < {len(points)}")
+        check_neighbours(k, len(points), name)
     real, synthetic = real.double(), synthetic.double()  # in float32 the matrix product would blur close points
     real_radii, synthetic_radii = (_radii(points, k, bar) for points in (real, synthetic))
     recalled, covered = 0, 0
@@ -73,8 +72,7 @@ def bin_counts(real: np.ndarray, synthetic: np.ndarray, bins: int, seed: int) ->
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    if len(real) < bins:
-        raise InputError(f"bins {bins}: there are only {len(real)} real images; use bins <= {len(real)}")
+    check_bins(bins, len(real))
     start = int(torch.randint(2**31, (), generator=generator("bins", seed)))
     with threadpool_limits(1):  # the order in which several threads add up would be left to chance
         clusters = KMeans(bins, n_init=1, random_state=start).fit(real)

@@ -46,7 +46,6 @@ def run(
     trainset = read(data)
     check_fit(trainset, card, teacher, data)
     described = options.described(device) | {"seed": options.seed}
-    del described["vgg16"]  # a path of this machine; the record has the hash of the weights
     weights = Path(options.vgg16) if options.vgg16 else None
     images = _real(card, options, dataset, data_dir)
     real = _drawn(images.x, "real", options)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dfshield.models.penultimate import Penultimate
-from dfshield.models.weights import fit, load_state
+from dfshield.models.weights import load_weights
 from dfshield.options.common import Features
 
 BATCH = 250
@@ -65,10 +65,9 @@ class _Scaled(nn.Module):
 
 
 def _vgg16(weights: Path) -> nn.Module:
-    state = load_state(weights)
     from torchvision.models import vgg16
 
     with torch.device("meta"):  # 138 million parameters that are replaced at once
         network = vgg16()
-    fit(network, state, str(weights), assign=True)
+    load_weights(network, weights, assign=True)
     return _Scaled(network).eval()

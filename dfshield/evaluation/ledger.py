@@ -10,7 +10,6 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 
 from dfshield.core import hdf5
@@ -171,22 +170,20 @@ def write_ledger(path: Path, ledger: Ledger) -> str:
     arrays = {name: np.ascontiguousarray(getattr(ledger, name)) for name in DATASETS}
     attributes = _attributes(ledger)
     content = _content_hash(arrays, attributes)
-    with atomic(path) as temporary:
-        hdf5.require_space(path.parent, sum(values.nbytes for values in arrays.values()), CONTRACT.holds)
-        with h5py.File(temporary, "w", libver="latest") as file:
-            for name, values in arrays.items():
-                row = max(1, values[:1].nbytes)
-                file.create_dataset(
-                    name,
-                    data=values,
-                    maxshape=(None, *values.shape[1:]),  # allows the empty set to be chunked
-                    chunks=(max(1, min(2**20 // row, max(1, len(values)))), *values.shape[1:]),
-                    fletcher32=True,
-                    **({"compression": "gzip", "shuffle": True} if name == "perturbation" else {}),
-                )
-            for key, value in attributes.items():
-                file.attrs[key] = value
-            hdf5.seal(file, content)
+    with atomic(path) as temporary, hdf5.created(temporary) as file:
+        for name, values in arrays.items():
+            row = max(1, values[:1].nbytes)
+            file.create_dataset(
+                name,
+                data=values,
+                maxshape=(None, *values.shape[1:]),  # allows the empty set to be chunked
+                chunks=(max(1, min(2**20 // row, max(1, len(values)))), *values.shape[1:]),
+                fletcher32=True,
+                **({"compression": "gzip", "shuffle": True} if name == "perturbation" else {}),
+            )
+        for key, value in attributes.items():
+            file.attrs[key] = value
+        hdf5.seal(file, content)
     return content
 
 

@@ -1,36 +1,15 @@
 """What an attack needs besides the attacked model: further classifiers, and images of other classes."""
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
-from dfshield.core.threat import parse_threat
 from dfshield.models.checkpoints import Card, Classifier, load_checkpoint, read_card
-from dfshield.options import AttackOptions
-
-GUIDE = "guide"
-"""The need that the evaluation set meets; all others are checkpoints."""
-
-
-def check_needs(options: AttackOptions, others: Mapping[str, Path]) -> None:
-    """Raise InputError for a threat model or further checkpoints `others` that are not what the attack works with."""
-    name, entry = options.attack, registry.ATTACKS[options.attack]
-    norm = parse_threat(options.threat).norm
-    if norm not in entry.norms:
-        raise InputError(f"attack {name} works within {', '.join(entry.norms)}, but threat is {options.threat}")
-    needed = [need for need in entry.needs if need != GUIDE]
-    for need in needed:
-        if need not in others:
-            raise InputError(f"attack {name} needs a {need}; give --other {need}=CHECKPOINT")
-    for other in others:
-        if other not in needed:
-            raise InputError(f"attack {name} makes no use of another model as its {other}; leave --other {other} out")
+from dfshield.options.attacks import GUIDE
 
 
 def load_other(path: Path, card: Card, device: torch.device, factory: str | None) -> tuple[Classifier, str]:

@@ -1,7 +1,5 @@
 """Attack a set of images, chunk by chunk, and keep what is done."""
 
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,9 +10,10 @@ from torch import Tensor, nn
 
 from dfshield import registry
 from dfshield.attacks.base import Component, Ensemble, Eot, Problem
-from dfshield.core.files import atomic
 from dfshield.core.progress import progress
 from dfshield.core.rng import generator, seeded
+from dfshield.core.signals import stop_if_asked
+from dfshield.core.state import keep_arrays, kept_arrays
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation.checks import SQUARE_POINTS, gradient_masking_checks
 from dfshield.evaluation.crafting import FastModels
@@ -60,7 +59,8 @@ class Session:
         pieces = []
         flags: list[str] = []
         broken = done = 0
-        with progress(len(chunks) * (len(self.ensemble.components) + 1), self.options.attack, "piece") as bar:
+        total = len(chunks) * (len(self.ensemble.components) + 1)
+        with progress(total, self.options.attack, "piece") as bar:
             for number, start in enumerate(chunks):
                 stop = start + self.options.chunk
                 # the components of AutoAttack look at gradients through views, which other layouts do not have
@@ -72,6 +72,7 @@ class Session:
                     robust = 100 * (1 - (broken + rows["broken"].sum()) / done)
                     bar.set_postfix({"robust": f"{robust:.2f} %"}, refresh=False)
                     bar.update()
+                    stop_if_asked("piece", int(bar.n), total, kept=self.folder is not None)
                 broken += int(rows["broken"].sum())
                 rows["perturbed_index"] += start
                 pieces.append(rows)
@@ -159,19 +160,11 @@ def chunk_generator(seed: int, attack: str, number: int) -> torch.Generator:
 
 def save_piece(file: Path | None, alive: np.ndarray, outcome: Outcome) -> None:
     """Keep the outcome of one attack on one chunk, with the images `alive` (indices) that it was of."""
-    if file:
-        with atomic(file) as temporary:
-            np.savez(temporary, alive=alive, **vars(outcome))
+    keep_arrays(file, {"alive": alive, **vars(outcome)})
 
 
 def load_piece(file: Path | None, alive: np.ndarray) -> Outcome | None:
     """The outcome that an earlier run left in `file`; None if there is none that is whole and of the same images."""
-    if file is None or not file.is_file():
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as kept:
-            arrays = {name: kept[name] for name in kept.files}
-        same = np.array_equal(arrays.pop("alive"), alive)
-        return Outcome(**arrays) if same else None
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error):
-        return None
+    arrays = kept_arrays(file)
+    same = arrays is not None and np.array_equal(arrays.pop("alive"), alive)
+    return Outcome(**arrays) if arrays and same else None

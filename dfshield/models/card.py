@@ -4,9 +4,10 @@ The file is safetensors; its only metadata key ``dfshield`` holds the card, cano
 and one of itself.
 """
 
+import contextlib
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -118,26 +119,40 @@ def hash_values(tensors: Iterable[tuple[str, str, list[int], Values]]) -> str:
     return total.hexdigest()
 
 
+def stated_card(path: Path) -> Card:
+    """The card that a checkpoint states, which has a hash of its own; its tensors are not read.
+
+    Raises InputError for anything but a checkpoint of ours.
+    """
+    existing_file(path, "checkpoint", "run the stage that makes it, or correct the path")
+    refuse_foreign(path)
+    with _readable(path), safe_open(path, framework="numpy") as stream:
+        metadata = stream.metadata() or {}
+    if set(metadata) != {"dfshield"}:
+        raise InputError(
+            f"{path}: is not a checkpoint of dfshield; bring weights in with `dfshield teacher --weights {path}` first"
+        )
+    return _parse(metadata["dfshield"], path)
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:150]
+        raise InputError(f"{path}: is not a whole safetensors file ({reason}); fetch or write it again") from None
+
+
 def read_card(path: Path) -> Card:
     """The card of a checkpoint, checked against its tensors, without building the network.
 
     Raises InputError for anything but a whole, unchanged checkpoint with finite weights.
     """
     path = Path(path)
-    existing_file(path, "checkpoint", "run the stage that makes it, or correct the path")
-    refuse_foreign(path)
-    try:
-        with safe_open(path, framework="numpy") as stream:
-            metadata = stream.metadata() or {}
+    card = stated_card(path)
+    with _readable(path):
         tensors = sorted(deserialize(path.read_bytes()), key=lambda entry: entry[0])
-    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:150]
-        raise InputError(f"{path}: is not a whole safetensors file ({reason}); fetch or write it again") from None
-    if set(metadata) != {"dfshield"}:
-        raise InputError(
-            f"{path}: is not a checkpoint of dfshield; bring weights in with `dfshield teacher --weights {path}` first"
-        )
-    card = _parse(metadata["dfshield"], path)
     values = ((name, DTYPES.get(t["dtype"], t["dtype"]), t["shape"], t["data"]) for name, t in tensors)
     if hash_values(values) != card.tensors_sha256:
         raise InputError(f"{path}: its tensors differ from their SHA-256, so it is damaged; make or fetch it again")

@@ -8,7 +8,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from dfshield.core.errors import InputError
@@ -17,9 +17,10 @@ from dfshield.core.hashing import canonical_json, digest
 from dfshield.models.card import FORMAT, Card, hash_values, read_card
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
-from dfshield.models.weights import check_finite, fit, load_state, read_safetensors
+from dfshield.models.formats import read_safetensors
+from dfshield.models.weights import check_finite, fit
 
-__all__ = ["Card", "Classifier", "build_network", "load_checkpoint", "load_state", "read_card", "save_checkpoint"]
+__all__ = ["Card", "Classifier", "build_network", "load_checkpoint", "read_card", "save_checkpoint"]
 
 
 def hash_tensors(state: Mapping[str, Tensor]) -> str:
@@ -48,8 +49,9 @@ def save_checkpoint(path: Path, model: Classifier, card: Card) -> str:
     check_finite(state, f"{path}: not written")
     card = replace(card, tensors_sha256=hash_tensors(state))
     body = {"format": FORMAT} | asdict(card)
+    content = save(state, metadata={"dfshield": canonical_json(body | {"sha256": digest(body)})})
     with atomic(path) as temporary:
-        save_file(state, temporary, metadata={"dfshield": canonical_json(body | {"sha256": digest(body)})})
+        temporary.write_bytes(content)
     return card.tensors_sha256
 
 
@@ -58,22 +60,28 @@ def load_checkpoint(
 ) -> tuple[Classifier, Card]:
     """Read a checkpoint; the classifier is on `device`, in eval mode.
 
-    A user's factory is imported only if the caller passes the very `factory` that the card names, so that a file from
-    elsewhere cannot make us run code. Raises InputError for anything but a whole, unchanged checkpoint with finite
-    weights that fit the network.
+    A user's factory is imported only if the caller passes the `factory` that the card names, so that a file from
+    elsewhere cannot make us run code. Its file may lie in another folder than it did. Raises InputError for anything
+    but a whole, unchanged checkpoint with finite weights that fit the network.
     """
     path = Path(path)
     card = read_card(path)
-    if card.factory != factory:
+    if _name(card.factory) != _name(factory):
         raise InputError(f"{path}: {_factory_remedy(card.factory, factory)}")
     state, _ = read_safetensors(path)
     if card.factory is None:
         with torch.device("meta"):  # no memory and no time for weights that are replaced at once
             net = build_network(card.model, card.input_shape, card.classes)
     else:
-        net = build_network(card.model, card.input_shape, card.classes, card.factory, card.arguments)
+        net = build_network(card.model, card.input_shape, card.classes, factory, card.arguments)
     fit(net, state, str(path), assign=True)
     return Classifier(net, card.mean, card.std).to(device).eval(), card
+
+
+def _name(factory: str | None) -> str | None:
+    """A factory without the folder of its file."""
+    place, _, function = (factory or "").rpartition(":")
+    return f"{Path(place).name}:{function}" if place.endswith(".py") else factory
 
 
 def _factory_remedy(stored: str | None, given: str | None) -> str:

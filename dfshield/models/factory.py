@@ -1,22 +1,15 @@
 """Build networks: registered ones by name, the user's own from a factory function in their code."""
 
-import importlib
-import importlib.util
-import sys
-import traceback
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dfshield import registry
-from dfshield.core.errors import InputError
-from dfshield.core.hashing import digest
+from dfshield.core.errors import InputError, describe
 from dfshield.core.rng import generator, seeded
+from dfshield.models.user_code import call_factory
 
 Shape = tuple[int, int, int]
 
@@ -47,13 +40,7 @@ def build_network(
 
 
 def _user_network(factory: str, input_shape: Shape, classes: int, arguments: dict[str, Any]) -> nn.Module:
-    function = find_factory(factory)
-    try:
-        net = function(**arguments)
-    except Exception as error:  # the user's code may raise anything
-        raise InputError(f"factory {factory}: {_describe(error)}; correct the factory or its arguments") from None
-    if not isinstance(net, nn.Module):
-        raise InputError(f"factory {factory}: returned a {type(net).__name__}; it must return a torch.nn.Module")
+    net = call_factory(factory, arguments)
     _check_outputs(net, factory, input_shape, classes)
     check_batchnorm(net, f"factory {factory}")
     return net
@@ -66,7 +53,7 @@ def _check_outputs(net: nn.Module, factory: str, input_shape: Shape, classes: in
             logits = net.eval()(torch.zeros(1, *input_shape))
     except Exception as error:  # the user's code may raise anything
         raise InputError(
-            f"factory {factory}: a forward pass with input_shape {list(input_shape)} failed: {_describe(error)}; "
+            f"factory {factory}: a forward pass with input_shape {list(input_shape)} failed: {describe(error)}; "
             "correct input_shape (C,H,W) or the network"
         ) from None
     finally:
@@ -86,62 +73,3 @@ def check_batchnorm(net: nn.Module, where: str) -> None:
             f"{where}: the network has no BatchNorm2d layer with running statistics; images are synthesised by "
             "matching them, so without BatchNorm there is nothing to work from: use a network that was trained with it"
         )
-
-
-def find_factory(factory: str) -> Callable[..., Any]:
-    """Import ``package.module:function`` or ``file.py:function``; raises InputError if there is no such thing."""
-    place, _, name = factory.rpartition(":")
-    if not place or not name.isidentifier():
-        raise InputError(f"factory {factory!r}: write package.module:function or path/to/file.py:function")
-    module = _import_file(Path(place), factory) if place.endswith(".py") else _import_module(place, factory)
-    function = getattr(module, name, None)
-    if not callable(function):
-        names = [n for n, v in vars(module).items() if callable(v) and getattr(v, "__module__", "") == module.__name__]
-        raise InputError(f"factory {factory}: {place} has no function {name!r} (it has: {', '.join(names) or 'none'})")
-    return function
-
-
-def _import_module(place: str, factory: str) -> ModuleType:
-    try:
-        with _on_path(Path.cwd()):
-            return importlib.import_module(place)
-    except ModuleNotFoundError as error:
-        if error.name and (place == error.name or place.startswith(error.name + ".")):
-            raise InputError(
-                f"factory {factory}: no module {error.name!r} is installed or found below {Path.cwd()}"
-            ) from None
-        raise InputError(f"factory {factory}: importing {place} failed: {_describe(error)}") from None
-    except Exception as error:  # the user's code may raise anything
-        raise InputError(f"factory {factory}: importing {place} failed: {_describe(error)}") from None
-
-
-def _import_file(path: Path, factory: str) -> ModuleType:
-    if not path.is_file():
-        raise InputError(f"factory {factory}: no such file {path} (current folder: {Path.cwd()})")
-    name = f"dfshield_user_{digest(str(path.resolve()))[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec and spec.loader
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses and torch.fx look their module up there
-    try:
-        with _on_path(path.resolve().parent):
-            spec.loader.exec_module(module)
-    except Exception as error:  # the user's code may raise anything
-        del sys.modules[name]
-        raise InputError(f"factory {factory}: importing {path} failed: {_describe(error)}") from None
-    return module
-
-
-@contextmanager
-def _on_path(folder: Path) -> Iterator[None]:
-    sys.path.insert(0, str(folder))
-    try:
-        yield
-    finally:
-        sys.path.remove(str(folder))
-
-
-def _describe(error: Exception) -> str:
-    frames = traceback.extract_tb(error.__traceback__)
-    place = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}{place}"

@@ -1,12 +1,17 @@
 """Options of attacks. What one attack alone reads is in the class of that attack."""
 
+from collections.abc import Collection
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from dfshield import registry
-from dfshield.core.threat import FractionText, ThreatText
+from dfshield.core.errors import InputError
+from dfshield.core.threat import FractionText, ThreatText, parse_threat
 from dfshield.options.common import AttackName, Positive, Precision, StageOptions
+
+GUIDE = "guide"
+"""The need that the evaluation set meets; all others are checkpoints."""
 
 
 class AttackOptions(StageOptions):
@@ -33,6 +38,21 @@ class AttackOptions(StageOptions):
     """forward passes that the crafting model's logits are averaged over (EOT), for models and defences that draw"""
     adaptive: bool = True
     """with a defence: craft through the defence, not on the bare network"""
+
+    def check_needs(self, others: Collection[str] = ()) -> None:
+        """Raise InputError for a threat model or further checkpoints `others` that the attack does not work with."""
+        name, entry = self.attack, registry.ATTACKS[self.attack]
+        if parse_threat(self.threat).norm not in entry.norms:
+            raise InputError(f"attack {name} works within {', '.join(entry.norms)}, but threat is {self.threat}")
+        needed = [need for need in entry.needs if need != GUIDE]
+        for need in needed:
+            if need not in others:
+                raise InputError(f"attack {name} needs a {need}; give --other {need}=CHECKPOINT")
+        for other in others:
+            if other not in needed:
+                raise InputError(
+                    f"attack {name} makes no use of another model as its {other}; leave --other {other} out"
+                )
 
 
 class Pgd(AttackOptions):

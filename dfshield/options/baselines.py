@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dfshield import registry
+from dfshield.core.errors import InputError
 from dfshield.core.threat import FractionText, ThreatText
 from dfshield.options.common import BaselineName, Positive, Share, StageOptions, Weight
 
@@ -68,6 +69,9 @@ class CotrainOptions(StageOptions):
     l2_step: FractionText | Literal["eps/5"] = "15/255"
     """step of the inner maximisation for l2 threats (l∞ uses ε/4)"""
 
+    def check_classes(self, classes: int) -> None:
+        """Raise InputError where the method cannot work for so many classes."""
+
     @model_validator(mode="after")
     def _of_its_entry(self) -> "CotrainOptions":
         if not isinstance(self, CotrainOptions.class_for(self.method)):
@@ -101,6 +105,14 @@ class Dast(CotrainOptions):
     """class that the term asks for, the branch's (publication) or the teacher's answer (released code)"""
     beta: Weight = 0.1
     """weight of the probability term in the student's loss"""
+
+    def check_classes(self, classes: int) -> None:
+        """Raise InputError for a mini-batch that the branches, one a class, cannot share equally."""
+        if self.batch % classes or self.batch < 2 * classes:
+            raise InputError(
+                f"batch {self.batch}: dast shares a mini-batch equally among its {classes} branches, with two images "
+                f"or more for each; use a multiple of {classes} from {2 * classes} on"
+            )
 
 
 class Dfme(CotrainOptions):

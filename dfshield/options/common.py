@@ -11,8 +11,9 @@ from dfshield.core.validation import Options
 Device = Literal["auto", "cpu", "cuda"]
 Schedule = Literal["constant", "cosine"]
 Precision = Literal["auto", "fp32", "bf16"]
-Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=100)]
 Positive = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Weight = Annotated[float, Field(ge=0)]
 Features = Literal["teacher", "pixels", "vgg16"]
@@ -59,7 +60,7 @@ class StageOptions(Options):
     """cpu, cuda, or auto: CUDA where there is a device"""
     threads: Positive = 1
     """CPU threads of one job"""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """random seed; everything random follows from it"""
 
     @classmethod

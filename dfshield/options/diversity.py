@@ -1,10 +1,26 @@
 """Options of the diversity metrics."""
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from dfshield.core.errors import InputError
 from dfshield.options.common import Features, Positive, StageOptions
+
+if TYPE_CHECKING:
+    import torch
+
+
+def check_neighbours(neighbours: int, images: int, which: str) -> None:
+    """Raise InputError for a set of `neighbours` images or fewer."""
+    if images <= neighbours:
+        raise InputError(f"neighbours {neighbours}: there are {images} {which} images; use neighbours < {images}")
+
+
+def check_bins(bins: int, real: int) -> None:
+    """Raise InputError for fewer real images than bins."""
+    if real < bins:
+        raise InputError(f"bins {bins}: there are only {real} real images; use bins <= {real}")
 
 
 class DiversityOptions(StageOptions):
@@ -32,3 +48,16 @@ class DiversityOptions(StageOptions):
         if "vgg16" in (self.features, self.bin_features) and not self.vgg16:
             raise ValueError("features vgg16 need its weights, which are never downloaded: give vgg16, a .pth file")
         return self
+
+    def check_sizes(self, real: int | None, synthetic: int | None) -> None:
+        """Raise InputError for sets that are too small, by their numbers of images as far as they are known."""
+        for which, images in (("real", real), ("synthetic", synthetic)):
+            if images is not None:
+                drawn = min(images, self.sample or images)
+                check_neighbours(self.neighbours, drawn, which)
+                if which == "real":
+                    check_bins(self.bins, drawn)
+
+    def described(self, device: "torch.device | None" = None) -> dict[str, Any]:
+        """As that of all stages, without `vgg16`: where weights lie decides nothing, their content does."""
+        return {name: value for name, value in super().described(device).items() if name != "vgg16"}

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dfshield import registry
+from dfshield.core.errors import InputError
 from dfshield.options.common import (
     AugmentationName,
     CoefficientsName,
@@ -175,6 +176,20 @@ class PublicOptions(StageOptions):
     """the other data set; its training split is taken"""
     images: Annotated[int, Field(ge=0)] = 0
     """use only so many images, drawn by the seed; 0 for all"""
+
+    def check_dataset(self, dataset: str, channels: int) -> None:
+        """Raise InputError for the teacher's own data set, and for a teacher of neither grey nor RGB images."""
+        if self.dataset == dataset:
+            raise InputError(
+                f"the teacher was trained on {dataset}, which is not another data set; name one, or use source real"
+            )
+        if channels not in (1, 3):
+            raise InputError(f"the teacher takes {channels} channels; public images are grey or RGB")
+
+    def check_images(self, images: int) -> None:
+        """Raise InputError for more images than the other data set's training split has."""
+        if self.images > images:
+            raise InputError(f"{self.dataset}: has {images} training images, not {self.images}; ask for fewer")
 
 
 class AugmentOptions(StageOptions):

@@ -5,6 +5,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import Field, model_validator
 
 from dfshield import registry
+from dfshield.core.errors import InputError
 from dfshield.core.threat import FractionText, ThreatText
 from dfshield.options.common import LossName, Positive, Precision, Schedule, Share, StageOptions, Weight
 
@@ -91,6 +92,28 @@ class TrainOptions(StageOptions):
         """Whether images change from one use to the next, so that teacher logits are recomputed."""
         return self.flip or self.translate or self.contrast > 0 or self.noise > 0
 
+    def used_images(self, images: int) -> int:
+        """How many of a training set's images are used, held-out ones included."""
+        return max(1, round(self.data_share * images))
+
+    def mini_batches(self, images: int) -> int:
+        """Mini-batches of an epoch on a training set of so many images; InputError if no update could be made."""
+        used = self.used_images(images)
+        kept = max(0, used - self.holdout)
+        batches = kept // self.batch
+        if not batches:
+            raise InputError(
+                f"holdout {self.holdout} leaves {kept} of {used} images to train on, less than one mini-batch of "
+                f"{self.batch}; use a smaller holdout or batch, or more images"
+            )
+        if batches < self.aggregate:
+            raise InputError(
+                f"aggregate (B = {self.aggregate}) mini-batches of {self.batch} do not fit in an epoch of {kept} "
+                f"images ({batches} mini-batches), so no update could ever be made: use aggregate <= {batches}, "
+                f"batch <= {kept // self.aggregate} or more images"
+            )
+        return batches
+
     @model_validator(mode="after")
     def _of_its_entry(self) -> "TrainOptions":
         if not isinstance(self, TrainOptions.class_for(self.loss)):
@@ -101,6 +124,12 @@ class TrainOptions(StageOptions):
     def _nesterov_needs_momentum(self) -> "TrainOptions":
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0; set momentum or nesterov to false")
+        return self
+
+    @model_validator(mode="after")
+    def _batch_has_statistics(self) -> "TrainOptions":
+        if self.batch == 1 and self.batchnorm == "train":
+            raise ValueError("batch 1: a single image has no batch statistics; use batch >= 2 or batchnorm eval")
         return self
 
     @model_validator(mode="after")

@@ -4,6 +4,11 @@ The options of the stages are in `dfshield.options`; a config gives them by stag
 training sets, recipes and protocols. `dfshield.planning.choices` has the form of the vocabularies.
 """
 
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,11 +18,12 @@ from pydantic import Field, model_validator
 import dfshield
 from dfshield.core.errors import InputError
 from dfshield.core.files import read_yaml
-from dfshield.core.threat import ThreatText
+from dfshield.core.threat import ThreatText, parse_threat
 from dfshield.core.validation import Options, build, check_keys
-from dfshield.options.common import DatasetName, Device, ModelName, Name, Positive
+from dfshield.options.common import DatasetName, Device, ModelName, Name, Positive, Seed
 from dfshield.planning.choices import VOCABULARIES, Choice, check_section, merged, read_defaults
 from dfshield.planning.stages import OLD_NAMES, STAGES, sections
+from dfshield.registry import DIVERSITY_METRICS
 
 ELSEWHERE = {
     "seed": "seeds:",
@@ -26,6 +32,9 @@ ELSEWHERE = {
 }
 """Options with a config key of their own. Inside a stage's section they would be overridden silently."""
 ELSEWHERE_BY_STAGE = {"attack": ("seed", "threat", "split"), "train": ("seed", "threat"), "cotrain": ("seed", "threat")}
+
+RESERVED = re.compile(r"seed-\d+|eval|none|.*\.(safetensors|h5|csv|json|md|tex|log|tsv|yaml)", re.I)
+"""Names that the path grammar has for files and folders of its own."""
 
 
 def _refuse_misplaced(options: dict[str, Any], stage: str, where: str) -> None:
@@ -89,6 +98,12 @@ class DatasetConfig(StageOverrides):
     by_protocol: dict[str, dict[str, Any]] = {}
     """options by evaluation protocol"""
 
+    @model_validator(mode="after")
+    def _sensible(self) -> "DatasetConfig":
+        _positive(self.threat, "threat")
+        _once(self.models, "models")
+        return self
+
 
 class EvaluationConfig(Options):
     """The evaluation set of a user's own model."""
@@ -128,6 +143,13 @@ class HardenConfig(StageOverrides):
     """real images to measure on, after everything is decided; none: no figures in the model card"""
 
     @model_validator(mode="after")
+    def _sensible(self) -> "HardenConfig":
+        _positive(self.threat, "threat")
+        _number_as_text(self.arguments, "arguments")
+        _once(self.evaluation.protocols if self.evaluation else (), "evaluation.protocols")
+        return self
+
+    @model_validator(mode="after")
     def _channels(self) -> "HardenConfig":
         for name, values in (("mean", self.mean), ("std", self.std)):
             if len(values) != self.input_shape[0]:
@@ -146,7 +168,7 @@ class Config(StageOverrides):
     """device of all stages"""
     data_dir: Path | None = None
     """folder of real data and weights; the variable DFSHIELD_DATA wins, without either: ./data"""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field((0,), min_length=1)
+    seeds: tuple[Seed, ...] = Field((0,), min_length=1)
     """seeds of synthesis and training; tables give mean and spread"""
     shards: Positive = 1
     """parallel jobs of one synthesis"""
@@ -191,6 +213,22 @@ class Config(StageOverrides):
                 f"version: {version}}}}}"
             )
         return values
+
+    @model_validator(mode="after")
+    def _names(self) -> "Config":
+        _once(self.seeds, "seeds")
+        _once([name.lower() for name in self.methods], "methods")
+        if self.name.lower() == "harden" or self.name.lower().endswith((".csv", ".md", ".tex")):
+            raise ValueError(f"name: results/{self.name} is the place of model cards or tables; choose another name")
+        for where, names in {**self.choices, "harden": self.harden}.items():
+            for name in names:
+                if RESERVED.fullmatch(name):
+                    raise ValueError(f"{where}.{name}: is a name of files or folders of a run; choose another")
+            _once([name.lower() for name in names], where, " (upper and lower case are one name on some disks)")
+        for name in self.choices["protocols"]:
+            if name in DIVERSITY_METRICS:
+                raise ValueError(f"protocols.{name}: is the name of a diversity metric; choose another")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> "Config":
@@ -240,21 +278,98 @@ def _among(values: Any, allowed: Any, where: str) -> None:
             raise ValueError(f"{where}: {value!r} is not one of {', '.join(sorted(allowed))}")
 
 
+def _once(values: Iterable[Any], where: str, why: str = "") -> None:
+    for value, count in Counter(values).items():
+        if count > 1:
+            raise ValueError(f"{where}: {value} is given {count} times{why}; take one out")
+
+
+def _positive(threat: str, where: str) -> None:
+    if parse_threat(threat).eps == 0:
+        raise ValueError(f"{where}: ε is 0 in {threat}, so nothing is perturbed; write for example linf:8/255")
+
+
+def _number_as_text(value: Any, where: str) -> None:
+    """Refuse texts such as 1e-3 among a factory's arguments, which YAML 1.1 does not read as numbers."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            _number_as_text(item, f"{where}.{key}")
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            _number_as_text(item, f"{where}.{index}")
+    elif isinstance(value, str) and re.fullmatch(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+", value):
+        raise ValueError(f"{where}: {value} is a text to YAML; write it with a point and a sign, {float(value):.6e}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{where}: {value} is no finite number")
+
+
 def shipped(path: Path) -> Path:
     """`path` itself or, where there is no such file in the current folder, the one that came with the program."""
     own = Path(dfshield.__file__).parent.parent / path
     return own if not path.is_file() and own.is_file() else path
 
 
+def located(values: dict[str, Any], where: str, folders: Mapping[str, Path], home: Path | None) -> dict[str, Any]:
+    """The config's values with ``tables`` and ``defaults`` where they lie.
+
+    A relative path is sought beside the config file that states it (`folders`, by key), in the working folder, beside
+    the workflow (`home`) and beside the package. A file of the working folder keeps its relative path. Raises
+    InputError with the places where it was sought, for one that the config states and for the default of ``defaults``.
+    """
+    found = dict(values)
+    for key in ("tables", "defaults"):
+        given = values.get(key)
+        if given is not None and not isinstance(given, str | Path):
+            continue  # for the check of types
+        path = Path(given or Config.model_fields[key].default).expanduser()
+        beside = [folders[key]] if given is not None and key in folders else []
+        program = Path(dfshield.__file__).parent.parent
+        places = (
+            [path]
+            if path.is_absolute()
+            else [folder / path for folder in (*beside, Path.cwd(), *([home] if home else []), program)]
+        )
+        place = next((place for place in places if place.is_file()), None)
+        if place is not None:
+            below = Path(os.path.relpath(place)) if place.absolute().is_relative_to(Path.cwd()) else place.absolute()
+            if below != path or given is not None:
+                found[key] = str(below)
+        elif given is not None or key == "defaults":
+            sought = " or ".join(dict.fromkeys(str(place.absolute()) for place in places))
+            raise InputError(f"{where}: {key}: {path}: cannot be read, there is no such file ({sought})")
+    return found
+
+
 def load_config(path: Path) -> Config:
     """Read and check one config file; raises InputError naming file and key."""
+    values = _read_config(path)
+    return check_config(values, str(path), dict.fromkeys(values, path.parent))
+
+
+def load_configs(values: dict[str, Any], paths: Sequence[Path], home: Path | None = None) -> Config:
+    """Check `values` that Snakemake has merged from config files and its command line; raises InputError.
+
+    The files are read again, because Snakemake's reader loses keys that are given twice. `home` is the folder of the
+    Snakefile, beside which the default tables lie.
+    """
+    folders: dict[str, Path] = {}
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: is no regular file, and every job reads the config again; write it to a file")
+        folders |= {key: path.absolute().parent for key in _read_config(path)}
+    return check_config(values, " + ".join(map(str, paths)) or "config", folders, home)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
     values = read_yaml(path)
     if not isinstance(values, dict):
         raise InputError(f"{path}: a config is a mapping of keys to values, this is {type(values).__name__}")
-    return check_config(values, str(path))
+    return values
 
 
-def check_config(values: dict[str, Any], where: str = "config") -> Config:
-    """Check a config that is already parsed (Snakemake's); raises InputError naming the key."""
-    config: Config = build(Config, values, where)
+def check_config(
+    values: dict[str, Any], where: str = "config", folders: Mapping[str, Path] | None = None, home: Path | None = None
+) -> Config:
+    """Check a config that is already parsed; raises InputError naming the key. `folders` and `home` as in `located`."""
+    config: Config = build(Config, located(values, where, folders or {}, home), where)
     return config

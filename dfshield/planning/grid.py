@@ -1,13 +1,25 @@
-"""Which part of a config's grid every table takes: data sets, models, rows, seeds, threat models, swept values."""
+"""Which part of a config's grid every table takes: data sets, models, rows, seeds, threat models, swept values.
 
+With the vocabularies that the rows name.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
 
 from dfshield.core.errors import InputError
+from dfshield.planning.choices import VOCABULARIES, Choice
 from dfshield.planning.config import Config
+from dfshield.planning.paths import NONE, recipe_name
 from dfshield.planning.tables import GridSpec, RowSpec, TableSpec
+from dfshield.registry.metrics import metric as metric_entry
+
+FIELDS = {"sources": "source", "recipes": "recipe", "protocols": "protocol", "defences": "defence"}
+"""Vocabularies and the fields of a place that hold their names."""
+OF_STAGE = {stage: vocabulary for vocabulary, stages in VOCABULARIES.items() for stage in stages}
+"""Stages and the vocabularies that their entries are in."""
 
 
 @dataclass(frozen=True)
@@ -73,3 +85,63 @@ class Grid:
     def own_tables(self) -> list[str]:
         """The tables that this config has cells in."""
         return [table for table, spec in self.tables.items() if any(models for _, models in self.blocks(spec))]
+
+    @property
+    def sources(self) -> dict[str, Choice]:
+        """Training sets by name."""
+        return self.config.choices["sources"]
+
+    @property
+    def protocols(self) -> dict[str, Choice]:
+        """Evaluation protocols by name."""
+        return self.config.choices["protocols"]
+
+    @cached_property
+    def recipes(self) -> dict[str, tuple[str, dict[str, Any]]]:
+        """Every recipe name of the run, swept ones included: its base recipe and overrides."""
+        known = self.config.choices["recipes"]
+        found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in known}
+        for spec in self.tables.values():
+            for row, overrides in product(spec.rows, self.sweeps(spec)):
+                if row.recipe in known:
+                    name = recipe_name(row.recipe, overrides)
+                    if found.setdefault(name, (row.recipe, overrides)) != (row.recipe, overrides):
+                        raise InputError(
+                            f"{spec.key}: {name!r} is the name of two recipes, {found[name]} and "
+                            f"{(row.recipe, overrides)}; rename the recipe, or sweep values that differ in six digits"
+                        )
+        return found
+
+    def recipe_stage(self, recipe: str) -> str:
+        """``train`` or ``cotrain``, by a recipe's name, swept or not; a co-trained one takes source ``none``."""
+        return self.config.choices["recipes"][self.recipes[recipe][0]].stage
+
+    def check_rows(self, table: str, rows: list[RowSpec]) -> None:
+        """InputError for rows that name what the config lacks, or a recipe without its training set."""
+        for row, (vocabulary, field) in product(rows, FIELDS.items()):
+            name = getattr(row, field, NONE)
+            known: Mapping[str, Any] = self.config.choices[vocabulary]
+            if name != NONE and name not in known:
+                raise InputError(
+                    f"{table}: its row {row.method!r} takes {field} {name!r}, which the config lacks; "
+                    f"add it under {vocabulary}: (there are {', '.join(known)})"
+                )
+        for metric in self.tables[table].metrics:
+            if metric_entry(metric).evidence == "ledger" and metric not in self.protocols:
+                raise InputError(
+                    f"{table}: its metric {metric!r} is no protocol of the config; add it under protocols: "
+                    f"(there are {', '.join(self.protocols)})"
+                )
+        for row in rows:
+            if row.recipe == NONE:
+                continue
+            cotrained = self.recipe_stage(row.recipe) == "cotrain"
+            if cotrained != (row.source == NONE):
+                why = (
+                    "trains a generator of its own: its source is none"
+                    if cotrained
+                    else f"needs a training set: its source is one of {', '.join(self.sources)}"
+                )
+                raise InputError(
+                    f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
+                )

@@ -3,11 +3,15 @@
 The workflow starts the same jobs (a test compares the counts); estimates and the cost table are computed of these.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import Any
 
+from dfshield.core.errors import InputError
 from dfshield.planning.cells import Cell
+from dfshield.planning.config import Config
+from dfshield.planning.inputs import below_data, check_file
 from dfshield.planning.paths import (
     DATA,
     DIVERSITY,
@@ -26,6 +30,42 @@ from dfshield.planning.plan import Plan
 
 CARD = RESULTS + "/" + HARDEN + "/{name}/MODEL_CARD.md"
 TABLE = RESULTS + "/{table}.csv"
+
+
+def default_tables(plan: Plan) -> list[str]:
+    """The tables of a run without a target: table 4, or what the config has."""
+    return ["table4"] if "table4" in plan.own_tables else plan.own_tables
+
+
+def checked_plan(config: Config, files: Sequence[Path], home: Path, words: Sequence[str] | None) -> Plan:
+    """The plan of a config that was read from `files`; `home` is the folder of the Snakefile.
+
+    Raises InputError, starting with the names of the files, for what cannot work: of the config, of the files that it
+    names, and of the jobs of the targets among the `words` of the command line. Those are tables by their files,
+    ``tables``, ``harden`` and ``all``, the default; other results are left to Snakemake, which says it at length. None,
+    in a job, leaves out all but the config.
+    """
+    if "{" in str(home) or "}" in str(home):
+        raise InputError(f"{home}: Snakemake takes braces in the workflow's own path for wildcards; rename the folder")
+    plan = Plan.of(config)
+    if words is None:
+        return plan
+    jobs = Jobs(plan)
+    meant = {"tables": plan.own_tables, HARDEN: [HARDEN], "all": default_tables(plan) or [HARDEN]}
+    try:
+        plan.check()
+        plan.check_files()
+        targets = [word for word in words if word in meant or PurePath(RESULTS) in PurePath(word).parents]
+        for target in targets or ["all"]:
+            path = PurePath(target)
+            own = [path.stem] if path.parent == PurePath(RESULTS) and path.stem in plan.tables else []
+            for name in meant.get(target, own):
+                jobs.target(name)
+        for path in {job.options.vgg16 for job in jobs.jobs.values() if job.stage == "diversity" and job.options.vgg16}:
+            check_file(below_data(plan.config, path), "diversity.vgg16", "give the path of torchvision's weights")
+    except InputError as error:
+        raise InputError(f"{' + '.join(map(str, files)) or 'config'}: {error}") from None
+    return plan
 
 
 @dataclass(frozen=True)

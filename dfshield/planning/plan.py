@@ -4,9 +4,8 @@ This is the one place that knows which options a job gets. It is light (no torch
 start.
 """
 
-from collections.abc import Mapping
 from functools import cached_property
-from itertools import product
+from itertools import pairwise, product
 from typing import Any
 
 from dfshield import registry
@@ -14,9 +13,11 @@ from dfshield.core.errors import InputError
 from dfshield.core.threat import threat_name
 from dfshield.options import PROFILES, DefendOptions
 from dfshield.planning.cells import Cell, variant
-from dfshield.planning.choices import VOCABULARIES, Choice, layer
+from dfshield.planning.choices import Choice, layer
 from dfshield.planning.config import Config, HardenConfig, shipped
-from dfshield.planning.grid import Grid
+from dfshield.planning.grid import FIELDS, OF_STAGE, Grid
+from dfshield.planning.inputs import check_files
+from dfshield.planning.limits import check_job, images_in
 from dfshield.planning.paths import (
     DIVERSITY,
     HARDEN,
@@ -33,10 +34,11 @@ from dfshield.planning.subjects import Subject, look_up, subjects_of
 from dfshield.planning.tables import RowSpec, TableSpec, load_tables
 from dfshield.registry.metrics import metric as metric_entry
 
-FIELDS = {"sources": "source", "recipes": "recipe", "protocols": "protocol", "defences": "defence"}
-"""Vocabularies and the fields of a place that hold their names."""
-OF_STAGE = {stage: vocabulary for vocabulary, stages in VOCABULARIES.items() for stage in stages}
-"""Stages and the vocabularies that their entries are in."""
+
+def _key(cell: Cell) -> tuple[str, ...]:
+    """What tells the cells of a table apart."""
+    fields = (cell.dataset, cell.model, cell.method, cell.variant, cell.defence, cell.threat, cell.metric, cell.seed)
+    return tuple(map(str, fields))
 
 
 class Plan(Grid):
@@ -44,8 +46,10 @@ class Plan(Grid):
 
     @classmethod
     def of(cls, config: Config) -> "Plan":
-        """The plan of a config, with the tables that it names."""
-        return cls(config, load_tables(shipped(config.tables)))
+        """The plan of a config, with the tables that it names; models to harden alone need none."""
+        tables = shipped(config.tables)
+        needed = config.datasets or "tables" in config.model_fields_set or tables.is_file()
+        return cls(config, load_tables(tables) if needed else {})
 
     def check(self) -> None:
         """Check everything that is wrong regardless of the target; raises InputError.
@@ -57,7 +61,7 @@ class Plan(Grid):
         for dataset, model in self.subjects:
             place = self.place(dataset, model)
             for stage in ("teacher", "diversity"):
-                self.options(stage, place)
+                self._options(stage, place)
             used = [name for name, choice in self.sources.items() if choice.stage in ("synthesize", "public")]
             own = self.subject(dataset, model)
             if own.own:
@@ -66,34 +70,15 @@ class Plan(Grid):
             for name in used:
                 stage = self.sources[name].stage
                 if stage in ("synthesize", "public") and not (own.own and stage == "public"):
-                    self.options(stage, place.at(source=name))
+                    self._options(stage, place.at(source=name))
+
+    def check_files(self) -> None:
+        """Raise InputError for files that the config names and that cannot be used."""
+        for subject in self.subjects.values():
+            if subject.own:
+                check_files(self.config, subject)
 
     # --- what there is -----------------------------------------------------------------------------------------------
-
-    @property
-    def sources(self) -> dict[str, Choice]:
-        """Training sets by name."""
-        return self.config.choices["sources"]
-
-    @property
-    def protocols(self) -> dict[str, Choice]:
-        """Evaluation protocols by name."""
-        return self.config.choices["protocols"]
-
-    @cached_property
-    def recipes(self) -> dict[str, tuple[str, dict[str, Any]]]:
-        """Every recipe name of the run, swept ones included: its base recipe and overrides."""
-        known = self.config.choices["recipes"]
-        found: dict[str, tuple[str, dict[str, Any]]] = {name: (name, {}) for name in known}
-        for spec in self.tables.values():
-            for row, overrides in product(spec.rows, self.sweeps(spec)):
-                if row.recipe in known:
-                    found[recipe_name(row.recipe, overrides)] = (row.recipe, overrides)
-        return found
-
-    def recipe_stage(self, recipe: str) -> str:
-        """``train`` or ``cotrain``, by a recipe's name, swept or not; a co-trained one takes source ``none``."""
-        return self.config.choices["recipes"][self.recipes[recipe][0]].stage
 
     @cached_property
     def subjects(self) -> dict[tuple[str, str], Subject]:
@@ -141,7 +126,7 @@ class Plan(Grid):
             "shard": [str(shard) for shard in range(self.config.shards)],
             "defence": [NONE, *self.config.choices["defences"]],
             "protocol": list(self.protocols),
-            "split": sorted({self.options("diversity", self.place(*key)).split for key in self.subjects}),
+            "split": sorted({self._options("diversity", self.place(*key)).split for key in self.subjects}),
             "table": list(self.tables),
             "name": list(self.config.harden),
         }
@@ -167,8 +152,30 @@ class Plan(Grid):
         """
         key = stage, place.at(shard=0)
         if key not in self._known_options:
-            self._known_options[key] = self._options(stage, place)
+            made = self._options(stage, place)
+            check_job(stage, made, self.subject(place.dataset, place.model), self._read_images(stage, place))
+            self._known_options[key] = made
         return self._known_options[key]
+
+    def _read_images(self, stage: str, place: Place) -> int | None:
+        """Images of the training set that a job reads; None where it reads none, or only its file tells."""
+        if stage not in ("train", "diversity"):
+            return None
+        if place.source != NONE:
+            return self.images(place)
+        if place.recipe != NONE and self.recipe_stage(place.recipe) == "cotrain":
+            return int(self.options("cotrain", place).kept_images)
+        return None
+
+    def images(self, place: Place) -> int | None:
+        """Images of a training set; None where only its file tells."""
+        choice = self.sources[place.source]
+        if choice.base is not None:
+            return self.images(place.at(source=choice.base))
+        if choice.stage == "export":
+            return images_in(place.dataset, "train")
+        options = self.options(choice.stage, place)
+        return int(options.images) or images_in(options.dataset, "train")
 
     def _options(self, stage: str, place: Place) -> Any:
         subject, choice = self.subject(place.dataset, place.model), self._choice(stage, place)
@@ -262,7 +269,7 @@ class Plan(Grid):
         if not spec.metrics:
             return []
         rows = self.rows(spec)
-        self._check_rows(table, rows)
+        self.check_rows(table, rows)
         found = []
         for dataset, models in self.blocks(spec):
             cut = self.config.grid == "demo" and self.stand_in(spec)
@@ -279,37 +286,10 @@ class Plan(Grid):
                             found.append(self._cell(spec, place, row.method, variant(overrides), metric, threat))
         if not found:
             raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")
+        for one, other in pairwise(sorted(found, key=_key)):
+            if _key(one) == _key(other):
+                raise InputError(f"{table}: has one cell twice ({', '.join(_key(one))}); take a row or value out")
         return found
-
-    def _check_rows(self, table: str, rows: list[RowSpec]) -> None:
-        """InputError for rows that name what the config lacks, or a recipe without its training set."""
-        for row, (vocabulary, field) in product(rows, FIELDS.items()):
-            name = getattr(row, field, NONE)
-            known: Mapping[str, Any] = self.config.choices[vocabulary]
-            if name != NONE and name not in known:
-                raise InputError(
-                    f"{table}: its row {row.method!r} takes {field} {name!r}, which the config lacks; "
-                    f"add it under {vocabulary}: (there are {', '.join(known)})"
-                )
-        for metric in self.tables[table].metrics:
-            if metric_entry(metric).evidence == "ledger" and metric not in self.protocols:
-                raise InputError(
-                    f"{table}: its metric {metric!r} is no protocol of the config; add it under protocols: "
-                    f"(there are {', '.join(self.protocols)})"
-                )
-        for row in rows:
-            if row.recipe == NONE:
-                continue
-            cotrained = self.recipe_stage(row.recipe) == "cotrain"
-            if cotrained != (row.source == NONE):
-                why = (
-                    "trains a generator of its own: its source is none"
-                    if cotrained
-                    else f"needs a training set: its source is one of {', '.join(self.sources)}"
-                )
-                raise InputError(
-                    f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
-                )
 
     def _measures(self, metric: str, place: Place) -> bool:
         """Whether a metric is of a place: diversity needs training images."""
@@ -322,7 +302,7 @@ class Plan(Grid):
         swept = recipe_name(row.recipe, overrides)
         place = self.place(dataset, model, source=row.source, recipe=row.recipe)
         stage = self.recipe_stage(row.recipe)
-        same = self.options(stage, place.at(recipe=swept)) == self.options(stage, place)
+        same = self._options(stage, place.at(recipe=swept)) == self._options(stage, place)
         return row.recipe if same else swept
 
     def _cell(self, spec: TableSpec, place: Place, method: str, variant: str, metric: str, threat: str) -> Cell:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dfshield import registry
-from dfshield.core.errors import InputError
 from dfshield.core.files import data_dir, data_file
 from dfshield.planning.arithmetic import (
     UPDATE,
@@ -18,6 +17,7 @@ from dfshield.planning.arithmetic import (
     training_passes,
 )
 from dfshield.planning.jobs import Job
+from dfshield.planning.limits import images_in
 from dfshield.planning.paths import HARDEN, NONE, Place
 from dfshield.planning.plan import Plan
 
@@ -234,11 +234,9 @@ LIGHT: dict[str, Callable[[Prices, Job], float]] = {
 
 def count(dataset: str, split: str) -> int:
     """Images of a data set's split, without reading them; raises InputError for a split that it lacks."""
-    known = registry.DATASETS[dataset].images
-    if known and split not in known:
-        raise InputError(f"{dataset}: has no split {split!r}; it has {', '.join(known)}")
-    if known:
-        return known[split]
+    known = images_in(dataset, split)
+    if known is not None:
+        return known
     import medmnist
 
     return int(medmnist.INFO[dataset]["n_samples"][registry.MEDMNIST_SPLITS[split]])

@@ -3,7 +3,7 @@
 A digest covers the definitions reachable from a stage's entry points: their syntax trees without docstrings and
 comments. Registries and option classes are left out (a chosen entry counts as an entry point, an option by its
 value), so adding a loss or an option reruns nothing. Facts that the chosen entries state count by value. Of
-`dfshield.core` everything counts but error messages, files and progress bars.
+`dfshield.core` everything counts but error messages, files, kept state, signals and progress bars.
 """
 
 import ast
@@ -21,7 +21,7 @@ from dfshield.planning.stages import STAGES
 PACKAGE = "dfshield"
 ROOT = Path(__file__).parent.parent
 LEFT_OUT = (
-    *("registry", "options", "core.errors", "core.files", "core.progress"),
+    *("registry", "options", "core.errors", "core.files", "core.progress", "core.signals", "core.state"),
     *("planning.config", "planning.choices", "planning.stages", "planning.provenance"),
 )
 """Parts of the package that decide about no result, or whose part in it counts by value."""

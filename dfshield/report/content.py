@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from dfshield.core.hashing import digest
 from dfshield.planning.cells import Cell
 from dfshield.planning.jobs import Job, Jobs
-from dfshield.planning.paths import DATA, HARDEN, NONE, STUDENT, benchmark_of
+from dfshield.planning.paths import DATA, HARDEN, NONE, STUDENT, Place, benchmark_of
 from dfshield.planning.plan import Plan
 from dfshield.planning.tables import formulas
 from dfshield.report.published import printed_notes, published
@@ -31,10 +31,15 @@ def table_content(plan: Plan, table: str) -> str:
     return digest(cells, spec.model_dump(mode="json"), plan.config.grid, printed, notes, rules)
 
 
+def hardened_place(plan: Plan, name: str) -> Place:
+    """Where the student of an entry under ``harden:`` belongs."""
+    entry = plan.hardened(name)
+    return plan.place(HARDEN, name, source=entry.source, recipe=entry.recipe, seed=plan.config.seeds[0])
+
+
 def card_files(plan: Plan, name: str) -> dict[str, Any]:
     """What a model card tells of: the student, its training set, and the ledgers of its evaluation."""
-    entry = plan.hardened(name)
-    place = plan.place(HARDEN, name, source=entry.source, recipe=entry.recipe, seed=plan.config.seeds[0])
+    place = hardened_place(plan, name)
     return {"student": place.path(STUDENT), "data": place.path(DATA), "ledgers": evidence(plan.harden_cells(name))}
 
 

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, write_text
 from dfshield.models.card import Card, read_card
+from dfshield.planning.frozen import own
 from dfshield.registry import metric
-from dfshield.report.content import card_files
+from dfshield.report.content import card_files, hardened_place
 from dfshield.report.items import symbols
 from dfshield.report.markdown import raised
 from dfshield.report.notes import notes
+from dfshield.report.origin import check
 from dfshield.report.rows import Row, write_csv
 from dfshield.report.table import build
 from dfshield.sources.trainset import header
@@ -27,7 +29,7 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
     """Write ``model.safetensors``, ``report.csv`` and ``MODEL_CARD.md`` of the entry `name` under harden: to `out`.
 
     Figures come from the ledgers of the entry's evaluation, if it has one. Raises InputError if the training
-    diverged or if student, data and ledgers do not belong together.
+    diverged, if student, data and ledgers do not belong together or to the config, and for a folder of another run.
     """
     card = read_card(student)
     if card.provenance.get("diverged"):
@@ -35,8 +37,10 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
             f"{student}: its training diverged ({card.provenance['diverged']}); "
             f"lower lr in the training options of {name!r}"
         )
+    own(out, plan.config.name)
     rows = build(plan.harden_cells(name))
     _check_ledgers(plan, name, card)
+    check(plan, plan.harden_cells(name), [hardened_place(plan, name)])
     data = Path(card_files(plan, name)["data"])
     synthesis = header(data) if data.is_file() else None
     if synthesis and synthesis["content_sha256"] != card.provenance.get("data_sha256"):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 
+from dfshield.evaluation.doubts import DOUBTS
 from dfshield.report.published import printed_notes
 
 Marks = dict[str, tuple[str, str]]
@@ -17,6 +18,7 @@ NOTES: Marks = {
     "masked-gradients": ("¶", "sign of masked gradients: the figure may overstate the robustness"),
     "randomised": ("‖", "the model's output varies between passes: the figure may overstate the robustness"),
     "softmax-outputs": ("", "the model gives probabilities, not logits, which blunts gradient attacks"),
+    **{flag: ("", text) for flag, text in DOUBTS.items()},
 }
 """Flags of our own results. A flag without a mark of its own gets the next letter; detail may follow a colon."""
 

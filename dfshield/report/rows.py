@@ -4,7 +4,7 @@ import csv
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file, write_text
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation import record as diversity
+from dfshield.evaluation.doubts import ALIKE, doubts
 from dfshield.evaluation.ledger import Ledger, confidence_interval
 from dfshield.evaluation.record import Record
 from dfshield.planning.cells import Cell, swept
@@ -92,8 +93,9 @@ def ledger_row(cell: Cell, ledger: Ledger, paper: float | None) -> Row:
     _check(cell, ledger)
     if cell.metric == "clean":  # all shares are then of the unperturbed images, whatever attack the ledger is of
         clean = ledger.clean_prediction
-        flags = ledger.flags if metric_of(ledger.protocol) == "clean" else ()
-        ledger = dataclasses.replace(ledger, prediction=clean, broken=clean != ledger.label, flags=flags)
+        flags = tuple(f for f in ledger.flags if f == ALIKE or metric_of(ledger.protocol) == "clean")
+        shares = {"prediction": clean, "broken": clean != ledger.label, "components": ledger.components[:2]}
+        ledger = dataclasses.replace(ledger, **shares, flags=flags)
     low, high = confidence_interval(int(np.count_nonzero(~ledger.broken)), ledger.n)
     return Row(
         **_shared(cell),
@@ -152,11 +154,13 @@ def flags_of(ledger: Ledger) -> tuple[str, ...]:
 
     ``diverged`` (the paper's †): the training ended so, or every clean image is predicted as one class.
     ``not-data-free``: trained on real images. ``reduced-classes``: AutoAttack with fewer targets than its standard, for
-    want of classes. ``masked-gradients:…``: a sign that gradients mislead the attack.
+    want of classes. ``masked-gradients:…``: a sign that gradients mislead the attack. Those of `doubts`: a verdict that
+    cannot be right.
     """
     flags = [f"masked-gradients:{flag}" if flag in MASKED else flag for flag in ledger.flags]
     if np.count_nonzero(ledger.labels) > 1 and len(np.unique(ledger.clean_prediction)) == 1:
         flags.append("diverged")
+    flags += doubts(ledger)
     if ledger.real_data in REAL:
         flags.append("not-data-free")
     if "C=" in ledger.protocol.partition("[")[2]:
@@ -164,22 +168,27 @@ def flags_of(ledger: Ledger) -> tuple[str, ...]:
     return tuple(dict.fromkeys(flags))
 
 
+def csv_of(rows: Sequence[Row]) -> str:
+    """Rows as a tidy CSV with the columns of `Row`."""
+    return _csv(COLUMNS, ([row.text(name) for name in COLUMNS] for row in rows))
+
+
+def csv_of_formulas(spec: TableSpec) -> str:
+    """A table of formulas as a CSV: method, what its generator and what its student minimises."""
+    return _csv(("method", "generator", "student"), formulas(spec))
+
+
+def _csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
 def write_csv(path: Path, rows: Sequence[Row]) -> None:
-    """Write rows as a tidy CSV with the columns of `Row`, atomically."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([row.text(name) for name in COLUMNS] for row in rows)
-    write_text(path, stream.getvalue())
-
-
-def write_formulas(path: Path, spec: TableSpec) -> None:
-    """Write a table of formulas as a CSV: method, what its generator and what its student minimises; atomically."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(("method", "generator", "student"))
-    writer.writerows(formulas(spec))
-    write_text(path, stream.getvalue())
+    """Write rows as a tidy CSV, atomically."""
+    write_text(path, csv_of(rows))
 
 
 def cell_text(value: object, places: int = 2) -> str:

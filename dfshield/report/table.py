@@ -11,8 +11,9 @@ from dfshield.planning.cells import Cell
 from dfshield.planning.tables import Scale, TableSpec
 from dfshield.report import latex, markdown
 from dfshield.report.evidence import EVIDENCE
+from dfshield.report.origin import check
 from dfshield.report.published import figure
-from dfshield.report.rows import Row, key_of, write_csv, write_formulas
+from dfshield.report.rows import Row, csv_of, csv_of_formulas, key_of
 
 if TYPE_CHECKING:
     from dfshield.planning.plan import Plan
@@ -27,18 +28,20 @@ RENDERERS: dict[str, Callable[[Sequence[Row], TableSpec, Scale], str]] = {
 def run(plan: "Plan", table: str, out: Path) -> None:
     """Write table `table` of a run to the CSV `out`, and a file of every renderer beside it.
 
-    Raises InputError for an unknown table or evidence that cannot be used; nothing is written then.
+    Raises InputError for an unknown table, evidence that cannot be used, and files that another config or another
+    version of their inputs made; nothing is written then.
     """
     cells = plan.cells(table)
-    spec = plan.tables[table]
-    rows = build(cells, spec)
-    texts = {suffix: render(rows, spec, plan.config.grid) for suffix, render in RENDERERS.items()}
-    for suffix, text in texts.items():
+    check(plan, cells)
+    for suffix, text in texts(plan, table, build(cells, plan.tables[table])).items():
         write_text(out.with_suffix(suffix), text)
-    if spec.metrics:
-        write_csv(out, rows)
-    else:
-        write_formulas(out, spec)
+
+
+def texts(plan: "Plan", table: str, rows: Sequence[Row]) -> dict[str, str]:
+    """The text of a table by the suffix of its file, the CSV last."""
+    spec = plan.tables[table]
+    found = {suffix: render(rows, spec, plan.config.grid) for suffix, render in RENDERERS.items()}
+    return found | {".csv": csv_of(rows) if spec.metrics else csv_of_formulas(spec)}
 
 
 def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:

@@ -5,7 +5,6 @@ training data: the generator is trained as published, without its student, and t
 """
 
 import math
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,9 +17,9 @@ from dfshield.core.datafree import forbid_real_data
 from dfshield.core.device import select_device
 from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import InputError
-from dfshield.core.hashing import digest
 from dfshield.core.progress import log
 from dfshield.core.rng import generator, seeded
+from dfshield.core.state import forget, run_folder
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.penultimate import Penultimate
@@ -49,9 +48,7 @@ def run(
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     described = options.described(device)
-    kept = None
-    if state is not None:
-        kept = state / f"generation-{digest(card.tensors_sha256, source, described, options.seed, code)[:16]}"
+    kept = run_folder(state, "generation", card.tensors_sha256, source, described, options.seed, code)
     method = registry.GENERATED[options.method].load()(model, card.input_shape, card.classes, options)
     method.fit(kept / "epoch.pt" if kept else None)
     images, labels = method.draw_set()
@@ -64,8 +61,7 @@ def run(
         code=code,
     )
     content = write_whole(out, header, images, labels)
-    if kept:
-        shutil.rmtree(kept, ignore_errors=True)
+    forget(kept)
     log(f"{out}: {len(labels)} images by {options.method}, content {content[:16]}")
 
 

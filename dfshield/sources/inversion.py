@@ -1,8 +1,5 @@
 """Synthesis of a training set by optimising pixels against the teacher (Eq 3-6 and 8, Algorithm 1 lines 4-10)."""
 
-import shutil
-import zipfile
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +12,11 @@ from dfshield.core.datafree import forbid_real_data
 from dfshield.core.device import compiled, resolve_precision, select_device
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
-from dfshield.core.hashing import digest
 from dfshield.core.progress import log, progress
 from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine
+from dfshield.core.signals import stop_if_asked
+from dfshield.core.state import forget, keep_arrays, kept_arrays, run_folder
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.options import SynthesizeOptions
@@ -64,23 +62,21 @@ def run(
         first_group=first,
         last_group=last,
     )
-    kept = None
-    if state is not None:
-        kept = state / f"synthesis-{digest(header, shard, shards)[:16]}"
+    kept = run_folder(state, "synthesis", header, shard, shards)
     synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
         groups: list[dict[str, Any]] = []
         for index in range(first, last + 1):
+            stop_if_asked("group", index - first, last + 1 - first, kept=kept is not None)
             path = kept / f"group-{index:06d}.npz" if kept else None
-            saved = _saved(path)
+            saved = kept_arrays(path)
             if saved is not None:
                 bar.update(options.iterations)
                 groups.append(saved)
                 continue
             groups.append(synthesizer.group(index, bar))
-            if path:
-                with atomic(path) as temporary:
-                    np.savez(temporary, **groups[-1])
+            keep_arrays(path, groups[-1])
+    stop_if_asked("group", len(groups), len(groups), kept=kept is not None)
     with atomic(out) as temporary:
         terms = synthesizer.terms
         writer = Writer(temporary, header, terms)
@@ -92,20 +88,8 @@ def run(
                 *({term: group[f"{kind}_{term}"] for term in terms} for kind in ("coefficients", "final_loss")),
             )
         content = writer.finish()
-    if kept:
-        shutil.rmtree(kept, ignore_errors=True)
+    forget(kept)
     log(f"{out}: {sum(len(g['labels']) for g in groups)} images, content {content[:16]}")
-
-
-def _saved(path: Path | None) -> dict[str, Any] | None:
-    """The group that a stopped run left in `path`; None if there is none that is whole."""
-    if path is None or not path.is_file():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as saved:
-            return dict(saved)
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error):
-        return None
 
 
 def noise(shape: tuple[int, int, int, int], start: str, random: torch.Generator) -> torch.Tensor:

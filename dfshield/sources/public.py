@@ -10,7 +10,6 @@ import torch
 
 from dfshield import registry
 from dfshield.core.device import select_device
-from dfshield.core.errors import InputError
 from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.data import sets
@@ -32,15 +31,9 @@ def run(
     """
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device))
-    if options.dataset == card.dataset:
-        raise InputError(
-            f"{teacher}: was trained on {card.dataset}, which is not another data set; name one, or use source real"
-        )
-    if card.input_shape[0] not in (1, 3):
-        raise InputError(f"{teacher}: takes {card.input_shape[0]} channels; public images are grey or RGB")
+    options.check_dataset(card.dataset, card.input_shape[0])
     images = sets.load(options.dataset, "train", sets.data_dir(data_dir))
-    if options.images > len(images):
-        raise InputError(f"{options.dataset}: has {len(images)} training images, not {options.images}; ask for fewer")
+    options.check_images(len(images))
     random = generator("public", options.seed)
     chosen = torch.randperm(len(images), generator=random)[: options.images] if options.images else slice(None)
     x = resize_to(images.x[chosen], card.input_shape)

@@ -99,8 +99,8 @@ class Writer:
     """Appends batches to the file of a training set; `finish` hashes and completes it. Use within `files.atomic`."""
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], terms: Sequence[str]) -> None:
-        self.folder = path.parent
-        self.file = h5py.File(path, "w", libver="latest")
+        self.sink = hdf5.Sink(path)
+        self.file = h5py.File(self.sink, "w", libver="latest")
         self.attributes = {"format": FORMAT, "version": VERSION, **attributes}
         self.terms = tuple(terms)
         self.hashes: dict[str, Any] = {}
@@ -122,7 +122,6 @@ class Writer:
             self._extend(f"final_loss/{term}", np.asarray(final_loss[term], dtype=np.float64))
 
     def _extend(self, name: str, values: np.ndarray) -> None:
-        hdf5.require_space(self.folder, values.nbytes, CONTRACT.holds)
         if name not in self.file:
             row = max(1, values[:1].nbytes)
             rows = max(1, min(CHUNK_BYTES // row, 4096))
@@ -144,6 +143,7 @@ class Writer:
         start = len(dataset)
         dataset.resize(start + len(values), axis=0)
         dataset[start:] = values
+        self.sink.check()
         self.hashes[name].update(np.ascontiguousarray(values).data)
 
     def copied(self, name: str, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
@@ -159,6 +159,8 @@ class Writer:
         content = _content_hash(self.file, {name: h.hexdigest() for name, h in self.hashes.items()})
         hdf5.seal(self.file, content)
         self.file.close()
+        self.sink.close()
+        self.sink.check()
         return content
 
 

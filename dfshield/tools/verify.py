@@ -1,198 +1,211 @@
-"""Trace every row of a table CSV to ledger (or record of diversity metrics), student, data and teacher by hash."""
+"""Trace every row of a table CSV to ledger (or record of diversity metrics), student, data and teacher by hash.
 
-import re
-from collections import defaultdict
-from collections.abc import Callable
+The table is made again from the config that its run kept and from the evidence: rows, bytes and layouts have to be the
+same. Every file of the chain is read whole and has to state the options that the config asks for.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar
 
 from dfshield.core.errors import InputError
-from dfshield.core.files import read_yaml
-from dfshield.core.threat import threat_name
-from dfshield.evaluation.ledger import Ledger
-from dfshield.evaluation.record import Record
 from dfshield.models.card import read_card
-from dfshield.planning.cells import swept
-from dfshield.planning.config import Config
-from dfshield.planning.paths import DATA, IMAGES, NONE, RESULTS, STUDENT, TEACHER, Place
-from dfshield.planning.tables import SYMBOLS, RowSpec, load_tables
+from dfshield.planning import frozen
+from dfshield.planning.cells import Cell
+from dfshield.planning.jobs import Job, Jobs
+from dfshield.planning.paths import HARDEN, RESULTS
+from dfshield.planning.plan import Plan
+from dfshield.planning.tables import TableSpec
 from dfshield.registry import metric
-from dfshield.report.evidence import DAMAGED, EVIDENCE, Evidence
-from dfshield.report.published import figure
-from dfshield.report.rows import COLUMNS, Row, cell_of, cell_text, read_csv
-from dfshield.sources.trainset import header
+from dfshield.report.evidence import DAMAGED, EVIDENCE
+from dfshield.report.model_card import REPORT
+from dfshield.report.origin import Origin, broken_link, chain, origin, other_than_asked
+from dfshield.report.rows import COLUMNS, Row, csv_of, read_csv
+from dfshield.report.table import build, texts
 from dfshield.sources.trainset import verify as verify_data
 
-T = TypeVar("T")
+Identity = tuple[str, str, str, str, str, str, str, int]
+WHOLE: Mapping[str, Callable[[Path], object]] = dict.fromkeys(("teacher", "train", "cotrain"), read_card)
+"""How all values of a stage's output are checked; `verify_data` for stages that make training sets."""
 
 
 class BrokenLink(Exception):
-    """Something in the chain from a cell to its teacher is missing or has another hash."""
+    """Something in the chain from a cell to its teacher is missing, has another hash, or is of another config."""
 
 
 def verify(table: Path) -> int:
-    """Print one line per row of a table CSV, OK or the first broken link; returns 1 if any is broken, else 0.
+    """Print one line per row of a table CSV, OK or the first broken link; returns 1 if anything is broken, else 0.
 
-    Files are sought below the folder ``results`` that holds the table, or else below the table's own folder. Raises
-    InputError if `table` is not a table CSV.
+    Lines of rows that are missing, and of Markdown and LaTeX beside the table that say otherwise, follow. Files are
+    sought below the folder ``results`` that holds the table, or else below the table's own folder. Raises InputError if
+    `table` is not a table CSV, or if no run below that folder has such a table.
     """
     rows = read_csv(table)
     if not rows:
         raise InputError(f"{table}: has no rows, so there is nothing to trace")
-    folders = [folder for folder in table.resolve().parents if folder.name == RESULTS]
-    tracer = Tracer(folders[0] if folders else table.resolve().parent, table)
+    tracer = Tracer.of(table, rows)
     broken = 0
     for row in rows:
-        name = " ".join(filter(None, (row.dataset, row.model, row.method, row.variant, row.metric, f"seed {row.seed}")))
         try:
             tracer.trace(row)
-            print(f"OK      {name}")
+            print(f"OK      {_name(row)}")
         except BrokenLink as link:
             broken += 1
-            print(f"BROKEN  {name}: {link}")
+            print(f"BROKEN  {_name(row)}: {link}")
+    said = tracer.layouts(rows) if not broken else tracer.missing(rows)
+    for line in said:
+        print(f"BROKEN  {line}")
     print(f"{len(rows) - broken} of {len(rows)} rows of {table} are traced to model, data and teacher")
-    return 1 if broken else 0
+    return 1 if broken or said else 0
+
+
+def _name(row: Row | Cell) -> str:
+    parts = (row.dataset, row.model, row.method, row.variant, row.metric, f"seed {row.seed}")
+    return " ".join(filter(None, parts))
+
+
+def _identity(row: Row | Cell) -> Identity:
+    """What tells the rows of a table apart."""
+    return row.dataset, row.model, row.method, row.variant, row.defence, row.threat, row.metric, row.seed
 
 
 class Tracer:
-    """Follows rows of `table` through the files below `root`; models and data are read and hashed once."""
+    """Follows rows of a table through the files below `root`; every file is read and hashed once."""
 
-    def __init__(self, root: Path, table: Path) -> None:
-        self.root = root
-        number = re.fullmatch(r"table(\d+)", table.stem)
-        self.number = int(number[1]) if number else 0
-        self.table = table.stem
-        self.seen: dict[tuple[str, Path], Any] = {}
-        self.found: dict[str, dict[str, list[Path]]] = {}
+    def __init__(self, root: Path, table: Path, plan: Plan, cells: list[Cell], spec: TableSpec | None) -> None:
+        self.root, self.table, self.plan, self.spec = root, table, plan, spec
+        self.jobs = Jobs(plan)
+        self.cells = cells
+        self.config = frozen.folder_of(plan.config.name) / frozen.CONFIG
+        self.rows: dict[Cell, Row] = {}
+        self.made: dict[str, Origin] = {}
+        self.wrong: dict[str, str | None] = {}
 
-    def methods(self, run: str, method: str) -> list[RowSpec]:
-        """What the tables of a run's config have as `method`; none where the table or its file is unknown."""
-        config = self.root / run / "config.yaml"
-        if not config.is_file():
-            return []
-        path = self.root.parent / self._read(read_yaml, config).get("tables", Config.model_fields["tables"].default)
-        spec = self._read(load_tables, path).get(self.table) if path.is_file() else None
-        return [row for row in spec.rows if row.method == method] if spec else []
+    @classmethod
+    def of(cls, table: Path, rows: list[Row]) -> "Tracer":
+        """The tracer of the run that a table is of: the one most of whose evidence its rows name."""
+        folders = [folder for folder in table.resolve().parents if folder.name == RESULTS]
+        root = folders[0] if folders else table.resolve().parent
+        found: list[tuple[int, Tracer]] = []
+        for config in sorted(root.glob(f"*/{frozen.CONFIG}")):
+            plan = Plan.of(frozen.load(config.parent).model_copy(update={"name": config.parent.name}))
+            cells, spec = _cells(plan, table)
+            if cells:
+                own = cls(root, table, plan, cells, spec)
+                found.append((sum(own.stated(own.cell(row)) == row.ledger_sha256 for row in rows), own))
+        if not found:
+            raise InputError(
+                f"{table}: no run has kept a config of this table in {root}/RUN/{frozen.CONFIG}; start the run again, "
+                "which writes it anew"
+            )
+        return max(found, key=lambda pair: pair[0])[1]
 
-    def files(self, kind: str) -> dict[str, list[Path]]:
-        """Paths of all evidence of a kind, by the content hash that each states (checked when it is read)."""
-        if kind not in self.found:
-            paths: dict[str, list[Path]] = defaultdict(list)
-            for path in sorted(self.root.rglob(EVIDENCE[kind].pattern)):
-                try:
-                    paths[str(EVIDENCE[kind].stated(path))].append(path)
-                except DAMAGED:
-                    continue  # a damaged file cannot be a row's: that row's hash will not be found
-            self.found[kind] = paths
-        return self.found[kind]
+    def at(self, path: str) -> Path:
+        """Where a file of the path grammar lies."""
+        return self.root / Path(path).relative_to(RESULTS)
+
+    def cell(self, row: Row) -> Cell | None:
+        """The cell that a row is of: of those that have its columns, the one whose evidence it names, or the first."""
+        found = [cell for cell in self.cells if _identity(cell) == _identity(row)]
+        named = (cell for cell in found if len(found) > 1 and self.stated(cell) == row.ledger_sha256)
+        return next(named, found[0] if found else None)
+
+    def stated(self, cell: Cell | None) -> object:
+        """The content hash that the evidence of a cell states; None where there is none."""
+        try:
+            return EVIDENCE[cell.evidence].stated(self.at(cell.ledger)) if cell else None
+        except DAMAGED:
+            return None
+
+    def again(self, cell: Cell) -> Row:
+        """The row of a cell, made again; its evidence is read whole. Raises InputError if that cannot be used."""
+        if cell not in self.rows:
+            (self.rows[cell],) = build([replace(cell, ledger=str(self.at(cell.ledger)))], self.spec)
+        return self.rows[cell]
 
     def trace(self, row: Row) -> None:
         """Raise BrokenLink at the first link of `row` that does not hold."""
-        printed = cell_text(figure(self.number, row.key), metric(row.metric).decimals)
-        if row.paper is not None and printed != row.text("paper"):
-            raise BrokenLink(f"the paper column says {row.text('paper')}, the paper does not")
-        kind = metric(row.metric).evidence
-        evidence = EVIDENCE[kind]
-        paths = self.files(kind).get(row.ledger_sha256)
-        if not paths:
-            raise BrokenLink(f"no {evidence.noun} with content {row.ledger_sha256[:16]} below {self.root}")
-        places = [(path, place) for path in paths if (place := self._place(path, row, evidence))]
-        if not places:
-            raise BrokenLink(f"{paths[0]}: the path is not that of this cell")
-        path, place = places[0]
+        cell = self.cell(row)
+        if cell is None:
+            raise BrokenLink(f"{self._stranger(row)} ({self.config})")
         try:
-            source = evidence.read(path)
-            again = evidence.row(cell_of(row, path), source, None)
+            again = self.again(cell)
         except InputError as error:
             raise BrokenLink(str(error)) from None
         for name in COLUMNS:
             stated, found = row.text(name), again.text(name)
-            if stated != found and name != "paper":
-                raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its {evidence.noun} {path}")
-        links: dict[str, Callable[[Place, Row, Any], None]] = {"model": self._model, "data": self._compared}
-        links[evidence.traces](place, row, source)
+            if stated != found and name == "paper":
+                raise BrokenLink(f"the paper column says {stated!r}, the paper says {found!r}")
+            if stated != found:
+                noun = EVIDENCE[metric(row.metric).evidence].noun
+                raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its {noun} {cell.ledger}")
+        for job in chain(self.jobs, self.jobs.evidence(cell)):
+            if why := self.problem(job):
+                raise BrokenLink(why)
 
-    def _place(self, path: Path, row: Row, evidence: Evidence) -> Place | None:
-        """The fields of the path of a piece of evidence; None if it lies elsewhere than the row's should."""
-        place = evidence.place((RESULTS / path.relative_to(self.root)).as_posix())
-        if place is None or (place.dataset, place.model, place.seed) != (row.dataset, row.model, row.seed):
-            return None
-        if place.threat:  # of an attack
-            own, asked = self._own_threat(place), threat_name(row.threat)
-            expected = asked if own and row.metric == "clean" else place.threat  # clean images are within every ball
-            if (place.defence, expected) != (row.defence, asked):
-                return None
-            if place.train_threat not in (expected, NONE) and not (own and row.metric != "clean"):
-                return None
-        methods = self.methods(place.run, row.method)
-        fits = [m for m in methods if m.source == place.source and _trains(m, place)]
-        return place if fits or not methods else None
+    def _stranger(self, row: Row) -> str:
+        """Why the run's table has no such row: the first column whose value none of its rows has."""
+        for name in ("dataset", "model", "method", "variant", "defence", "threat", "metric", "seed"):
+            if all(getattr(cell, name) != getattr(row, name) for cell in self.cells):
+                return f"no row of the run's table has {name} {getattr(row, name)!r}"
+        return "the run's table has no such row"
 
-    def _own_threat(self, place: Place) -> bool:
-        """Whether a run's config gives a protocol a threat model of its own, whatever students were trained for."""
-        config = self.root / place.run / "config.yaml"
-        values = self._read(read_yaml, config) if config.is_file() else {}
-        protocol = (values.get("protocols") or {}).get(place.protocol) or {}
-        return "threat" in protocol
+    def problem(self, job: Job) -> str | None:
+        """What does not hold of a job's output, its options and its inputs; None if all does."""
+        if job.output not in self.wrong:
+            self.wrong[job.output] = self._problem(job)
+        return self.wrong[job.output]
 
-    def _at(self, template: str, place: Place) -> Path:
-        return self.root / Path(place.path(template)).relative_to(RESULTS)
-
-    def _model(self, place: Place, row: Row, ledger: Ledger) -> None:
-        teacher = self._at(TEACHER, place)
-        if place.recipe == NONE:
-            self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, ledger.model_sha256)
-            return
-        student = self._at(STUDENT, place)
-        card = self._read(read_card, student)
-        self._same(student, "its tensors", card.tensors_sha256, ledger.model_sha256)
-        self._same(student, "real_data", card.real_data, ledger.real_data)
-        trained = card.provenance.get("options", {}).get("threat")
-        if trained is None or threat_name(trained) != place.train_threat:
-            expected = row.threat if place.train_threat == place.threat else place.train_threat
-            raise BrokenLink(f"{student}: it was trained against {trained}, not {expected}")
-        for name, value in swept(row.variant).items():
-            option = next((key for key, symbol in SYMBOLS.items() if symbol == name), name)
-            self._same(student, option, card.provenance.get("options", {}).get(option), value)
-        if place.source != NONE:
-            provenance = card.provenance
-            self._data(place, provenance.get("data_sha256"), provenance.get("teacher_sha256"), card.real_data)
-        taught = card.provenance.get("teacher_sha256")
-        self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, taught)
-
-    def _compared(self, place: Place, row: Row, record: Record) -> None:
-        """The synthetic set that a record is of, and the teacher that it was made from."""
-        del row
-        self._data(place, record.data_sha256, record.teacher_sha256, record.real_data)
-        teacher = self._at(TEACHER, place)
-        self._same(teacher, "its tensors", self._read(read_card, teacher).tensors_sha256, record.teacher_sha256)
-
-    def _data(self, place: Place, content: object, teacher: object, real_data: object) -> None:
-        data = self._at(IMAGES if place.source == NONE else DATA, place)
-        self._same(data, "its content", self._read(verify_data, data), content)
-        attributes = self._read(header, data)
-        self._same(data, "teacher_sha256", attributes["teacher_sha256"], teacher)
-        self._same(data, "real_data", attributes["real_data"], real_data)
-        if base := attributes["options"].get("base_sha256"):  # the set that an augmented one was made of
-            self._data(place.at(source=str(attributes["options"].get("base"))), base, teacher, real_data)
-
-    def _same(self, path: Path, what: str, found: object, expected: object) -> None:
-        if found != expected:
-            raise BrokenLink(f"{path}: {what} is {str(found)[:16]}, not {str(expected)[:16]}")
-
-    def _read(self, reader: Callable[[Path], T], path: Path) -> T:
-        """`reader(path)`, once per file; what it refuses is a broken link."""
-        key = (reader.__name__, path)
+    def _problem(self, job: Job) -> str | None:
+        path = self.at(job.output)
         try:
-            if key not in self.seen:
-                self.seen[key] = reader(path)
+            if job.stage not in ("attack", "diversity"):  # which have been read for the row
+                WHOLE.get(job.stage, verify_data)(path)
+            self.made[job.output] = origin(job.stage, path)
         except InputError as error:
-            raise BrokenLink(str(error)) from None
-        found: T = self.seen[key]
-        return found
+            return str(error)
+        assert job.place is not None
+        if why := other_than_asked(self.plan, job.stage, job.place, self.made[job.output]):
+            return f"{path}: {why} ({self.config})"
+        why = broken_link(job, self.made)
+        return f"{path}: {why}" if why else None
+
+    def missing(self, rows: list[Row]) -> list[str]:
+        """Rows that the run's table has and this one lacks."""
+        there = {_identity(row) for row in rows}
+        lacking = (cell for cell in self.cells if _identity(cell) not in there)
+        return [f"{_name(cell)}: the run's table has this row, {self.table} lacks it" for cell in lacking]
+
+    def layouts(self, rows: list[Row]) -> list[str]:
+        """What in the table's files is not as the run's config and evidence give it, rows being so each by itself."""
+        if said := self.missing(rows):
+            return said
+        made = [self.again(cell) for cell in self.cells]
+        own = texts(self.plan, self.table.stem, made) if self.spec else {".csv": csv_of(made)}
+        files = {self.table.with_suffix(suffix): text for suffix, text in own.items()}
+        return [
+            f"{path}: line {_line(path, text)} is not as the run's config and evidence give it; make the table again"
+            for path, text in files.items()
+            if path.is_file() and path.read_bytes() != text.encode()
+        ]
 
 
-def _trains(method: RowSpec, place: Place) -> bool:
-    """Whether a path is of a method's recipe, swept or not; true of the paths of training sets."""
-    of_training_set = bool(place.split) and place.source != NONE
-    return of_training_set or f"{place.recipe}.".startswith(f"{method.recipe}.")
+def _line(path: Path, text: str) -> int:
+    """Number of the first line in which a file is not `text`."""
+    lines, expected = path.read_bytes().split(b"\n"), text.encode().split(b"\n")
+    same = (number for number, pair in enumerate(zip(lines, expected, strict=False), 1) if pair[0] != pair[1])
+    return next(same, min(len(lines), len(expected)) + 1)
+
+
+def _cells(plan: Plan, table: Path) -> tuple[list[Cell], TableSpec | None]:
+    """The cells that a run has in a table and what the table is; no cells if it has no such table.
+
+    The report of a hardened model, in its folder below ``harden``, is of no table.
+    """
+    folder = table.resolve().parent
+    try:
+        if table.name == REPORT and folder.parent.name == HARDEN:
+            return plan.harden_cells(folder.name), None
+        return plan.cells(table.stem), plan.tables[table.stem]
+    except InputError:
+        return [], None

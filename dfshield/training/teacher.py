@@ -2,7 +2,6 @@
 
 import copy
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,15 +16,16 @@ from dfshield.core.device import select_device
 from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import InputError
 from dfshield.core.files import data_file
-from dfshield.core.hashing import digest, sha256_file
 from dfshield.core.progress import log
 from dfshield.core.rng import generator
+from dfshield.core.state import forget, run_folder
 from dfshield.data import sets
 from dfshield.models.checkpoints import Card, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
+from dfshield.models.formats import KINDS, find_weights, weights_sha256
 from dfshield.models.pytorchcv import find_pretrained
-from dfshield.models.weights import fit, load_state
+from dfshield.models.weights import load_weights
 from dfshield.options import TeacherOptions
 from dfshield.training.augment import translate
 
@@ -84,14 +84,13 @@ def run(
     classifier = Classifier(net, expected.mean, expected.std)
     kept = None
     if found:
-        fit(net, load_state(found), str(found))
-        provenance: dict[str, Any] = {"weights": found.name, "weights_sha256": sha256_file(found)}
+        load_weights(net, found)
+        provenance: dict[str, Any] = {"weights": found.name, "weights_sha256": weights_sha256(found)}
     else:
         training = TeacherTraining(classifier.to(device), dataset, model, folder, options)
         described = options.described(device)
-        if state is not None:
-            key = digest(dataset, model, training.train.sha256(), described, options.seed, code)
-            kept = state / f"teacher-{key[:16]}"
+        decides = (dataset, model, training.train.sha256(), described, options.seed, code)
+        kept = run_folder(state, "teacher", *decides)
         training.fit(kept / "epoch.pt" if kept else None)
         provenance = training.record() | {"options": described, "seed": options.seed}
     card = Card(
@@ -105,8 +104,7 @@ def run(
         **expected._asdict(),
     )
     sha = save_checkpoint(out, classifier, card)
-    if kept:
-        shutil.rmtree(kept, ignore_errors=True)
+    forget(kept)
     log(f"{out}: teacher {model} for {dataset}, tensors {sha[:16]}")
     return sha
 
@@ -150,10 +148,10 @@ def _input(
 
 def _find(weights: Path, data_dir: Path) -> Path:
     path = data_file(weights, data_dir)
-    if path.is_file():
-        return path
+    if path.exists():
+        return find_weights(path)
     places = weights if weights.is_absolute() else f"{data_dir / weights} or {weights.absolute()}"
-    raise InputError(f"no weights file at {places}; give the path of a .safetensors, .pt or .pth file")
+    raise InputError(f"no weights file at {places}; give the path of {KINDS}")
 
 
 class TeacherTraining(EpochLoop):

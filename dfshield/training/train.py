@@ -1,13 +1,12 @@
 """The train stage: adversarial fine-tuning of a copy of the teacher on a training set (Algorithm 1)."""
 
-import shutil
 from pathlib import Path
 
 from dfshield.core.datafree import forbid_real_data
 from dfshield.core.device import resolve_precision, select_device
 from dfshield.core.files import metrics_csv, write_text
-from dfshield.core.hashing import digest
 from dfshield.core.progress import log
+from dfshield.core.state import forget, run_folder
 from dfshield.models.card import student_card
 from dfshield.models.checkpoints import load_checkpoint, save_checkpoint
 from dfshield.options import TrainOptions
@@ -46,7 +45,7 @@ def run(
     trainer = Trainer(model, trainset, options)
     described = options.described(device)
     inputs = {"teacher_sha256": card.tensors_sha256, "data_sha256": trainset.attributes["content_sha256"]}
-    kept = state / f"training-{digest(inputs, recipe, described, options.seed, code)[:16]}" if state else None
+    kept = run_folder(state, "training", inputs, recipe, described, options.seed, code)
     trainer.fit(kept / "epoch.pt" if kept else None)
     student = student_card(
         card,
@@ -63,6 +62,5 @@ def run(
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:
         write_text(metrics, metrics_csv(METRICS, trainer.history))
-    if kept:
-        shutil.rmtree(kept, ignore_errors=True)
+    forget(kept)
     log(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")

@@ -12,7 +12,7 @@ import torch
 from dfshield import registry
 from dfshield.core.device import compiled
 from dfshield.core.epochs import EpochLoop
-from dfshield.core.errors import Diverged, InputError
+from dfshield.core.errors import Diverged
 from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine, warmed
 from dfshield.models.classifier import Classifier, predict
@@ -32,6 +32,7 @@ class Trainer(EpochLoop):
 
     def __init__(self, teacher: Classifier, data: TrainSet, options: TrainOptions) -> None:
         self.options, self.entry = options, registry.LOSSES[options.loss]
+        self.batches = options.mini_batches(len(data.images))
         device = teacher.mean.device
         self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.student.requires_grad_(True)
@@ -42,7 +43,7 @@ class Trainer(EpochLoop):
             if SEARCHES[self.entry.search].compiles:
                 self.crafting.compile_for(options.batch)
             self.forward = compiled(self.student)
-        used = max(1, round(options.data_share * len(data.images)))
+        used = options.used_images(len(data.images))
         images = torch.from_numpy(data.images[:used]).permute(0, 3, 1, 2).to(device)
         labels = torch.from_numpy(data.labels[:used]).to(device)
         targets = predict(teacher, images)
@@ -53,18 +54,6 @@ class Trainer(EpochLoop):
         self.held_targets = targets[held]
         if self.entry.labels == "teacher":
             self.labels = self.targets.argmax(1)
-        self.batches = len(kept) // options.batch
-        if not self.batches:
-            raise InputError(
-                f"holdout {options.holdout} leaves {len(kept)} of {len(images)} images to train on, less than one "
-                f"mini-batch of {options.batch}; use a smaller holdout or batch, or more images"
-            )
-        if self.batches < options.aggregate:
-            raise InputError(
-                f"aggregate (B = {options.aggregate}) mini-batches of {options.batch} do not fit in an epoch of "
-                f"{len(kept)} images ({self.batches} mini-batches), so no update could ever be made: "
-                f"use aggregate <= {self.batches}, batch <= {len(kept) // options.aggregate} or more images"
-            )
         self.loss = self.entry.load()
         self.parameters = list(self.student.parameters())
         factor = options.aggregate if options.lr_factor == "B" else 1

@@ -24,8 +24,8 @@ from dfshield.core.errors import InputError
 from dfshield.core.lp import from_half
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation.attack import components
-from dfshield.evaluation.needs import GUIDE, check_needs
 from dfshield.options import AttackOptions
+from dfshield.options.attacks import GUIDE
 from dfshield.planning.arithmetic import attack_passes
 
 NAMES = list(registry.ATTACKS)
@@ -175,15 +175,15 @@ def test_a_norm_that_is_not_stated_and_models_of_no_use_are_refused(name):
     for norm in ("linf", "l2"):
         options = AttackOptions.of(attack=name, threat=f"{norm}:0.1")
         if norm in entry.norms:
-            check_needs(options, others)
+            options.check_needs(others)
             with pytest.raises(InputError, match="no use of another model as its colleague"):
-                check_needs(options, others | {"colleague": "x"})
+                options.check_needs(others | {"colleague": "x"})
         else:
             with pytest.raises(InputError, match="works within"):
-                check_needs(options, others)
+                options.check_needs(others)
     for need in others:
         with pytest.raises(InputError, match=f"needs a {need}"):
-            check_needs(AttackOptions.of(attack=name, threat=f"{entry.norms[0]}:0.1"), {})
+            AttackOptions.of(attack=name, threat=f"{entry.norms[0]}:0.1").check_needs()
 
 
 @pytest.mark.parametrize("classes", [2, 10])

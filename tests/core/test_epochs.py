@@ -1,13 +1,14 @@
 """The epoch loop on a run of one number: resuming, divergence, history."""
 
-from pathlib import Path
+import signal
 
 import pytest
 import torch
 
 from dfshield.core.epochs import EpochLoop
-from dfshield.core.errors import Diverged, InputError
+from dfshield.core.errors import Diverged
 from dfshield.core.rng import generator
+from dfshield.core.signals import Stopped, handled
 
 
 class Walk(EpochLoop):
@@ -91,13 +92,44 @@ def test_other_errors_pass():
         Walk(fails=1, error=ZeroDivisionError).fit()
 
 
-@pytest.mark.parametrize("content", [b"", b"no state"])
-def test_a_damaged_state_is_refused(tmp_path, content):
-    path: Path = tmp_path / "epoch.pt"
-    path.write_bytes(content)
-    with pytest.raises(InputError, match=r"epoch\.pt: damaged state of a stopped run .*; delete it") as error:
+class Other(Walk):
+    """A run that holds something else, and is changed before it notices that its state does not fit."""
+
+    def state(self):
+        return {"steps": self.steps_taken, "position": self.place}
+
+    def load(self, state):
+        self.steps_taken = state["steps"]
+        self.place = state["position"]
+
+
+def test_a_state_that_does_not_fit_is_not_taken(tmp_path, capsys):
+    path = tmp_path / "epoch.pt"
+    Walk(epochs=3).fit(path)
+    made = Other()
+    assert made._resume(path) == 0
+    assert (made.steps_taken, made.place.tolist(), made.history) == (0, [0, 0], [])
+    assert capsys.readouterr().err.endswith(
+        f"{path}: damaged, or of another program or run; what it held is made again\n"
+    )
+
+
+def test_a_signal_ends_a_run_at_the_next_epoch(tmp_path, monkeypatch):
+    path, whole = tmp_path / "epoch.pt", finished()
+    genuine = Walk.epoch
+
+    def epoch(self, number, bar=None):
+        if number == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return genuine(self, number, bar)
+
+    monkeypatch.setattr(Walk, "epoch", epoch)
+    with handled(), pytest.raises(Stopped, match="stopped by SIGTERM; the same command goes on after epoch 3 of 5"):
         Walk().fit(path)
-    assert "\n" not in str(error.value)
+    monkeypatch.undo()
+    resumed = Walk()
+    resumed.fit(path)
+    assert torch.equal(resumed.place, whole.place) and resumed.steps_taken == 10
 
 
 def test_the_base_class_trains_nothing():

@@ -1,14 +1,16 @@
 """The contract of HDF5 files: what is not whole, not ours, not self-contained or too large is refused in one line."""
 
-import shutil
+import fcntl
 
 import h5py
 import numpy as np
 import pytest
+from support.disks import room
 
 from dfshield.core import hdf5
 from dfshield.core.errors import InputError
-from dfshield.core.hdf5 import Contract, content_hash, opened, require_space, sha256
+from dfshield.core.files import atomic
+from dfshield.core.hdf5 import Contract, content_hash, created, opened, sha256
 
 CONTRACT = Contract(
     format="test",
@@ -147,9 +149,41 @@ def test_the_content_hash_covers_names_types_shapes_values_and_attributes():
     assert len({base, *others}) == 1 + len(others)
 
 
-def test_a_full_disk_is_told_before_the_library_meets_it(tmp_path, monkeypatch):
-    free = 2**25
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - free, free))
-    require_space(tmp_path, free - hdf5.SPARE_BYTES, "test values")
-    with pytest.raises(InputError, match="its disk is full, no test values can be written; free space and repeat"):
-        require_space(tmp_path, free - hdf5.SPARE_BYTES + 1, "test values")
+def fill(file):
+    """Write what needs several visits to the disk."""
+    for name, size in (("first", 30_000), ("second", 70_000)):
+        made = file.create_dataset(name, (0,), maxshape=(None,), chunks=(5000,), dtype="f4", fletcher32=True)
+        for part in range(2):
+            made.resize((part + 1) * size, axis=0)
+            made[part * size :] = part
+    file.attrs["text"] = "x" * 300
+
+
+def test_a_disk_that_is_full_at_any_place_is_told(tmp_path):
+    """The HDF5 library by itself ends the process if a write fails."""
+    path = tmp_path / "out.h5"
+    with created(path) as file:
+        fill(file)
+    whole = path.read_bytes()
+    for size in (0, 10, 1000, len(whole) // 2, len(whole) - 1):
+        with (
+            pytest.raises(InputError, match=r"out\.h5: not written \(File too large\); free space"),
+            room(size),
+            atomic(path) as temporary,
+            created(temporary) as file,
+        ):
+            fill(file)
+        assert [found.name for found in tmp_path.iterdir()] == ["out.h5"]
+    assert path.read_bytes() == whole
+
+
+def test_files_are_written_and_read_without_locks(tmp_path):
+    path = tmp_path / "out.h5"
+    path.touch()
+    with path.open() as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with created(path) as file:
+            fill(file)
+            file.attrs.update({"format": "test", "v": 3, "complete": True})
+        with opened(path, CONTRACT._replace(datasets={"first": None})) as file:
+            assert len(file["first"]) == 60_000

@@ -2,16 +2,20 @@
 
 import errno
 import fcntl
+import multiprocessing
 import os
+import signal
+import subprocess
 import tempfile
+from pathlib import Path
 
 import pytest
 import torch
 
-from dfshield.core import device
+from dfshield.core import device, files
 from dfshield.core.device import cuda_devices, select_device
 from dfshield.core.errors import InputError
-from dfshield.core.files import atomic, write_text
+from dfshield.core.files import REFUSED, SPACE, atomic, write_text
 
 
 @pytest.fixture
@@ -89,3 +93,117 @@ def test_a_full_disk_is_one_line_and_leaves_what_was_there(tmp_path):
     with pytest.raises(FileNotFoundError), atomic(out):
         raise FileNotFoundError(errno.ENOENT, "another error")
     assert [path.read_text() for path in tmp_path.iterdir()] == ["before"]
+
+
+@pytest.mark.parametrize("number", [*SPACE, *REFUSED])
+def test_what_a_disk_refuses_is_one_line(tmp_path, number):
+    out = tmp_path / "out.txt"
+    with pytest.raises(InputError, match=r"out\.txt: not written \(.+\); .+ and repeat$"), atomic(out) as temporary:
+        raise OSError(number, os.strerror(number), str(temporary))
+    with pytest.raises(OSError, match="input"), atomic(out):
+        raise OSError(number, os.strerror(number), "input")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_that_is_removed_meanwhile(tmp_path):
+    out = tmp_path / "folder" / "out.txt"
+    with pytest.raises(InputError, match="its folder was removed meanwhile"), atomic(out) as temporary:
+        temporary.unlink()
+        out.parent.rmdir()
+
+
+def test_what_a_killed_process_left_is_removed(tmp_path):
+    """Temporary files of processes that live, of other machines and for other paths stay."""
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    machine = files._machine()
+    assert machine
+    names = [f".{n}.{m}-{p}.ab.tmp.h5" for n in ("a.h5", "b.h5") for m in (machine, "f" * 8) for p in (dead.pid, 1)]
+    for name in names:
+        (tmp_path / name).touch()
+    write_text(tmp_path / "a.h5", "x")
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["a.h5", *names[1:]])
+
+
+def child(path):
+    """Be killed while a file is written."""
+    with atomic(path) as temporary:
+        temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_file_that_was_half_written_is_replaced(tmp_path):
+    process = multiprocessing.get_context("fork").Process(target=child, args=(tmp_path / "a.txt",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.suffixes[-2:] for path in tmp_path.iterdir()] == [[".tmp", ".txt"]]
+    write_text(tmp_path / "a.txt", "whole")
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["whole"]
+
+
+GPU = {"CUDA_VISIBLE_DEVICES": "0"}
+JOB = {"SLURM_JOB_ID": "17"}
+
+
+@pytest.fixture
+def without_cuda(tmp_path, monkeypatch):
+    """A machine without GPUs, and a function that sets variables."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(device, "_lease", None)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for name in ("CUDA_VISIBLE_DEVICES", "SLURM_JOB_ID", "SLURM_STEP_GPUS", "SLURM_JOB_GPUS", "SLURM_GPUS_ON_NODE"):
+        monkeypatch.delenv(name, raising=False)
+    yield lambda given: [monkeypatch.setenv(*pair) for pair in given.items()]
+    if device._lease:
+        device._lease.close()
+
+
+@pytest.mark.parametrize(
+    "given",
+    [GPU | JOB, JOB | {"SLURM_JOB_GPUS": "1"}, JOB | {"SLURM_GPUS_ON_NODE": "2"}, GPU | {"PBS_JOBID": "3.server"}],
+)
+def test_a_gpu_of_the_queue_that_pytorch_does_not_see_is_refused(without_cuda, given):
+    without_cuda(given)
+    with pytest.raises(
+        InputError, match=r"^device: .* is .*, but PyTorch .* sees no CUDA device; .* or .* device cpu$"
+    ):
+        select_device("auto", 1)
+    assert select_device("cpu", 1).type == "cpu"
+
+
+def test_a_gpu_that_pytorch_does_not_see_is_said(without_cuda, capsys):
+    without_cuda(GPU)
+    assert select_device("auto", 1).type == "cpu"
+    told = capsys.readouterr().err
+    assert told.startswith("CUDA_VISIBLE_DEVICES is 0, but PyTorch ") and told.endswith(" no CUDA device: on the CPU\n")
+
+
+@pytest.mark.parametrize("given", [{}, JOB, JOB | {"CUDA_VISIBLE_DEVICES": "", "SLURM_JOB_GPUS": "1"}])
+def test_where_nobody_gave_a_gpu_there_is_nothing_to_say(without_cuda, capsys, given):
+    without_cuda(given)
+    if not list(Path("/dev").glob("nvidia[0-9]*")):
+        assert select_device("auto", 1).type == "cpu"
+        assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, 524])
+def test_without_file_locks_there_is_no_lease(lease, monkeypatch, capsys, number):
+    def flock(*given):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(device.fcntl, "flock", flock)
+    assert lease("0,1") == "0,1"
+    assert "no lease of a GPU (" in capsys.readouterr().err and device._lease is None
+
+
+def test_a_lease_folder_that_is_not_ours(lease, tmp_path, capsys):
+    folder = tmp_path / f"dfshield-devices-{os.getuid()}"
+    (tmp_path / "elsewhere").mkdir()
+    folder.symlink_to("elsewhere")
+    assert lease("0,1") == "0,1"
+    folder.unlink()
+    folder.write_text("a file")
+    assert lease("0,1") == "0,1"
+    told = capsys.readouterr().err.splitlines()
+    assert len(told) == 2 and all(line.startswith(f"{folder}: no lease of a GPU (") for line in told)

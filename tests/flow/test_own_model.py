@@ -1,5 +1,6 @@
 """A user's own model at the smallest scale: from weights to a hardened model with its card."""
 
+import os
 import shutil
 
 import numpy as np
@@ -74,9 +75,23 @@ class TestYourOwnModel:
         assert len(spans) == 2
         assert max(start for start, _ in spans) < min(end for _, end in spans)
 
+    def moved(self, folder):
+        """Where files lie, how that is spelled and when they were written is no reason to run again."""
+        elsewhere = folder.with_name("else where")
+        shutil.copytree(folder / "data", elsewhere)
+        os.utime(elsewhere / "mine.npz", (4e9, 4e9))
+        shutil.copy(folder / "mine.py", elsewhere)
+        text = (folder / "mine.yaml").read_text()
+        code = text.replace("mine.py:build", f"{elsewhere}/mine.py:build")
+        for data, own in ((str(elsewhere), code), ("../else where/", text), (f"{folder}/data", text)):
+            (folder / "again.yaml").write_text(f"{own}\ndata_dir: {data}\n")
+            words = ("harden", "-n", "--configfile", "again.yaml")
+            assert jobs(snakemake(folder, *words, package=folder / "copy")) == {}
+
     def test_what_repeats(self, own):
         folder, _ = own
         assert self.again(folder) == {}
+        self.moved(folder)
         np.savez(folder / "data/mine.npz", x=np.linspace(1, 0, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
         assert self.again(folder) == {"attack": 2, "harden_model": 1, "harden": 1}
         torch.manual_seed(1)

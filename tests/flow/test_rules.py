@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from support.commands import SHOWN, counted, kept, options, parsed, plan_of, printed
@@ -126,7 +127,7 @@ def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> N
     """A printed command is that of `job`: its options, its files, its names."""
     a = parsed(words)
     assert a.command == job.stage
-    assert inputs - OUTSIDE == set(job.inputs)
+    assert inputs == set(job.inputs)
     assert a.out == (Path(job.output).parent if job.stage == "harden" else Path(job.output))
     if STAGES[job.stage].options:
         assert options(words) == job.options
@@ -150,8 +151,6 @@ def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> N
         assert json.loads(a.subject) == {field: getattr(place, field) for field in SUBJECT}
 
 
-OUTSIDE = {"data/mine.npz", "data/mine.safetensors", "mine.py"}
-"""Files of a user's own model."""
 MINE = {
     "factory": "mine.py:build",
     "weights": "mine.safetensors",
@@ -169,9 +168,10 @@ def more(folder):
     """Configs of what the shipped ones lack: a user's own model, the diversity of images that co-training keeps."""
     values = yaml.safe_load((folder / "config/config.yaml").read_text())
     (folder / "own.yaml").write_text(yaml.safe_dump(values | {"datasets": {}, "harden": {"mine": MINE}}))
-    for file in OUTSIDE:
-        (folder / file).parent.mkdir(exist_ok=True)
-        (folder / file).touch()
+    (folder / "data").mkdir(exist_ok=True)
+    for file in ("data/mine.safetensors", "mine.py"):
+        (folder / file).write_text("# a file that no dry run looks into\n")
+    np.savez(folder / "data/mine.npz", x=np.zeros((12, 8, 8), np.uint8), y=np.zeros(12, int))
     tables = yaml.safe_load((folder / "config/tables.yaml").read_text())
     tables["table4"]["metrics"].append("recall")
     tables["table4"]["rows"] = [row for row in tables["table4"]["rows"] if row["method"] in ("DaST", "Ours")]
@@ -226,13 +226,49 @@ def test_the_commands_of_every_stage_are_looked_at(folder, more):
         ("harden={mine: 3}", "harden.mine"),
         ("methods=[ours, dats]", "methods: no table has rows for all of ours, dats"),
         ("diversity={features: vgg16}", "features vgg16 need its weights"),
+        ("seeds=[3, 3]", "seeds: 3 is given 2 times"),
+        ("train={aggregate: 500}", "train options of digits/cnn-s: aggregate (B = 500) mini-batches of"),
     ],
 )
 def test_a_wrong_config_is_one_line_that_names_the_key(folder, override, key):
-    run = snakemake(folder, "-n", "--config", override)
+    assert key in refusal(snakemake(folder, "-n", "--config", override))
+
+
+def refusal(run) -> str:
+    """The one line of a run that is refused."""
     assert run.returncode != 0
     lines = [line for line in (run.stderr + run.stdout).splitlines() if not line.startswith(("Using ", "Config file "))]
-    assert len(lines) == 1 and key in lines[0], lines
+    assert len(lines) == 1, lines
+    return lines[0]
+
+
+def test_a_key_that_a_config_file_gives_twice(folder):
+    (folder / "twice.yaml").write_text((ROOT / "config/config.yaml").read_text() + "\ntrain: {epochs: 9}\n")
+    for files in (("twice.yaml",), ("config/config.yaml", "twice.yaml")):
+        line = refusal(snakemake(folder, "-n", "--configfile", *files))
+        assert line.startswith(f"snakemake: {folder}/twice.yaml: train: is given twice, in lines ")
+
+
+def test_what_only_other_targets_need_is_no_reason_to_refuse(folder):
+    words = ("-n", "--config", "train={aggregate: 500}")
+    assert jobs(snakemake(folder, "results/demo/digits/cnn-s/teacher.safetensors", *words)) == {"teacher": 1}
+
+
+def test_from_elsewhere(folder, tmp_path):
+    """Default tables lie beside the Snakefile; a config's own beside the config; commands by hand find them again."""
+    values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
+    (tmp_path / "own").mkdir()
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"tables": "own.yaml", "name": "mine"}))
+    rows = yaml.safe_load((ROOT / "config/tables.yaml").read_text())
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"table4": rows["table4"]}))
+    words = ("-n", "-s", str(folder / "Snakefile"))
+    assert jobs(snakemake(tmp_path / "own", *words))["table"] == 1
+    assert "table" in jobs(snakemake(tmp_path / "own", *words, "--configfile", str(tmp_path / "mine.yaml")))
+    kept = tmp_path / "own/results/mine/config.yaml"
+    assert Plan.of(load_config(kept)).tables.keys() == {"table4"}
+    (tmp_path / "own.yaml").unlink()
+    line = refusal(snakemake(tmp_path / "own", *words, "--configfile", str(tmp_path / "mine.yaml")))
+    assert f"tables: own.yaml: cannot be read, there is no such file ({tmp_path}/own.yaml or {tmp_path}/own/" in line
 
 
 @pytest.mark.parametrize(
@@ -283,7 +319,7 @@ def test_sources_by_a_generator(folder):
         assert (words[0], options(words)) == ("generate", plan.options("generate", place))
 
 
-def test_weights_of_vgg16_are_an_input_and_lie_below_the_data_folder(folder):
+def test_weights_of_vgg16_lie_below_the_data_folder(folder):
     target = "results/demo/digits/cnn-s/fixed/seed-0/diversity@train.json"
     words = ("-n", "--config", "diversity={features: vgg16, vgg16: vgg16.pth}", "data_dir=weights", *SHOWN)
     run = snakemake(folder, target, *words)

@@ -1,9 +1,6 @@
 """Checkpoints and weights files: what is written is read back, byte for byte the same, and all else is refused."""
 
-import io
 import json
-import pickle
-import warnings
 from dataclasses import replace
 
 import pytest
@@ -18,7 +15,6 @@ from dfshield.models import checkpoints
 from dfshield.models.checkpoints import Card, load_checkpoint, read_card, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
-from dfshield.models.weights import fit, load_state
 
 CARD = Card(
     kind="teacher",
@@ -227,99 +223,3 @@ def test_a_users_factory_runs_only_if_the_caller_names_it(tmp_path, monkeypatch)
 def test_a_factory_for_a_registered_model_is_refused(saved):
     with pytest.raises(InputError, match="leave the factory out"):
         load_checkpoint(saved, factory=FACTORY)
-
-
-STATE = {"conv.weight": torch.arange(6.0).view(2, 3), "bn.num_batches_tracked": torch.tensor(7)}
-
-
-@pytest.mark.parametrize(
-    "wrapped",
-    [
-        STATE,
-        {"state_dict": STATE, "epoch": 3},
-        {"model": STATE},
-        {f"module.{key}": value for key, value in STATE.items()},
-        {"net": {f"module.{key}": value for key, value in STATE.items()}, "acc": 9.5},
-    ],
-)
-@pytest.mark.parametrize("legacy", [False, True])
-def test_pytorch_files(tmp_path, wrapped, legacy):
-    path = tmp_path / "weights.pt"
-    torch.save(wrapped, path, _use_new_zipfile_serialization=not legacy)
-    state = load_state(path)
-    assert set(state) == set(STATE)
-    assert torch.equal(state["conv.weight"], STATE["conv.weight"])
-
-
-class Hostile:
-    def __reduce__(self):
-        return (eval, ("open('was_run', 'w')",))
-
-
-def hostile(path, new=True):
-    torch.save({"state_dict": STATE, "extra": Hostile()}, path, _use_new_zipfile_serialization=new)
-
-
-def halve(path):
-    torch.save({"a": torch.ones(5000)}, path)
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-def script(path):
-    with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated
-        torch.jit.save(torch.jit.script(nn.Linear(2, 2)), path)
-
-
-WRONG = {
-    "html": (lambda p: p.write_text("\n<html>Please log in</html>"), "HTML or XML page"),
-    "code": (hostile, "Python objects besides tensors"),
-    "code, legacy": (lambda p: hostile(p, new=False), "Python objects besides tensors"),
-    "code, plain": (lambda p: p.write_bytes(pickle.dumps(Hostile())), "other pickles are never loaded"),
-    "whole model": (lambda p: torch.save(nn.Linear(2, 2), p), "Python objects besides tensors"),
-    "script": (script, "damaged or not a PyTorch file"),
-    "truncated": (halve, "damaged or not a PyTorch file"),
-    "text": (lambda p: p.write_text("hello"), "damaged or not a PyTorch file"),
-    "nan": (lambda p: torch.save({"a": torch.tensor(float("nan"))}, p), "'a' holds NaN"),
-    "number": (lambda p: torch.save({"a": 3}, p), "'a' is no plain tensor"),
-    "list": (lambda p: torch.save([torch.ones(1)], p), "no state dict"),
-    "nothing": (lambda p: torch.save({}, p), "no state dict"),
-    "absent": (lambda p: None, "no such file"),
-}
-
-
-@pytest.mark.parametrize(("write", "says"), WRONG.values(), ids=WRONG)
-def test_what_is_no_weights_file_is_refused_in_one_line(tmp_path, monkeypatch, write, says):
-    monkeypatch.chdir(tmp_path)
-    write(tmp_path / "weights.pth")
-    with pytest.raises(InputError, match=says) as caught:
-        load_state(tmp_path / "weights.pth")
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "was_run").exists()
-
-
-def test_every_truncation_is_refused(tmp_path):
-    buffer = io.BytesIO()
-    torch.save(STATE, buffer)
-    whole = buffer.getvalue()
-    for length in range(0, len(whole), 97):
-        (tmp_path / "weights.pt").write_bytes(whole[:length])
-        with pytest.raises(InputError):
-            load_state(tmp_path / "weights.pt")
-
-
-def test_misfit_names_the_first_keys():
-    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3), nn.Linear(3, 3), nn.Linear(3, 3))
-    state = {"0.weight": torch.ones(4, 2), "other": torch.ones(1)}
-    with pytest.raises(
-        InputError,
-        match=r"file: .*missing: 0.bias, 1.weight, 1.bias and 6 more; unexpected: other; "
-        r"other shape: 0.weight is 4x2, the model has 3x2",
-    ):
-        fit(net, state, "file")
-
-
-def test_old_files_without_batch_counters_fit_and_half_precision_becomes_single():
-    net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))
-    state = {key: value.half() for key, value in net.state_dict().items() if "num_batches" not in key}
-    fit(net, state, "file")
-    assert {value.dtype for value in net.state_dict().values()} == {torch.float32, torch.int64}

@@ -1,13 +1,17 @@
 """Configs: what is accepted, what is refused and how."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from support.configs import GRID, MINE, changed
+import yaml
+from support.configs import GRID, MINE, ROOT, changed
 
 from dfshield.core.errors import InputError
+from dfshield.core.files import read_yaml
 from dfshield.core.validation import Options
-from dfshield.planning.config import Config, check_config, load_config
+from dfshield.planning.config import Config, check_config, load_config, load_configs
+from dfshield.planning.plan import Plan
 from dfshield.planning.stages import sections
 
 
@@ -129,6 +133,24 @@ from dfshield.planning.stages import sections
         (MINE, "harden/net/evaluation", {"file": "x.npz", "protocols": ["aa"]}, r"evaluation\.protocols: 'aa' is not"),
         (MINE, "harden/net/wieghts", "x", "did you mean 'weights'"),
         (MINE, "harden/my net", {}, "harden"),
+        (GRID, "seeds", [1, 0, 1], "seeds: 1 is given 2 times; take one out"),
+        (GRID, "seeds", [2**63], r"seeds\.0: Input should be less than"),
+        (GRID, "datasets/digits/models", ["cnn-s", "cnn-s"], "digits: models: cnn-s is given 2 times"),
+        (GRID, "methods", ["ours", "Ours"], "methods: ours is given 2 times"),
+        (GRID, "datasets/digits/threat", "linf:0", "ε is 0 in linf:0"),
+        (GRID, "datasets/digits/threat", "linf:1e999999999", "ε '1e999999999' in threat .* is not a number"),
+        (GRID, "datasets/digits/threat", "l2:nan", "ε 'nan' in threat 'l2:nan' is not a number"),
+        (GRID, "name", "Harden", "name: results/Harden is the place of model cards or tables"),
+        (GRID, "name", "table4.csv", r"name: results/table4\.csv is the place"),
+        (GRID, "name", "x" * 101, "name: String should have at most 100 characters"),
+        (GRID, "recipes", {"seed-0": {"train": "std"}}, r"recipes\.seed-0: is a name of files or folders of a run"),
+        (GRID, "recipes", {"TRADES": {"train": "std"}}, "recipes: trades is given 2 times"),
+        (GRID, "protocols", {"recall": {"attack": "pgd"}}, r"protocols\.recall: is the name of a diversity metric"),
+        (MINE, "harden/Eval", MINE["harden"]["net"], r"harden\.Eval: is a name of files or folders"),
+        (MINE, "harden/Net", MINE["harden"]["net"], "harden: net is given 2 times"),
+        (MINE, "harden/net/arguments", {"a": [{"lr": "1e-3"}]}, r"arguments\.a\.0\.lr: 1e-3 is a text to YAML"),
+        (MINE, "harden/net/arguments", {"a": float("inf")}, r"arguments\.a: inf is no finite number"),
+        (MINE, "harden/net/evaluation", {"file": "x", "protocols": ["pgd10"] * 2}, "protocols: pgd10 is given 2 times"),
     ],
 )
 def test_wrong_configs(base, path, value, message):
@@ -215,3 +237,56 @@ def test_every_key_of_a_config_says_what_it_is():
     assert {c.__name__ for c in classes} >= {"Config", "DatasetConfig", "HardenConfig", "EvaluationConfig"}
     for options in classes:
         assert all(field.description for field in options.model_fields.values()), options
+
+
+# --- where tables and built-in entries lie ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """Folders of the config, of the work and of the workflow; tables in each on demand."""
+    for name in ("config", "work", "home/config"):
+        (tmp_path / name).mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr("dfshield.planning.config.dfshield", SimpleNamespace(__file__="/nowhere/dfshield/__init__.py"))
+    built_in = (ROOT / "config/defaults.yaml").read_text()
+    (tmp_path / "home/config/defaults.yaml").write_text(built_in)
+    return tmp_path
+
+
+def test_tables_are_sought_beside_the_config_then_in_the_working_folder(places):
+    (places / "config/c.yaml").write_text(yaml.safe_dump(GRID | {"tables": "t.yaml"}))
+
+    def read():
+        values = read_yaml(places / "config/c.yaml")
+        return load_configs(values, [places / "config/c.yaml"], places / "home").tables
+
+    with pytest.raises(
+        InputError, match=r"c\.yaml: tables: t\.yaml: cannot be read, .*config/t\.yaml or .*work/t\.yaml"
+    ):
+        read()
+    (places / "work/t.yaml").touch()
+    assert read() == Path("t.yaml")
+    (places / "config/t.yaml").touch()
+    assert read() == places / "config/t.yaml"
+
+
+def test_defaults_lie_beside_the_workflow_and_models_to_harden_need_no_tables(places):
+    config = check_config(MINE, "my.yaml", home=places / "home")
+    assert config.defaults == places / "home/config/defaults.yaml" and "dss" in config.choices["sources"]
+    assert Plan.of(config).tables == {}
+    with pytest.raises(InputError, match=r"my\.yaml: defaults: config/defaults\.yaml: cannot be read"):
+        check_config(MINE, "my.yaml")
+    with pytest.raises(InputError, match=r"config/tables\.yaml: cannot be read"):
+        Plan.of(check_config(GRID, "my.yaml", home=places / "home"))
+
+
+def test_config_files_are_read_again(tmp_path):
+    """Snakemake merges what its own reader has made of them, and that has lost keys given twice."""
+    (tmp_path / "a.yaml").write_text(yaml.safe_dump(GRID))
+    (tmp_path / "b.yaml").write_text("seeds: [1]\nseeds: [2]\n")
+    files = [tmp_path / "a.yaml", tmp_path / "b.yaml"]
+    with pytest.raises(InputError, match=r"b\.yaml: seeds: is given twice, in lines 1 and 2"):
+        load_configs(GRID | {"seeds": [2]}, files)
+    files[1].write_text("seeds: [2]\n")
+    assert load_configs(GRID | {"seeds": [2]}, files).seeds == (2,)

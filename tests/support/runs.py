@@ -26,9 +26,10 @@ from dfshield.sources.trainset import Writer
 SHAPE = (1, 8, 8)
 
 
-def save(path: Path, weights: int, kind: str, **provenance: object) -> str:
+def save(path: Path, weights: int, kind: str, factory: str | None = None, **provenance: object) -> str:
     real_data = str(provenance.pop("real_data", "teacher"))
-    card = Card(kind, "digits", "cnn-s", SHAPE, 10, (0.3,), (0.38,), real_data, provenance=provenance)  # type: ignore[arg-type]
+    own = {"factory": factory, "provenance": provenance}
+    card = Card(kind, "digits", "cnn-s", SHAPE, 10, (0.3,), (0.38,), real_data, **own)  # type: ignore[arg-type]
     return save_checkpoint(path, Classifier(build_network("cnn-s", SHAPE, 10, seed=weights), (0.3,), (0.38,)), card)
 
 
@@ -45,18 +46,27 @@ def save_data(path: Path, teacher: str, real_data: str, seed: int, options: str 
 def save_own(plan: Plan, place: Place, teacher: str, real_data: str) -> str:
     """The data of one source, those of an augmented one with the set that they were made of, or a generator's."""
     if place.source == NONE:
-        return save_data(Path(place.path(IMAGES)), teacher, real_data, place.seed, source=place.recipe)
-    options, base = "{}", plan.sources[place.source].base
+        options = canonical_json(described(plan, "cotrain", place))
+        return save_data(Path(place.path(IMAGES)), teacher, real_data, place.seed, options, source=place.recipe)
+    stage, base = plan.sources[place.source].stage, plan.sources[place.source].base
+    values = {} if stage == "export" else described(plan, stage, place)
     if base:
-        made = save_own(plan, place.at(source=base), teacher, real_data)
-        options = canonical_json({"base": base, "base_sha256": made})
-    return save_data(Path(place.path(DATA)), teacher, real_data, place.seed, options)
+        values |= {"base": base, "base_sha256": save_own(plan, place.at(source=base), teacher, real_data)}
+    return save_data(Path(place.path(DATA)), teacher, real_data, place.seed, canonical_json(values))
+
+
+def described(plan: Plan, stage: str, place: Place) -> dict[str, object]:
+    """The options that the output of a stage states."""
+    return dict(plan.options(stage, place).described())
 
 
 def fake_run(plan: Plan, cells: list) -> None:
     """Every file of a run's cells, with hashes that belong together."""
     first = plan.place(cells[0].dataset, cells[0].model)
-    teacher = save(Path(first.path(TEACHER)), 0, "teacher")
+    teacher = save(
+        Path(first.path(TEACHER)), 0, "teacher", plan.subject(first.dataset, first.model).factory,
+        options=described(plan, "teacher", first), seed=0,
+    )  # fmt: skip
     students: dict[str, str] = {}
     sets: dict[str, str] = {}
     for number, cell in enumerate(cells):
@@ -70,15 +80,14 @@ def fake_run(plan: Plan, cells: list) -> None:
                 sets[key] = save_own(plan, place, teacher, real_data)
             hashes = {"teacher_sha256": teacher, "data_sha256": sets[key]}
             if cell.metric in DIVERSITY_METRICS:
+                options = described(plan, "diversity", place) | {"seed": plan.config.seeds[0]}
                 own = {"dataset": place.dataset, "model": place.model, "source": place.source, "seed": place.seed}
+                own["options"] = options
                 make_record(Path(cell.ledger), 0.5, real_data=real_data, **own, **hashes)
                 continue
             student = place.path(STUDENT)
             if student not in students:
-                threat = plan.threats[place.dataset, place.model][place.train_threat]
-                options = dict.fromkeys(("lambda1", "lambda2"), 1.0) | {"tau": 0.5, "threat": threat}
-                for part in cell.variant.split(",") if cell.variant else []:
-                    options[part.partition("=")[0]] = float(part.partition("=")[2])
+                options = described(plan, plan.recipe_stage(place.recipe), place)
                 students[student] = save(
                     Path(student), 1 + number, "student", real_data=real_data, options=options, source=place.source,
                     recipe=plan.recipes[place.recipe][0], seed=cell.seed, **hashes,
@@ -87,5 +96,5 @@ def fake_run(plan: Plan, cells: list) -> None:
         robust = 150 if place.protocol == "clean" else 60 + number
         make_ledger(
             Path(cell.ledger), 150, robust, protocol=place.protocol, threat=cell.threat, model_sha256=sha,
-            real_data=real_data,
+            real_data=real_data, options=described(plan, "attack", place), seed=cell.seed,
         )  # fmt: skip

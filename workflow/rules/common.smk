@@ -8,14 +8,13 @@ import shlex
 import sys
 from pathlib import Path
 
-import yaml
 from snakemake.settings.types import DeploymentMethod
 
 from dfshield.core.device import cuda_devices
-from dfshield.core.files import data_dir, data_file, write_text
 from dfshield.core.hashing import canonical_json
 from dfshield.options.flags import as_flags
-from dfshield.planning.jobs import CARD, TABLE
+from dfshield.planning.inputs import below_data, own_model, sha256_of
+from dfshield.planning.jobs import CARD, TABLE, default_tables
 from dfshield.planning.paths import DATA, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVERSITY, LEDGER, METRICS
 from dfshield.planning.paths import NONE, RESULTS, SHARD, STUDENT, TEACHER, Place, benchmark_of, log_of
 from dfshield.planning.provenance import job_digest
@@ -23,7 +22,7 @@ from dfshield.planning.stages import STAGES
 from dfshield.report.content import card_files, evidence, measurements, table_content
 
 STATE = f"{RESULTS}/.state"
-CONFIG = f"{RESULTS}/{plan.config.name}/config.yaml"
+CONFIG = frozen.folder_of(plan.config.name) / frozen.CONFIG
 COST = f"{RESULTS}/cost.csv"
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
@@ -36,8 +35,7 @@ def one_of(names):
 
 def default_results():
     """Table 4, or what there is of it: the config's other tables, or its own models."""
-    tables = ["table4"] if "table4" in plan.own_tables else plan.own_tables
-    return expand(TABLE, table=tables) or expand(CARD, name=plan.config.harden)
+    return expand(TABLE, table=default_tables(plan)) or expand(CARD, name=plan.config.harden)
 
 
 def hardened(wildcards):
@@ -45,14 +43,6 @@ def hardened(wildcards):
     if not plan.config.harden:
         raise WorkflowError("this config has no models under harden:; give one that has: --configfile FILE")
     return expand(CARD, name=plan.config.harden)
-
-
-def write_config(path):
-    """Keep the config in force, --config overrides and all, for commands that take a config and for the record."""
-    values = plan.config.model_dump(mode="json", exclude_unset=True)
-    text = yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
-    if not Path(path).is_file() or Path(path).read_text(encoding="utf-8") != text:
-        write_text(Path(path), text)
 
 
 def job_options(stage, wildcards):
@@ -95,24 +85,24 @@ def common(stage):
         return canonical_json({"seed": own.seed} | own.described())
 
     def code(wildcards):
-        place = Place.of(dict(wildcards.items())) if STAGES[stage].output else None
-        defence = plan.defence(place.defence) if stage == "attack" else None
-        return job_digest(stage, place, job_options(stage, wildcards) if STAGES[stage].options else None, defence)
+        return code_of(stage, wildcards)
 
     optional = {"flags": flags, "options": options} if STAGES[stage].options else {}
     return {"dfshield": lambda wildcards, threads: f"{PYTHON} -m dfshield", "data": data_flags, "code": code} | optional
+
+
+def code_of(stage, wildcards):
+    """Digest of the code of one job."""
+    place = Place.of(dict(wildcards.items())) if STAGES[stage].output else None
+    defence = plan.defence(place.defence) if stage == "attack" else None
+    return job_digest(stage, place, job_options(stage, wildcards) if STAGES[stage].options else None, defence)
 
 
 def data_flags(wildcards, threads):
     return f"--data-dir {shlex.quote(str(plan.config.data_dir))}" if plan.config.data_dir else ""
 
 
-def factory_flags(wildcards):
+def factory_flags(wildcards, threads):
     """A user's model is rebuilt by the user's code, which a checkpoint alone must never be able to run."""
     factory = plan.subject(wildcards.dataset, wildcards.model).factory
     return f"--factory {shlex.quote(factory)}" if factory else ""
-
-
-def below_data(path):
-    """A file that the config names, below the data folder if it is not absolute."""
-    return str(data_file(path, data_dir(plan.config.data_dir)))

@@ -4,6 +4,7 @@
 
 rule synthesize:
     input:
+        current("synthesize", SHARD),
         teacher=TEACHER,
     output:
         SHARD,
@@ -34,6 +35,7 @@ rule synthesize:
 
 rule merge:
     input:
+        current("merge", DATA),
         shards,
     output:
         DATA,
@@ -59,6 +61,7 @@ rule merge:
 
 rule generate:
     input:
+        current("generate", DATA),
         teacher=TEACHER,
     output:
         DATA,
@@ -87,6 +90,7 @@ rule generate:
 
 rule augment:
     input:
+        current("augment", DATA),
         base_data,
     output:
         DATA,
@@ -113,6 +117,7 @@ rule augment:
 
 rule public:
     input:
+        current("public", DATA),
         teacher=TEACHER,
     output:
         DATA,
@@ -140,6 +145,7 @@ rule public:
 
 rule export:
     input:
+        current("export", DATA),
         teacher=TEACHER,
     output:
         DATA,

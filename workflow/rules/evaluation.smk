@@ -4,8 +4,8 @@
 
 rule attack:
     input:
+        current("attack", LEDGER),
         model=attacked,
-        images=evaluation_file,
     output:
         LEDGER,
     log:
@@ -23,6 +23,7 @@ rule attack:
     params:
         **common("attack"),
         images=images_flags,
+        images_sha256=images_sha256,
         factory=factory_flags,
         defence=defence_flags,
         subject=subject,
@@ -35,9 +36,9 @@ rule attack:
 
 rule diversity:
     input:
+        current("diversity", DIVERSITY),
         teacher=TEACHER,
         data=DATA,
-        vgg16=vgg16_file,
     output:
         DIVERSITY,
     log:
@@ -57,6 +58,7 @@ rule diversity:
     params:
         **common("diversity"),
         vgg16=vgg16_flags,
+        vgg16_sha256=vgg16_sha256,
     shell:
         "{params.dfshield} diversity --teacher {input.teacher} --data {input.data} --out {output}"
         " --dataset {wildcards.dataset} {params.data} {params.flags} {params.vgg16} --code {params.code} 2>&1 | tee {log}"
@@ -64,9 +66,9 @@ rule diversity:
 
 use rule diversity as diversity_of_images with:
     input:
+        current("diversity", IMAGES_DIVERSITY),
         teacher=TEACHER,
         data=IMAGES,
-        vgg16=vgg16_file,
     output:
         IMAGES_DIVERSITY,
     log:

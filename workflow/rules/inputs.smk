@@ -1,27 +1,35 @@
 # Inputs and flags of the rules that depend on what a job is of.
+#
+# Files of the user are no inputs: where they lie is no reason to run again, their content is.
+import json
 
 
-def own_files(wildcards):
-    """What a user's own model is made of: weights and, where it is a file, the factory's code."""
-    own = plan.subject(wildcards.dataset, wildcards.model)
-    if not own.own:
-        return {}
-    place = own.factory.rpartition(":")[0]
-    return {"weights": below_data(own.weights)} | ({"factory": place} if place.endswith(".py") else {})
+def own(wildcards):
+    """What a user's own model is made of, by content."""
+    return usable(own_model, plan.config, plan.subject(wildcards.dataset, wildcards.model))
 
 
-def model_flags(wildcards):
+def usable(read, *given):
+    """What `read` makes of a file that the config names; one line if it cannot be read."""
+    try:
+        return read(*given)
+    except InputError as error:
+        raise WorkflowError(str(error))
+
+
+def model_flags(wildcards, threads):
     """What the teacher stage is to make: a registered model, or the user's own."""
     flags = ["--dataset", wildcards.dataset, "--model", wildcards.model]
     own = plan.subject(wildcards.dataset, wildcards.model)
     if own.own:
-        flags += ["--factory", own.factory, "--arguments", canonical_json(dict(own.arguments))]
+        flags += ["--factory", own.factory, "--arguments", json.dumps(dict(own.arguments))]
         flags += ["--input-shape", *own.input_shape, "--classes", own.classes, "--mean", *own.mean, "--std", *own.std]
     return shlex.join(map(str, flags))
 
 
-def weights_flags(wildcards, input):
-    return f"--weights {shlex.quote(input.weights)}" if wildcards.dataset == HARDEN else ""
+def weights_flags(wildcards, threads):
+    weights = plan.subject(wildcards.dataset, wildcards.model).weights
+    return f"--weights {shlex.quote(str(below_data(plan.config, weights)))}" if weights else ""
 
 
 def sources(stage):
@@ -50,13 +58,19 @@ def attacked(wildcards):
 
 
 def evaluation_file(wildcards):
-    """A user's own evaluation set."""
-    own = plan.subject(wildcards.dataset, wildcards.model).evaluation
-    return below_data(own.file) if own else []
+    """A user's own evaluation set; None for that of a registered data set."""
+    evaluation = plan.subject(wildcards.dataset, wildcards.model).evaluation
+    return below_data(plan.config, evaluation.file) if evaluation else None
 
 
-def images_flags(wildcards, input):
-    return f"--evaluation {shlex.quote(input.images)}" if input.images else f"--dataset {wildcards.dataset}"
+def images_flags(wildcards, threads):
+    file = evaluation_file(wildcards)
+    return f"--evaluation {shlex.quote(str(file))}" if file else f"--dataset {wildcards.dataset}"
+
+
+def images_sha256(wildcards):
+    file = evaluation_file(wildcards)
+    return usable(sha256_of, file) if file else ""
 
 
 def subject(wildcards):
@@ -75,8 +89,14 @@ def defence_flags(wildcards):
 def vgg16_file(wildcards):
     """Weights of VGG16, where features of it are compared."""
     options = job_options("diversity", wildcards)
-    return below_data(Path(options.vgg16)) if "vgg16" in (options.features, options.bin_features) else []
+    return below_data(plan.config, options.vgg16) if "vgg16" in (options.features, options.bin_features) else None
 
 
-def vgg16_flags(wildcards, input):
-    return f"--vgg16 {shlex.quote(input.vgg16)}" if input.vgg16 else ""
+def vgg16_flags(wildcards, threads):
+    file = vgg16_file(wildcards)
+    return f"--vgg16 {shlex.quote(str(file))}" if file else ""
+
+
+def vgg16_sha256(wildcards):
+    file = vgg16_file(wildcards)
+    return usable(sha256_of, file) if file else ""

@@ -3,6 +3,7 @@
 
 rule table:
     input:
+        current("table", TABLE),
         lambda wildcards: evidence(plan.cells(wildcards.table)),
     output:
         csv=report(TABLE, caption="../report/table.rst", category="Tables"),
@@ -29,6 +30,7 @@ rule table:
 
 rule cost:
     input:
+        current("cost", COST),
         lambda wildcards: measurements(plan),
     output:
         csv=report(COST, caption="../report/cost.rst", category="Tables"),
@@ -52,7 +54,8 @@ rule cost:
 
 rule harden_model:
     input:
-        unpack(lambda wildcards: card_files(plan, wildcards.name)),
+        current("harden", CARD),
+        unpack(hardened_files),
     output:
         card=CARD,
         model=Path(CARD).with_name("model.safetensors"),

@@ -3,7 +3,7 @@
 
 rule teacher:
     input:
-        unpack(own_files),
+        current("teacher", TEACHER),
     output:
         TEACHER,
     log:
@@ -22,6 +22,7 @@ rule teacher:
         **common("teacher"),
         model=model_flags,
         weights=weights_flags,
+        own=own,
         state=STATE,
     shell:
         "{params.dfshield} teacher --out {output} {params.model} {params.weights} {params.data}"

@@ -3,6 +3,7 @@
 
 rule train:
     input:
+        current("train", STUDENT),
         teacher=TEACHER,
         data=DATA,
     output:
@@ -35,6 +36,7 @@ rule train:
 
 rule cotrain:
     input:
+        current("cotrain", STUDENT),
         teacher=TEACHER,
     output:
         student=STUDENT,

@@ -1,0 +1,212 @@
+"""What an artefact records of how it was made, and where that is not what a config says.
+
+Every artefact states its options, its seed and the hashes of what it was made from. Only these statements are read
+here, not the values: a table over hundreds of files is checked in a second.
+"""
+
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from dfshield.core import hdf5
+from dfshield.core.errors import InputError
+from dfshield.core.files import data_dir, data_file
+from dfshield.core.hashing import sha256_file
+from dfshield.evaluation import ledger as ledgers
+from dfshield.evaluation.record import read_record
+from dfshield.models.card import Card, stated_card
+from dfshield.options import StageOptions
+from dfshield.planning.cells import Cell
+from dfshield.planning.jobs import Job, Jobs
+from dfshield.planning.paths import NONE, Place
+from dfshield.planning.plan import Plan
+from dfshield.planning.stages import STAGES
+from dfshield.sources import trainset
+
+UNSEEN = ("synthesize", "table", "harden")
+"""Stages whose outputs are no part of the chain from a figure to its teacher: a merged set says what its shards say."""
+MADE_BY = {"merge": "synthesize", "images": "cotrain"}
+"""Stages whose outputs state the options of another."""
+IMPORTED = ("input_shape", "classes", "mean", "std", "factory", "arguments")
+"""What the card of a user's own teacher and the config both state."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What an artefact states of itself."""
+
+    content: str
+    """Hash of its tensors or values."""
+    made_of: tuple[str, ...]
+    """Hashes of the artefacts that it was made from."""
+    real_data: str
+    code: str
+    seed: int | None
+    options: Mapping[str, Any] | None
+    """None for a teacher that was imported."""
+    defence: Mapping[str, Any] | None = None
+    """Options of the defence that an attacked model stood behind; None without one."""
+    card: Card | None = None
+    """Of a checkpoint."""
+
+
+def _of_checkpoint(path: Path) -> Origin:
+    card = stated_card(path)
+    made = card.provenance
+    hashes = tuple(str(made[key]) for key in ("teacher_sha256", "data_sha256") if made.get(key))
+    code, seed, options = (made.get(key) for key in ("code", "seed", "options"))
+    return Origin(card.tensors_sha256, hashes, card.real_data, str(code), seed, options, card=card)
+
+
+def _of_trainset(path: Path) -> Origin:
+    stated = trainset.header(path)
+    options, code = stated["options"], str(stated.get("code"))
+    hashes = (stated["teacher_sha256"], str(options.get("base_sha256")))
+    return Origin(stated["content_sha256"], hashes, stated["real_data"], code, stated["seed"], options)
+
+
+def _of_ledger(path: Path) -> Origin:
+    with hdf5.opened(path, ledgers.CONTRACT) as file:
+        stated = hdf5.attributes(file)
+        options, defence = json.loads(stated["options"]), json.loads(stated["defence_options"])
+        behind = defence | {"defence": stated["defence"]} if stated["defence"] != NONE else None
+        hashes, code, seed = (stated["model_sha256"],), stated["code"], stated["seed"]
+        return Origin(stated["content_sha256"], hashes, stated["real_data"], code, seed, options, behind)
+
+
+def _of_record(path: Path) -> Origin:
+    own = read_record(path)
+    hashes = (own.data_sha256, own.teacher_sha256)
+    return Origin(own.content_sha256, hashes, own.real_data, own.code, None, own.options)
+
+
+READERS: Mapping[str, Callable[[Path], Origin]] = {
+    **dict.fromkeys(("teacher", "train", "cotrain"), _of_checkpoint),
+    **dict.fromkeys(("synthesize", "merge", "generate", "augment", "public", "export", "images"), _of_trainset),
+    "attack": _of_ledger,
+    "diversity": _of_record,
+}
+"""How the statements of a stage's output are read; raises InputError for a file that is not whole."""
+
+
+def origin(stage: str, path: Path) -> Origin:
+    """What the output `path` of a stage states of itself; raises InputError for a file that is not whole."""
+    return READERS[stage](path)
+
+
+def chain(jobs: Jobs, path: str) -> list[Job]:
+    """The jobs from a ledger or record back to its teacher, the first ones first.
+
+    A merged set counts as made from what its shards were. The images that a co-training keeps beside its student count
+    as the output of a stage ``images``.
+    """
+    found = [
+        replace(job, inputs=jobs.jobs[job.inputs[0]].inputs) if job.stage == "merge" else job
+        for job in jobs.needed(path, STAGES.keys() - set(UNSEEN))
+    ]
+    beside = [name for name in found[-1].inputs if name not in jobs.jobs]
+    images = [Job("images", name, (found[0].output,), found[-1].place) for name in beside]
+    return [*found[:-1], *images, found[-1]]
+
+
+def other_than_asked(plan: Plan, stage: str, place: Place, made: Origin) -> str | None:
+    """What the config says otherwise than an artefact does: ``epochs is 3, the config says 9``; None for nothing."""
+    if stage == "teacher" and plan.subject(place.dataset, place.model).own:
+        return _imported_otherwise(plan, place, made)
+    options = _options(plan, stage, place)
+    if options is None or made.options is None:  # of a real training set, of weights that were published
+        return None
+    seed = made.options.get("seed") if stage == "diversity" else made.seed
+    found = _first(options, made.options) or _said("seed", seed, options.seed)
+    if stage == "attack" and not found:
+        asked = plan.defence(place.defence)
+        if (asked is None) != (made.defence is None):
+            return _said("defence", (made.defence or {}).get("defence", "none"), place.defence)
+        found = _first(asked, made.defence) if asked and made.defence else None
+    return found
+
+
+def _options(plan: Plan, stage: str, place: Place) -> StageOptions | None:
+    """The options that an artefact should have."""
+    own = MADE_BY.get(stage, stage)
+    if STAGES[own].options is None:
+        return None
+    options: StageOptions = plan.options(own, place)
+    return options
+
+
+def _first(options: StageOptions, made: Mapping[str, Any]) -> str | None:
+    """The first option that is recorded otherwise; the device and what it decides do not count."""
+    for name, value in options.model_dump(mode="json", exclude={"device", "threads", "seed", "vgg16"}).items():
+        found = made.get(name, options.neutral.get(name))
+        if found != value and not (name.endswith("precision") and value == "auto"):
+            return _said(name, found, value)
+    return None
+
+
+def _said(name: str, found: object, asked: object) -> str | None:
+    return None if found == asked else f"{name} is {found}, the config says {asked}"
+
+
+def _imported_otherwise(plan: Plan, place: Place, made: Origin) -> str | None:
+    own, card = plan.subject(place.dataset, place.model), made.card
+    assert card is not None and own.weights is not None
+    for name in IMPORTED:
+        asked, found = getattr(own, name), getattr(card, name)
+        if (dict(asked) if name == "arguments" else asked) != found:
+            return _said(name, found, asked)
+    weights = data_file(own.weights, data_dir(plan.config.data_dir))
+    if weights.is_file() and card.provenance.get("weights_sha256") != _hash_of(weights, weights.stat().st_mtime_ns):
+        return f"it is of other weights than {weights}"
+    return None
+
+
+@functools.cache
+def _hash_of(path: Path, changed: int) -> str:
+    del changed
+    return sha256_file(path)
+
+
+def broken_link(job: Job, made: Mapping[str, Origin]) -> str | None:
+    """What does not hold between the output of a job and its inputs, as far as `made` has them; None for nothing."""
+    own = made[job.output]
+    for path in job.inputs:
+        if path not in made:
+            continue
+        if made[path].content not in own.made_of:
+            return f"it was not made from {path} as it is now"
+        teacher = made[path].card is not None and job.stage != "attack"
+        if made[path].real_data != own.real_data and not teacher and not own.defence:
+            return f"real_data is {own.real_data}, that of {path} is {made[path].real_data}"
+    return None
+
+
+def check(plan: Plan, cells: Iterable[Cell], students: Iterable[Place] = ()) -> None:
+    """Refuse cells and students whose chain, as far as it is there, is of another config or of files that changed.
+
+    Raises InputError naming the file, the option and both values.
+    """
+    jobs = Jobs(plan)
+    made: dict[str, Origin] = {}
+    for path in dict.fromkeys([*map(jobs.evidence, cells), *map(jobs.student, students)]):
+        for job in chain(jobs, path):
+            if job.output in made or not Path(job.output).is_file():
+                continue
+            made[job.output] = origin(job.stage, Path(job.output))
+            why = job.place and other_than_asked(plan, job.stage, job.place, made[job.output])
+            if why := why or broken_link(job, made):
+                raise InputError(f"{job.output}: {why}; make it again: delete it and start the run again")
+
+
+def outdated(plan: Plan, stage: str, place: Place, path: Path, code: str) -> str | None:
+    """Why the output `path` of a stage is not what the config and this version's code would make; None if it is."""
+    try:
+        made = origin(stage, path)
+    except InputError as error:
+        return str(error)
+    if why := other_than_asked(plan, stage, place, made):
+        return why
+    return "its code is of another version" if made.code != code and stage != "merge" else None
