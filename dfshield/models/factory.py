@@ -4,11 +4,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from dfshield import registry
 from dfshield.core.errors import InputError, describe
 from dfshield.core.rng import generator, seeded
+from dfshield.models.probe import other_statistics, refuse_misfit
 from dfshield.models.user_code import call_factory
 
 Shape = tuple[int, int, int]
@@ -40,7 +41,10 @@ def build_network(
 
 
 def _user_network(factory: str, input_shape: Shape, classes: int, arguments: dict[str, Any]) -> nn.Module:
-    net = call_factory(factory, arguments)
+    net = call_factory(factory, arguments).float()
+    for layer in net.modules():
+        if type(layer) is nn.SyncBatchNorm:  # the same tensors and arithmetic, without the other processes
+            layer.__class__ = nn.BatchNorm2d
     _check_outputs(net, factory, input_shape, classes)
     check_batchnorm(net, f"factory {factory}")
     return net
@@ -50,7 +54,8 @@ def _check_outputs(net: nn.Module, factory: str, input_shape: Shape, classes: in
     training = net.training
     try:
         with torch.no_grad():
-            logits = net.eval()(torch.zeros(1, *input_shape))
+            net.eval()
+            logits = net(torch.zeros(1, *input_shape))
     except Exception as error:  # the user's code may raise anything
         raise InputError(
             f"factory {factory}: a forward pass with input_shape {list(input_shape)} failed: {describe(error)}; "
@@ -58,18 +63,16 @@ def _check_outputs(net: nn.Module, factory: str, input_shape: Shape, classes: in
         ) from None
     finally:
         net.train(training)
-    if not isinstance(logits, Tensor) or logits.shape != (1, classes):
-        got = list(logits.shape) if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
-        raise InputError(
-            f"factory {factory}: gives {got} for one image, {[1, classes]} is needed ({classes} classes); "
-            "correct classes or the factory's arguments"
-        )
+    refuse_misfit(logits, 1, classes, f"factory {factory}")
 
 
 def check_batchnorm(net: nn.Module, where: str) -> None:
     """Raise InputError unless `net` has a BatchNorm2d layer with running statistics (Eq 4 matches images to them)."""
-    if not any(isinstance(m, nn.BatchNorm2d) and m.running_mean is not None for m in net.modules()):
-        raise InputError(
-            f"{where}: the network has no BatchNorm2d layer with running statistics; images are synthesised by "
-            "matching them, so without BatchNorm there is nothing to work from: use a network that was trained with it"
-        )
+    if any(isinstance(m, nn.BatchNorm2d) and m.running_mean is not None for m in net.modules()):
+        return
+    others = ", ".join(sorted({type(m).__name__ for m in net.modules() if other_statistics(m)}))
+    raise InputError(
+        f"{where}: the network has no BatchNorm2d layer with running statistics"
+        f"{f' (it has {others})' if others else ''}; images are synthesised by "
+        "matching them, so without BatchNorm there is nothing to work from: use a network that was trained with it"
+    )

@@ -57,7 +57,7 @@ def call_factory(factory: str, arguments: Mapping[str, Any]) -> nn.Module:
     where = f"factory {factory}"
     if isinstance(function, nn.Module):
         raise InputError(f"{where}: is a network, not a function; write one that builds and returns it: def build(): …")
-    with _author(factory, f"{where}: "):
+    with as_author(factory, f"{where}: "):
         net = function(**arguments)
     if not isinstance(net, nn.Module):
         raise InputError(f"{where}: returned {_what(net)}; it must return a torch.nn.Module")
@@ -93,7 +93,7 @@ def find_factory(factory: str) -> Callable[..., Any]:
 
 def _import_module(place: str, factory: str) -> ModuleType:
     _put_on_path(Path.cwd(), factory)
-    with _author(factory, f"factory {factory}: importing {place} failed: "):
+    with as_author(factory, f"factory {factory}: importing {place} failed: "):
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
@@ -116,7 +116,7 @@ def _import_file(path: Path, factory: str) -> ModuleType:
     if root != whole.parent:
         _put_on_path(root, factory)
     _put_on_path(whole.parent, factory)
-    with _author(factory, f"factory {factory}: importing {path} failed: "):
+    with as_author(factory, f"factory {factory}: importing {path} failed: "):
         return _as_submodule(whole, root, factory) if level else _execute(whole)
 
 
@@ -180,7 +180,7 @@ def home_of(name: str, module: ModuleType) -> Path | None:
 
 
 @contextlib.contextmanager
-def _author(factory: str, failed: str) -> Iterator[None]:
+def as_author(factory: str, failed: str) -> Iterator[None]:
     """Run a user's code inside the block; whatever it raises, exits included, is an InputError that begins so."""
     before = [(get, put, get()) for get, put in SETTINGS]
     place = factory.rpartition(":")[0]

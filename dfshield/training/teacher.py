@@ -1,5 +1,6 @@
 """The teacher stage: train on real images, take over trained weights, or bring in the user's own model."""
 
+import contextlib
 import copy
 import math
 from collections.abc import Mapping
@@ -24,7 +25,9 @@ from dfshield.models.checkpoints import Card, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.formats import KINDS, find_weights, weights_sha256
+from dfshield.models.probe import probe
 from dfshield.models.pytorchcv import find_pretrained
+from dfshield.models.user_code import as_author
 from dfshield.models.weights import load_weights
 from dfshield.options import TeacherOptions
 from dfshield.training.augment import translate
@@ -85,9 +88,11 @@ def run(
     kept = None
     if found:
         load_weights(net, found)
+    said = _probed(classifier.to(device), expected, model, factory)
+    if found:
         provenance: dict[str, Any] = {"weights": found.name, "weights_sha256": weights_sha256(found)}
     else:
-        training = TeacherTraining(classifier.to(device), dataset, model, folder, options)
+        training = TeacherTraining(classifier, dataset, model, folder, options)
         described = options.described(device)
         decides = (dataset, model, training.train.sha256(), described, options.seed, code)
         kept = run_folder(state, "teacher", *decides)
@@ -100,13 +105,23 @@ def run(
         factory=factory,
         arguments=dict(arguments or {}),
         real_data="teacher",
-        provenance=provenance | {"code": code, "package_version": dfshield.__version__},
+        provenance=provenance | said | {"code": code, "package_version": dfshield.__version__},
         **expected._asdict(),
     )
     sha = save_checkpoint(out, classifier, card)
     forget(kept)
     log(f"{out}: teacher {model} for {dataset}, tensors {sha[:16]}")
     return sha
+
+
+def _probed(classifier: Classifier, expected: Input, model: str, factory: str | None) -> dict[str, Any]:
+    """Refuse a network that the later stages could not use; what else there is to say goes to the log and the card."""
+    where = f"factory {factory}" if factory else f"model {model}"
+    with as_author(factory, f"{where}: ") if factory else contextlib.nullcontext():
+        said = probe(classifier, expected.input_shape, expected.classes, where)
+    for line in said:
+        log(f"{where}: {line}")
+    return {"said": said} if said else {}
 
 
 def _input(

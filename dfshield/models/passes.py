@@ -1,0 +1,247 @@
+"""Passes of a network in every way in which the program will use it, and what each of them showed.
+
+Nothing is judged here (see `dfshield.models.probe`), and nothing is left behind: tensors, modes and random states of the
+network are put back.
+"""
+
+import contextlib
+import random
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dfshield.core.errors import describe
+from dfshield.core.rng import generator, seeded
+from dfshield.models.classifier import Classifier
+
+MOST, FEWEST = 50, 3
+"""Images of the large batches: the most, and the fewest where a network is large."""
+BUDGET = 2_000_000_000
+"""Multiply-adds of one forward pass of a large batch: some tenths of a second on one core."""
+CHANNELS_LAST = torch.channels_last
+
+
+class Setting(NamedTuple):
+    """How a pass is made."""
+
+    rows: slice
+    """Which of the images."""
+    train: bool = False
+    layout: torch.memory_format = torch.contiguous_format
+    bf16: bool = False
+    gradient: bool = True
+
+    @property
+    def text(self) -> str:
+        """For a person, without the number of images."""
+        mode = "training mode" if self.train else "eval mode"
+        return mode + ", channels_last" * (self.layout is CHANNELS_LAST) + ", bf16 autocast" * self.bf16
+
+
+ONE, TWO, MANY = slice(0, 1), slice(1, 3), slice(None)
+SETTINGS = {
+    "one": Setting(ONE, gradient=False),
+    "two": Setting(TWO, gradient=False),
+    "many": Setting(MANY),
+    "again": Setting(MANY, gradient=False),
+    "layout": Setting(TWO, layout=CHANNELS_LAST),
+    "bf16": Setting(TWO, bf16=True),
+    "train two": Setting(TWO, train=True),
+    "train many": Setting(MANY, train=True),
+    "train layout": Setting(TWO, train=True, layout=CHANNELS_LAST),
+    "train bf16": Setting(TWO, train=True, bf16=True),
+}
+"""All passes in their order; those in eval mode come first."""
+FIRST_IN_TRAINING = next(name for name, setting in SETTINGS.items() if setting.train)
+PLAIN = ("one", "two", "many", "again", "train two", "train many")
+"""Passes that every network has to stand: fp32, contiguous."""
+
+
+@dataclass
+class Pass:
+    """What one pass showed."""
+
+    images: int
+    text: str
+    """How it was made, for a person."""
+    error: str = ""
+    """What was raised, in one line."""
+    output: Any = None
+    changed_input: bool = False
+    cut: bool = False
+    """The output has no graph although it was asked for."""
+    pixels: Tensor | None = None
+    """Gradient (N,C,H,W) of the images; None where none was asked for or there is none."""
+    missing: set[str] = field(default_factory=set)
+    """Parameters without a gradient."""
+
+    @property
+    def logits(self) -> Tensor | None:
+        """The output where it is an (N,K) tensor of floats, in float32."""
+        value = self.output
+        whole = isinstance(value, Tensor) and value.ndim == 2 and value.is_floating_point()
+        return value.detach().float() if whole and len(value) == self.images else None
+
+
+@dataclass
+class Walk:
+    """What all passes showed of a network, and what it is made of."""
+
+    net: nn.Module
+    classes: int
+    device: torch.device
+    passes: dict[str, Pass] = field(default_factory=dict)
+    calls: dict[str, int] = field(default_factory=dict)
+    """How often each normalisation layer with statistics of batches was called in one pass in eval mode, by name."""
+    changed: list[str] = field(default_factory=list)
+    """Tensors that passes in eval mode changed."""
+    frozen: list[str] = field(default_factory=list)
+    """Parameters that were not to be trained."""
+
+
+def walk(classifier: Classifier, input_shape: tuple[int, int, int], classes: int) -> Walk:
+    """Make all passes with `classifier`, which is as before afterwards.
+
+    Exceptions of the network are recorded. `input_shape` is (C,H,W).
+    """
+    net, device = classifier.net, classifier.mean.device
+    found = Walk(net, classes, device)
+    found.frozen = [name for name, value in net.named_parameters() if _trainable(value) and not value.requires_grad]
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+    found.calls = dict.fromkeys(layers, 0)
+    with restored(net), seeded(0, device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what a pass warns of, the stages will
+        for parameter in filter(_trainable, net.parameters()):
+            parameter.requires_grad_(True)
+        x = images(input_shape, _size(classifier, input_shape)).to(device)
+        before = {name: value.detach().clone() for name, value in _tensors(net).items()}
+        for name, setting in SETTINGS.items():
+            if name == FIRST_IN_TRAINING:
+                now = _tensors(net)
+                found.changed = [key for key, value in before.items() if not _equal(now.get(key), value)]
+            with _counted(layers, found.calls if name == "many" else {}):
+                found.passes[name] = _pass(classifier, x[setting.rows], setting)
+    return found
+
+
+def images(input_shape: tuple[int, int, int], count: int) -> Tensor:
+    """Images (count,C,H,W) in [0,1]: a black and a white one, and noise, each the smoother and paler the later."""
+    channels, height, width = input_shape
+    noise = torch.rand((count, channels, height, width), generator=generator("probe"))
+    for row in range(3, count):
+        low = noise[row, :, : max(1, height // (1 + row % 4)), : max(1, width // (1 + row % 4))]
+        enlarged = nn.functional.interpolate(low[None], (height, width), mode="bilinear")[0]
+        noise[row] = 0.5 + (enlarged - 0.5) / (1 + row % 3)
+    noise[0], noise[1] = 0.0, 1.0
+    return noise
+
+
+def _size(classifier: Classifier, input_shape: tuple[int, int, int]) -> int:
+    """How many images a large batch has: so many as the arithmetic of one leaves room for."""
+    products = []
+
+    def count(layer: nn.Module, _: Any, output: Any) -> None:
+        weight = getattr(layer, "weight", None)
+        if isinstance(weight, Tensor) and weight.ndim > 1 and isinstance(output, Tensor):
+            products.append(output.numel() * weight[0].numel())
+
+    handles = [layer.register_forward_hook(count) for layer in classifier.net.modules()]
+    classifier.net.eval()
+    try:
+        with contextlib.suppress(Exception), torch.no_grad():  # its errors show in the passes
+            classifier(torch.zeros(1, *input_shape, device=classifier.mean.device))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return min(MOST, max(FEWEST, BUDGET // max(1, sum(products))))
+
+
+def _pass(classifier: Classifier, x: Tensor, setting: Setting) -> Pass:
+    found = Pass(len(x), f"{len(x)} image{'s' if len(x) > 1 else ''} in {setting.text}")
+    net = classifier.net.to(memory_format=setting.layout)  # type: ignore[call-overload]
+    net.train(setting.train)
+    x = x.contiguous(memory_format=setting.layout).requires_grad_(setting.gradient)
+    try:
+        with torch.set_grad_enabled(setting.gradient):
+            z = (x - classifier.mean) / classifier.std
+            version = z._version
+            with torch.autocast(x.device.type, torch.bfloat16, enabled=setting.bf16):
+                found.output = net(z)
+            found.changed_input = z._version != version
+            logits = found.logits
+            if logits is not None and setting.gradient:
+                _backward(found, x, net)
+    except Exception as error:  # the user's code may raise anything
+        found.error = describe(error)
+    return found
+
+
+def _backward(found: Pass, x: Tensor, net: nn.Module) -> None:
+    """Gradients of a sum of all logits, each weighted by a number of its own."""
+    weights = torch.rand(found.output.shape, generator=generator("probe", "logits")).to(found.output.device) + 0.5
+    weights[:, ::2] *= -1
+    found.cut = not found.output.requires_grad
+    if found.cut:
+        return
+    names, parameters = zip(*[(n, p) for n, p in net.named_parameters() if _trainable(p)], strict=True)
+    gradients = torch.autograd.grad((found.output.float() * weights).sum(), (x, *parameters), allow_unused=True)
+    found.pixels = gradients[0]
+    found.missing = {name for name, gradient in zip(names, gradients[1:], strict=True) if gradient is None}
+
+
+def _trainable(value: Tensor) -> bool:
+    return value.is_floating_point()
+
+
+def _tensors(net: nn.Module) -> dict[str, Tensor]:
+    return dict(net.named_parameters()) | dict(net.named_buffers())
+
+
+def _equal(found: Tensor | None, expected: Tensor) -> bool:
+    return found is not None and found.shape == expected.shape and bool(torch.equal(found, expected))
+
+
+@contextlib.contextmanager
+def _counted(layers: dict[str, nn.Module], calls: dict[str, int]) -> Iterator[None]:
+    """Count the calls of those layers that `calls` names."""
+
+    def count(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            calls[name] += 1
+
+        return hook
+
+    handles = [layers[name].register_forward_pre_hook(count(name)) for name in calls]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextlib.contextmanager
+def restored(net: nn.Module) -> Iterator[None]:
+    """Put tensors, modes, gradients and what is to be trained back after the block, and all global random states."""
+    modes = [(module, module.training) for module in net.modules()]
+    stores = [(store, dict(store)) for m in net.modules() for store in (m._parameters, m._buffers)]
+    values = {id(t): (t, t.detach().clone(), t.requires_grad, t.grad) for _, s in stores for t in s.values() if t is not None}
+    python, numbers = random.getstate(), np.random.get_state()
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numbers)
+        for module, mode in modes:
+            module.training = mode
+        for store, before in stores:
+            store.clear()
+            store.update(before)
+        for tensor, value, trained, gradient in values.values():
+            tensor.data = value
+            tensor.requires_grad_(trained)
+            tensor.grad = gradient
