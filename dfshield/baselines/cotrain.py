@@ -219,7 +219,7 @@ class Cotrainer(EpochLoop):
         value = float(loss.detach())
         if not math.isfinite(value):
             raise Diverged(f"the loss of the {who} is {value} in epoch {epoch + 1}, iteration {index + 1}")
-        gradients = torch.autograd.grad(loss, self.parameters[who])
+        gradients = torch.autograd.grad(loss, self.parameters[who], allow_unused=True)
         for parameter, gradient in zip(self.parameters[who], gradients, strict=True):
             parameter.grad = gradient
         self.optimisers[who].step()

@@ -53,7 +53,6 @@ SETTINGS = {
     "bf16": Setting(TWO, bf16=True),
     "train two": Setting(TWO, train=True),
     "train many": Setting(MANY, train=True),
-    "train layout": Setting(TWO, train=True, layout=CHANNELS_LAST),
     "train bf16": Setting(TWO, train=True, bf16=True),
 }
 """All passes in their order; those in eval mode come first."""
@@ -125,7 +124,10 @@ def walk(classifier: Classifier, input_shape: tuple[int, int, int], classes: int
                 now = _tensors(net)
                 found.changed = [key for key, value in before.items() if not _equal(now.get(key), value)]
             with _counted(layers, found.calls if name == "many" else {}):
-                found.passes[name] = _pass(classifier, x[setting.rows], setting)
+                found.passes[name] = one = _pass(classifier, x[setting.rows], setting)
+            if name in PLAIN and one.error:  # nothing else is of interest
+                found.passes |= {other: one for other in SETTINGS if other not in found.passes}
+                break
     return found
 
 
@@ -175,23 +177,23 @@ def _pass(classifier: Classifier, x: Tensor, setting: Setting) -> Pass:
             found.changed_input = z._version != version
             logits = found.logits
             if logits is not None and setting.gradient:
-                _backward(found, x, net)
+                _backward(found, x, net if setting.train else nn.Module())
     except Exception as error:  # the user's code may raise anything
         found.error = describe(error)
     return found
 
 
 def _backward(found: Pass, x: Tensor, net: nn.Module) -> None:
-    """Gradients of a sum of all logits, each weighted by a number of its own."""
+    """Gradients, for pixels and the parameters of `net`, of the sum of logits, each times a number of its own."""
     weights = torch.rand(found.output.shape, generator=generator("probe", "logits")).to(found.output.device) + 0.5
     weights[:, ::2] *= -1
     found.cut = not found.output.requires_grad
     if found.cut:
         return
-    names, parameters = zip(*[(n, p) for n, p in net.named_parameters() if _trainable(p)], strict=True)
-    gradients = torch.autograd.grad((found.output.float() * weights).sum(), (x, *parameters), allow_unused=True)
-    found.pixels = gradients[0]
-    found.missing = {name for name, gradient in zip(names, gradients[1:], strict=True) if gradient is None}
+    named = {name: value for name, value in net.named_parameters() if _trainable(value)}
+    total = (found.output.float() * weights).sum()
+    found.pixels, *others = torch.autograd.grad(total, (x, *named.values()), allow_unused=True)
+    found.missing = {name for name, gradient in zip(named, others, strict=True) if gradient is None}
 
 
 def _trainable(value: Tensor) -> bool:

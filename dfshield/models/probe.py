@@ -213,7 +213,7 @@ def _layers_by_use(seen: Walk) -> tuple[list[str], list[str]]:
 
 def _no_layer_called(seen: Walk) -> str:
     used, unused = _layers_by_use(seen)
-    if used or seen.passes["many"].error:
+    if used or not unused or seen.passes["many"].error:
         return ""
     return f"none of its {len(unused)} BatchNorm2d layers with running statistics is called ({_first(unused)})"
 

@@ -56,6 +56,8 @@ class Trainer(EpochLoop):
             self.labels = self.targets.argmax(1)
         self.loss = self.entry.load()
         self.parameters = list(self.student.parameters())
+        self.reached: set[int] = set()
+        """Numbers of the parameters that have had a gradient since the last update."""
         factor = options.aggregate if options.lr_factor == "B" else 1
         self.base_lr = options.lr * factor
         self.optimiser = torch.optim.SGD(
@@ -163,7 +165,10 @@ class Trainer(EpochLoop):
             else:
                 clean, robust = self.forward(x).float(), self.forward(adversarial).float()
                 loss = self.loss(Outputs(clean, robust, targets, labels), self.options)
-        return loss.detach(), list(torch.autograd.grad(loss, self.parameters))
+        gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
+        self.reached |= {number for number, gradient in enumerate(gradients) if gradient is not None}
+        pairs = zip(gradients, self.parameters, strict=True)
+        return loss.detach(), [torch.zeros_like(p) if gradient is None else gradient for gradient, p in pairs]
 
     def _craft(
         self,
@@ -182,10 +187,11 @@ class Trainer(EpochLoop):
         count, mode = self.refiner.count, self.options.last_group
         short = count < self.options.aggregate
         gradients, share = self.refiner.refine(count if short and mode == "actual" else None)
+        reached, self.reached = self.reached, set()
         if short and mode == "drop":
             return None
-        for parameter, gradient in zip(self.parameters, gradients, strict=True):
-            parameter.grad = gradient
+        for number, (parameter, gradient) in enumerate(zip(self.parameters, gradients, strict=True)):
+            parameter.grad = gradient if number in reached else None  # no weight decay for what is not used
         self.optimiser.step()
         if self.average:
             self.average.update(self.student, self.updates)
