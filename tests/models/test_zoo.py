@@ -1,0 +1,68 @@
+"""Every network of the zoo goes through the teacher stage: accepted, or refused in one line and soon."""
+
+import re
+import time
+
+import pytest
+import torch
+from support.zoo import SMALL, TORCHVISION, ZOO
+
+from dfshield.core.errors import InputError
+from dfshield.models.checkpoints import load_checkpoint
+from dfshield.options import TeacherOptions
+from dfshield.training.teacher import run
+
+OPTIONS = TeacherOptions(device="cpu")
+SECONDS = 5
+"""A refusal takes no longer, in time of this process's own."""
+NAMES = [pytest.param(name, marks=[pytest.mark.slow] if entry.slow else []) for name, entry in ZOO.items()]
+
+
+def brought_in(name, folder):
+    """The teacher stage on a network of the zoo; returns the checkpoint."""
+    entry, weights = ZOO[name], folder / "weights.pt"
+    state = {key: value for key, value in entry.network().state_dict().items() if isinstance(value, torch.Tensor)}
+    torch.save(state, weights)
+    facts = {"input_shape": entry.shape, "classes": entry.classes, "mean": (0.5,) * 3, "std": (0.25,) * 3}
+    out = folder / "teacher.safetensors"
+    began = time.process_time()
+    try:
+        run(out, OPTIONS, "mine", "mine", None, "support.zoo:build", {"name": name}, weights, **facts)
+    finally:
+        assert time.process_time() - began < SECONDS or not entry.refusal
+    return out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_accepted_or_refused_in_one_line(name, tmp_path, capfd, request):
+    if name in TORCHVISION:
+        request.getfixturevalue("torchvision")
+    entry = ZOO[name]
+    if entry.refusal:
+        with pytest.raises(InputError, match=entry.refusal) as caught:
+            brought_in(name, tmp_path)
+        assert "\n" not in str(caught.value)
+        assert not (tmp_path / "teacher.safetensors").exists()
+        return
+    model, card = load_checkpoint(brought_in(name, tmp_path), factory="support.zoo:build")
+    said = "\n".join(card.provenance.get("said", []))
+    assert bool(re.search(entry.says, said)) if entry.says else not said
+    network = entry.network()
+    expected = {key: value.float() for key, value in network.state_dict().items()}
+    found = model.net.state_dict()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[key].float(), value) for key, value in expected.items())
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.parametrize("name", [name for name, entry in SMALL.items() if not entry.refusal])
+def test_the_plain_form_computes_the_same(name):
+    entry = ZOO[name]
+    x = torch.rand(5, *entry.shape)
+    outputs = []
+    for net in (entry.network().float(), entry.plain().float()):
+        torch.manual_seed(0)
+        with torch.no_grad():
+            outputs.append(net(x))
+    torch.testing.assert_close(outputs[0], outputs[1])
+    assert outputs[0].std(0).min() > 1e-4  # images differ

@@ -1,0 +1,453 @@
+"""A zoo of networks as people write them: each is used right by the program, or refused in one line.
+
+`ZOO` has an entry for each. Those that are accepted can be built twice with the same weights: as their author wrote
+them (`Entry.network`), and as a plain stack of layers that computes the same (`Entry.plain`).
+"""
+
+import contextlib
+import importlib
+from collections import namedtuple
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.utils.checkpoint import checkpoint
+
+Shape = tuple[int, int, int]
+
+
+class Plain(nn.Module):
+    """Two convolutions with BatchNorm, global mean, one linear layer: (N,3,16,16) to (N,4)."""
+
+    def __init__(self, classes: int = 4) -> None:
+        super().__init__()
+        self.conv1, self.bn1 = nn.Conv2d(3, 8, 3, 1, 1, bias=False), nn.BatchNorm2d(8)
+        self.conv2, self.bn2 = nn.Conv2d(8, 12, 3, 2, 1, bias=False), nn.BatchNorm2d(12)
+        self.fc = nn.Linear(12, classes)
+
+    def features(self, x):
+        return F.relu(self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x))))))
+
+    def head(self, x):
+        return self.fc(x.mean((2, 3)))
+
+    def forward(self, x):
+        return self.head(self.features(x))
+
+
+def changed(forward: Callable[..., Any], **layers: Callable[[], Any]) -> Callable[[], nn.Module]:
+    """A builder of `Plain` with further or other `layers` and another `forward`."""
+
+    class Changed(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            for name, make in layers.items():
+                setattr(self, name, make())
+
+    Changed.forward = forward  # type: ignore[method-assign]
+    return Changed
+
+
+# Networks that are used as they are
+
+
+def by_view(self, x):
+    x = self.features(x)
+    return self.wide(x.view(x.size(0), -1))
+
+
+def by_flatten(self, x):
+    return self.wide(self.features(x).flatten(1))
+
+
+class ActiveNorm(nn.BatchNorm2d):
+    """BatchNorm with its activation inside."""
+
+    def forward(self, x):
+        return F.relu(super().forward(x))
+
+
+def active(self, x):
+    return self.head(self.bn2(self.conv2(self.bn1(self.conv1(x)))))
+
+
+def twice(self, x):
+    x = F.relu(self.bn1(self.conv1(x)))
+    x = F.relu(self.bn1(self.middle(x)))
+    return self.head(F.relu(self.bn2(self.conv2(x))))
+
+
+def projected(self, x):
+    return self.fc(F.relu(self.norm(self.inner(self.features(x).mean((2, 3))))))
+
+
+def always_drops(self, x):
+    return self.head(F.dropout(self.features(x), 0.3))
+
+
+def drops(self, x):
+    return self.head(F.dropout(self.features(x), 0.3, self.training))
+
+
+def counts(self, x):
+    self.calls += 1
+    return Plain.forward(self, x)
+
+
+def prints(self, x):
+    print("shape", x.shape)
+    return Plain.forward(self, x)
+
+
+def checkpointed(self, x):
+    return self.head(checkpoint(self.features, x, use_reentrant=False))
+
+
+def spectrum(self, x):
+    x = torch.fft.irfft2(torch.fft.rfft2(self.features(x)) * self.filter, s=(8, 8))
+    return self.head(x)
+
+
+def straight_through(self, x):
+    return Plain.forward(self, x + ((x * 255).round() / 255 - x).detach())
+
+
+class ReturnsNothing(Plain):
+    """Its `train` returns nothing, which PyTorch's returns itself for."""
+
+    def train(self, mode=True):
+        super().train(mode)
+
+
+class Scale(nn.Module):
+    """A learnt factor that is not used."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.factor = nn.Parameter(torch.ones(12))
+
+
+def with_norms(function: Callable[[int], nn.Module]) -> Callable[[], nn.Module]:
+    return changed(Plain.forward, bn1=lambda: function(8), bn2=lambda: function(12))
+
+
+def frozen() -> nn.Module:
+    net = Plain()
+    net.conv1.requires_grad_(False)
+    return net
+
+
+def normed(kind: Callable[[nn.Module], nn.Module]) -> Callable[[], nn.Module]:
+    return changed(Plain.forward, fc=lambda: kind(nn.Linear(12, 4)))
+
+
+# Networks that compute something else, or in another way, than the stages can use
+
+
+def output(change: Callable[[nn.Module, torch.Tensor], Any]) -> Callable[[], nn.Module]:
+    return changed(lambda self, x: change(self, Plain.forward(self, x)))
+
+
+def features(change: Callable[[nn.Module, torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
+    return changed(lambda self, x: self.head(change(self, self.features(x))))
+
+
+def image(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[], nn.Module]:
+    return changed(lambda self, x: Plain.forward(self, change(x)))
+
+
+def while_training(make: Callable[[torch.Tensor], Any]) -> Callable[[], nn.Module]:
+    return output(lambda self, z: make(z) if self.training else z)
+
+
+Outputs = namedtuple("Outputs", "logits aux")
+
+
+def by_hand(self, x):
+    for conv, norm in ((self.conv1, self.bn1), (self.conv2, self.bn2)):
+        mean, var = norm.running_mean, norm.running_var
+        x = F.relu(F.batch_norm(conv(x), mean, var, norm.weight, norm.bias, self.training))
+    return self.head(x)
+
+
+def adapts(self, x):
+    self.mean.mul_(0.9).add_(0.1 * x.detach().mean((0, 2, 3)))
+    return Plain.forward(self, x - self.mean.view(1, -1, 1, 1))
+
+
+def fixed_batch(self, x):
+    return self.head(self.features(x).view(2, 12, 8, 8)) if len(x) == 2 else self.head(self.features(x)[:1])
+
+
+def detached_weights(self, x):
+    weights = {name: value.detach() for name, value in self.twin.named_parameters()}
+    return torch.func.functional_call(self.twin, weights, (x,))
+
+
+def raises_while_training(self, x):
+    if self.training:
+        raise NotImplementedError("for inference alone")
+    return Plain.forward(self, x)
+
+
+def by_memory(self, x):
+    places = torch.arange(x.numel()).view(x.shape)
+    return Plain.forward(self, x.as_strided((x.numel(),), (1,))[places])
+
+
+@torch.inference_mode()
+def inference(self, x):
+    return Plain.forward(self, x)
+
+
+def in_eval_without_graph(self, x):
+    with torch.set_grad_enabled(self.training and torch.is_grad_enabled()):
+        return Plain.forward(self, x)
+
+
+def ends(self, x):
+    raise SystemExit(3)
+
+
+class Extra(Plain):
+    """Has a state that is no tensor."""
+
+    def get_extra_state(self):
+        return {"epoch": 3}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class FrozenNorm(nn.Module):
+    """BatchNorm of fixed numbers, as detectors have it."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.register_buffer("running_mean", torch.zeros(width))
+        self.register_buffer("running_var", torch.ones(width))
+
+    def forward(self, x):
+        return (x - self.running_mean.view(1, -1, 1, 1)) * (self.running_var.view(1, -1, 1, 1) + 1e-5).rsqrt()
+
+
+def quantiles(self, x):
+    return self.head((self.features(x).square().sum((2, 3), keepdim=True) - self.least).relu().sqrt())
+
+
+def library(module: str, name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    """A builder of a network of a library, imported when it is called."""
+    return lambda: getattr(importlib.import_module(module), name)(**arguments)
+
+
+def vision(name: str, **arguments: Any) -> Callable[[], nn.Module]:
+    return library("torchvision.models", name, weights=None, num_classes=10, **arguments)
+
+
+def without_heads() -> nn.Module:
+    net = vision("googlenet", init_weights=True)()
+    net.aux_logits = False
+    return net
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A network of the zoo."""
+
+    build: Callable[[], nn.Module]
+    plainly: Callable[[], nn.Module] | None = None
+    """The same function of plain layers, with the same names of tensors; None: `build` is plain."""
+    refusal: str = ""
+    """Pattern of what it is refused with; empty: it is accepted."""
+    says: str = ""
+    """Pattern of what is said of it."""
+    shape: Shape = (3, 16, 16)
+    classes: int = 4
+    slow: bool = False
+
+    def network(self) -> nn.Module:
+        """A new one in eval mode, with weights of its own and BatchNorm statistics that are settled."""
+        return settled(self.build, self.shape)
+
+    def plain(self) -> nn.Module:
+        """What computes the same of plain layers, with the same weights."""
+        net = (self.plainly or self.build)()
+        net.load_state_dict(self.network().state_dict())
+        return net.eval()
+
+
+def settled(build: Callable[[], nn.Module], shape: Shape) -> nn.Module:
+    """The network in eval mode, its statistics those of a few random images, as far as it takes them."""
+    with torch.random.fork_rng(), torch.no_grad(), contextlib.suppress(Exception):
+        torch.manual_seed(0)
+        net = build()
+        dtype = next(net.parameters()).dtype
+        net.train()
+        for _ in range(2):
+            net(torch.randn(8, *shape, dtype=dtype))
+    for parameter in net.parameters():
+        parameter.grad = None
+    net.eval()
+    return net
+
+
+NOTHING_TO_MATCH = "no BatchNorm2d layer with running statistics"
+SMALL = {
+    "plain": Entry(Plain),
+    "view of a map": Entry(changed(by_view, wide=lambda: nn.Linear(768, 4)), changed(by_flatten, wide=lambda: nn.Linear(768, 4))),
+    "activation in BatchNorm": Entry(changed(active, bn1=lambda: ActiveNorm(8), bn2=lambda: ActiveNorm(12)), Plain),
+    "BatchNorm used twice": Entry(changed(twice, middle=lambda: nn.Conv2d(8, 8, 3, 1, 1)), says="bn1 .2 times.; every call"),
+    "BatchNorm1d beside": Entry(
+        changed(projected, inner=lambda: nn.Linear(12, 12), norm=lambda: nn.BatchNorm1d(12)),
+        says=r"statistics of norm \(BatchNorm1d\) are not matched",
+    ),
+    "SyncBatchNorm": Entry(with_norms(nn.SyncBatchNorm), Plain),
+    "BatchNorm of lazy size": Entry(with_norms(lambda _: nn.LazyBatchNorm2d()), Plain),
+    "BatchNorm left over": Entry(changed(Plain.forward, spare=lambda: nn.BatchNorm2d(3)), says="not called: spare; the others"),
+    "unused parameters": Entry(changed(Plain.forward, spare=Scale), says="no gradient reaches spare.factor in training"),
+    "frozen parameters": Entry(frozen, Plain, says="requires_grad is False for conv1.weight; all parameters are trained"),
+    "double": Entry(lambda: Plain().double(), Plain),
+    "half": Entry(lambda: Plain().bfloat16(), Plain),
+    "dropout": Entry(changed(drops), Plain),
+    "dropout in eval mode": Entry(changed(always_drops), says="vary from one call to the next in eval mode; figures"),
+    "counter": Entry(changed(counts, calls=lambda: nn.Buffer(torch.zeros((), dtype=torch.int64))), says="change calls"),
+    "prints": Entry(changed(prints), Plain),
+    "activation checkpoints": Entry(changed(checkpointed), Plain),
+    "straight-through rounding": Entry(changed(straight_through)),
+    "spectrum": Entry(changed(spectrum, filter=lambda: nn.Parameter(torch.rand(8, 5))), says="bf16 autocast failed.*leave precision"),
+    "train() without a result": Entry(ReturnsNothing, Plain),
+    "weight norm": Entry(normed(parametrizations.weight_norm)),
+    "spectral norm": Entry(normed(parametrizations.spectral_norm)),
+    "old weight norm": Entry(normed(nn.utils.weight_norm)),
+    "in DataParallel": Entry(lambda: nn.DataParallel(Plain())),
+    "tuple while training": Entry(while_training(lambda z: (z, z)), refusal="gives a tuple in training mode.*aux_logits=False"),
+    "list while training": Entry(while_training(lambda z: [z, z]), refusal="gives a list in training mode"),
+    "dict while training": Entry(while_training(lambda z: {"out": z}), refusal="gives a dict in training mode"),
+    "named tuple while training": Entry(while_training(lambda z: Outputs(z, z)), refusal="gives a Outputs in training mode"),
+    "more logits while training": Entry(
+        while_training(lambda z: torch.cat([z, z], 1)), refusal=r"training mode: gives \[2, 8\] for 2 images, \[2, 4\]"
+    ),
+    "raises while training": Entry(changed(raises_while_training), refusal="training mode failed: NotImplementedError"),
+    "tuple": Entry(output(lambda _, z: (z, z)), refusal="gives a tuple of 2 for one image.*return the logits alone"),
+    "unflattened": Entry(output(lambda _, z: z[:, :, None, None]), refusal=r"\[1, 4, 1, 1\].*return logits.flatten\(1\)"),
+    "a map of logits": Entry(changed(lambda self, x: self.features(x)[:, :4]), refusal="a mean over the positions"),
+    "squeezed": Entry(output(lambda _, z: z.squeeze()), refusal=r"flatten\(1\) where it has squeeze"),
+    "one batch size": Entry(changed(fixed_batch), refusal=r"gives \[1, 4\] for \d+ images"),
+    "other classes": Entry(lambda: Plain(5), refusal=r"gives \[1, 5\] for one image, \[1, 4\] is needed \(4 classes"),
+    "class numbers": Entry(output(lambda _, z: z.argmax(1)), refusal=r"gives \[1\] for one image"),
+    "integers": Entry(output(lambda _, z: z.long()), refusal="outputs are int64, float32 is needed"),
+    "complex outputs": Entry(output(lambda _, z: z.to(torch.complex64)), refusal="outputs are complex64"),
+    "double outputs": Entry(output(lambda _, z: z.double()), refusal="outputs are float64.*return float32"),
+    "bf16 inside": Entry(image(lambda x: x.bfloat16()), refusal="forward pass with input_shape .* failed"),
+    "batch statistics": Entry(
+        changed(Plain.forward, bn2=lambda: nn.BatchNorm2d(12, track_running_stats=False)),
+        refusal=r"depends on the other images of the batch \(bn2: no running statistics\)",
+    ),
+    "centred on the batch": Entry(features(lambda _, x: x - x.mean(0)), refusal="depends on the other images"),
+    "scaled by the batch": Entry(output(lambda _, z: z / z.std()), refusal="depends on the other images|not finite"),
+    "probabilities": Entry(output(lambda _, z: z.softmax(1)), refusal="outputs are probabilities.*return logits"),
+    "log probabilities": Entry(output(lambda _, z: z.log_softmax(1)), refusal="are logarithms of probabilities"),
+    "probabilities in eval mode": Entry(output(lambda m, z: z if m.training else z.softmax(1)), refusal="are probabilities"),
+    "changes its input": Entry(image(lambda x: x.sub_(0.5)), refusal="changes its input in place; write x = x - m"),
+    "ReLU on its input": Entry(image(nn.ReLU(inplace=True)), refusal="changes its input in place"),
+    "rounds pixels": Entry(image(lambda x: (x * 255).round() / 255), refusal="no gradient of the logits reaches the pixels"),
+    "binary pixels": Entry(image(lambda x: (x > 0.5).float()), refusal="no gradient of the logits reaches the pixels"),
+    "detached": Entry(features(lambda _, x: x.detach()), refusal="no gradient of the logits reaches the pixels"),
+    "without graph in eval mode": Entry(changed(in_eval_without_graph), refusal="forward cuts the graph"),
+    "inference mode": Entry(changed(inference), refusal="forward cuts the graph"),
+    "rounds logits": Entry(output(lambda _, z: z.round()), refusal="no gradient of the logits reaches the pixels"),
+    "weights without gradient": Entry(
+        changed(detached_weights, twin=Plain), refusal="no parameter gets a gradient in training mode"
+    ),
+    "BatchNorm by hand": Entry(changed(by_hand), refusal=r"none of its 2 BatchNorm2d layers .* is called \(bn1, bn2\)"),
+    "without BatchNorm": Entry(with_norms(lambda n: nn.GroupNorm(2, n)), refusal=NOTHING_TO_MATCH),
+    "frozen BatchNorm": Entry(with_norms(FrozenNorm), refusal=NOTHING_TO_MATCH + r" \(it has FrozenNorm\)"),
+    "InstanceNorm": Entry(
+        with_norms(lambda n: nn.InstanceNorm2d(n, track_running_stats=True)),
+        refusal=NOTHING_TO_MATCH + r" \(it has InstanceNorm2d\)",
+    ),
+    "adapts": Entry(
+        changed(adapts, mean=lambda: nn.Buffer(torch.zeros(3))), refusal="passes in eval mode change mean; change stat"
+    ),
+    "not a number": Entry(
+        image(lambda x: (x - x.mean((1, 2, 3), True)) / x.std((1, 2, 3), keepdim=True)),
+        refusal=r"outputs are not finite for 2 of them \(a black one\)|outputs are not finite for 1",
+    ),
+    "gradient not a number": Entry(
+        image(lambda x: x + (x - x.mean((2, 3), True)).square().mean((2, 3), True).sqrt()),
+        refusal="gradient with respect to the pixels is not finite for 2 of 50 images .a black one",
+    ),
+    "parameter of integers": Entry(
+        changed(Plain.forward, table=lambda: nn.Parameter(torch.arange(3), requires_grad=False)),
+        refusal="parameters have to be floats: table is int64; register",
+    ),
+    "more than tensors": Entry(Extra, refusal="its state has more than tensors: _extra_state"),
+    "by place in memory": Entry(changed(by_memory), refusal="differ between contiguous and channels_last memory"),
+    "ends the program": Entry(changed(ends), refusal=r"it ended the program \(SystemExit: 3\)"),
+}
+"""Networks of one idea each, which take milliseconds."""
+
+ACCEPTED = {
+    "resnet18": {},
+    "resnext50_32x4d": {},
+    "densenet121": {},
+    "efficientnet_b0": {},
+    "mnasnet0_5": {},
+    "mobilenet_v2": {},
+    "mobilenet_v3_small": {},
+    "regnet_x_400mf": {},
+    "regnet_y_400mf": {},
+    "shufflenet_v2_x0_5": {},
+    "vgg11_bn": {},
+}
+REFUSED = {
+    "alexnet": "Output size is too small|" + NOTHING_TO_MATCH,
+    "convnext_tiny": NOTHING_TO_MATCH,
+    "googlenet": r"gives a GoogLeNetOutputs in training mode.*aux_logits=False",
+    "inception_v3": "forward pass with input_shape .* failed",
+    "maxvit_t": "forward pass with input_shape .* failed",
+    "squeezenet1_1": NOTHING_TO_MATCH,
+    "swin_t": NOTHING_TO_MATCH,
+}
+"""Families of torchvision by what they are refused with, at 32 or at 64 pixels."""
+CIFAR = {
+    "resnet20": ("resnet_cifar", ""),
+    "preresnet20": ("preresnet_cifar", ""),
+    "seresnet20": ("seresnet_cifar", ""),
+    "sepreresnet20": ("sepreresnet_cifar", ""),
+    "densenet40_k12": ("densenet_cifar", ""),
+    "resnext20_1x64d": ("resnext_cifar", ""),
+    "pyramidnet110_a48": ("pyramidnet_cifar", ""),
+    "ror3_56": ("ror_cifar", ""),
+    "rir": ("rir_cifar", ""),
+    "shakeshakeresnet20_2x16d": ("shakeshakeresnet_cifar", ""),
+    "diaresnet20": ("diaresnet_cifar", ""),
+    "nin": ("nin_cifar", NOTHING_TO_MATCH),
+}
+"""Networks of pytorchcv for CIFAR-10: the module, and what it is refused with."""
+
+
+def _large(build: Callable[[], nn.Module], side: int, refusal: str = "") -> Entry:
+    return Entry(build, refusal=refusal, shape=(3, side, side), classes=10, slow=True)
+
+
+TORCHVISION = {
+    **{f"{name} {side}": _large(vision(name), side) for name in ACCEPTED for side in (32, 64)},
+    **{f"{name} {side}": _large(vision(name), side, why) for name, why in REFUSED.items() for side in (32, 64)},
+    **{f"vit {side}": _large(vision("vit_b_32", image_size=side), side, NOTHING_TO_MATCH) for side in (32, 64)},
+    "googlenet without heads": _large(without_heads, 64),
+}
+PYTORCHCV = {
+    f"pytorchcv {name}": _large(library(f"pytorchcv.models.{module}", f"{name}_cifar10"), 32, why)
+    for name, (module, why) in CIFAR.items()
+}
+ZOO = SMALL | TORCHVISION | PYTORCHCV
+
+
+def build(name: str) -> nn.Module:
+    """A factory for the command line: the network of that name, not settled."""
+    return ZOO[name].build()
