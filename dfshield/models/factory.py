@@ -10,7 +10,7 @@ from dfshield import registry
 from dfshield.core.errors import InputError, describe
 from dfshield.core.rng import generator, seeded
 from dfshield.models.probe import other_statistics, refuse_misfit
-from dfshield.models.user_code import call_factory
+from dfshield.models.user_code import as_author, call_factory
 
 Shape = tuple[int, int, int]
 
@@ -45,7 +45,8 @@ def _user_network(factory: str, input_shape: Shape, classes: int, arguments: dic
     for layer in net.modules():
         if type(layer) is nn.SyncBatchNorm:  # the same tensors and arithmetic, without the other processes
             layer.__class__ = nn.BatchNorm2d
-    _check_outputs(net, factory, input_shape, classes)
+    with as_author(factory, f"factory {factory}: "):
+        _check_outputs(net, factory, input_shape, classes)
     check_batchnorm(net, f"factory {factory}")
     return net
 

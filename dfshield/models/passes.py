@@ -7,7 +7,8 @@ network are put back.
 import contextlib
 import random
 import warnings
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -95,8 +96,8 @@ class Walk:
     classes: int
     device: torch.device
     passes: dict[str, Pass] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    """How often each normalisation layer with statistics of batches was called in one pass in eval mode, by name."""
+    calls: dict[str, Counter[str]] = field(default_factory=dict)
+    """How often each BatchNorm layer was called, by name, in each pass."""
     changed: list[str] = field(default_factory=list)
     """Tensors that passes in eval mode changed."""
     frozen: list[str] = field(default_factory=list)
@@ -112,7 +113,6 @@ def walk(classifier: Classifier, input_shape: tuple[int, int, int], classes: int
     found = Walk(net, classes, device)
     found.frozen = [name for name, value in net.named_parameters() if _trainable(value) and not value.requires_grad]
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
-    found.calls = dict.fromkeys(layers, 0)
     with restored(net), seeded(0, device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a pass warns of, the stages will
         for parameter in filter(_trainable, net.parameters()):
@@ -123,7 +123,7 @@ def walk(classifier: Classifier, input_shape: tuple[int, int, int], classes: int
             if name == FIRST_IN_TRAINING:
                 now = _tensors(net)
                 found.changed = [key for key, value in before.items() if not _equal(now.get(key), value)]
-            with _counted(layers, found.calls if name == "many" else {}):
+            with _counted(layers) as found.calls[name]:
                 found.passes[name] = one = _pass(classifier, x[setting.rows], setting)
             if name in PLAIN and one.error:  # nothing else is of interest
                 found.passes |= {other: one for other in SETTINGS if other not in found.passes}
@@ -209,18 +209,16 @@ def _equal(found: Tensor | None, expected: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _counted(layers: dict[str, nn.Module], calls: dict[str, int]) -> Iterator[None]:
-    """Count the calls of those layers that `calls` names."""
+def _counted(layers: dict[str, nn.Module]) -> Iterator[Counter[str]]:
+    """Count the calls of layers by name inside the block."""
+    calls: Counter[str] = Counter()
 
-    def count(name: str) -> Any:
-        def hook(*_: Any) -> None:
-            calls[name] += 1
+    def hook(name: str) -> Callable[..., None]:
+        return lambda *_: calls.update([name])
 
-        return hook
-
-    handles = [layers[name].register_forward_pre_hook(count(name)) for name in calls]
+    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in layers.items()]
     try:
-        yield
+        yield calls
     finally:
         for handle in handles:
             handle.remove()
@@ -231,7 +229,9 @@ def restored(net: nn.Module) -> Iterator[None]:
     """Put tensors, modes, gradients and what is to be trained back after the block, and all global random states."""
     modes = [(module, module.training) for module in net.modules()]
     stores = [(store, dict(store)) for m in net.modules() for store in (m._parameters, m._buffers)]
-    values = {id(t): (t, t.detach().clone(), t.requires_grad, t.grad) for _, s in stores for t in s.values() if t is not None}
+    values = {
+        id(t): (t, t.detach().clone(), t.requires_grad, t.grad) for _, s in stores for t in s.values() if t is not None
+    }
     python, numbers = random.getstate(), np.random.get_state()
     try:
         yield

@@ -138,7 +138,9 @@ def _partly_no_pixel_gradient(seen: Walk) -> str:
         return ""
     blind = [c for c in range(pixels.shape[1]) if not pixels[:, c].any()]
     if blind:
-        return f"no gradient reaches the pixels of channel {blind[0]}" + f" and {len(blind) - 1} more" * (len(blind) > 1)
+        return f"no gradient reaches the pixels of channel {blind[0]}" + f" and {len(blind) - 1} more" * (
+            len(blind) > 1
+        )
     dead = int((pixels.flatten(1) == 0).all(1).sum())
     return f"no gradient reaches the pixels of {dead} of {len(pixels)} images" if dead > len(pixels) / 2 else ""
 
@@ -208,7 +210,8 @@ def _changes_counters(seen: Walk) -> str:
 def _layers_by_use(seen: Walk) -> tuple[list[str], list[str]]:
     """Names of BatchNorm2d layers with running statistics that are called in eval mode, and that are not."""
     own = [n for n, m in seen.net.named_modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
-    return [n for n in own if seen.calls[n]], [n for n in own if not seen.calls[n]]
+    calls = seen.calls.get("again", {})
+    return [n for n in own if n in calls], [n for n in own if n not in calls]
 
 
 def _no_layer_called(seen: Walk) -> str:
@@ -224,8 +227,15 @@ def _some_layers_unused(seen: Walk) -> str:
 
 
 def _layers_used_often(seen: Walk) -> str:
-    often = [f"{name} ({seen.calls[name]} times)" for name in _layers_by_use(seen)[0] if seen.calls[name] > 1]
+    calls = seen.calls.get("again", {})
+    often = [f"{name} ({calls[name]} times)" for name in _layers_by_use(seen)[0] if calls[name] > 1]
     return f"BatchNorm2d layers that are called more than once: {_first(often)}" if often else ""
+
+
+def _called_again(seen: Walk) -> str:
+    without, within = seen.calls.get("again", {}), seen.calls.get("many", {})
+    again = [name for name in _layers_by_use(seen)[0] if within[name] > without[name]]
+    return f"it calls {_first(again)} again in its backward pass" if again else ""
 
 
 def _other_norms(seen: Walk) -> str:
@@ -276,7 +286,8 @@ CHECKS = {
     "output types": Check(_types, "return float32 on the device of the input"),
     "not finite": Check(_not_finite, "see that it divides by no zero, as a standard deviation of a plain image is"),
     "state changes": Check(
-        _changes_floats, "change statistics in training mode alone (if self.training), or its answers depend on the past"
+        _changes_floats,
+        "change statistics in training mode alone (if self.training), or its answers depend on the past",
     ),
     "probabilities": Check(_probabilities, "return logits, without softmax: all losses take them"),
     "no gradient to the pixels": Check(
@@ -285,17 +296,20 @@ CHECKS = {
     ),
     "gradient not finite": Check(_gradient_not_finite, "add a small number under its roots and logarithms"),
     "no gradient to the weights": Check(_no_weight_gradient, "take no_grad and detach out of its forward"),
-    "depends on the batch": Check(_depends_on_batch, "use running statistics, or nothing of other images, in eval mode"),
+    "depends on the batch": Check(
+        _depends_on_batch, "use running statistics, or nothing of other images, in eval mode"
+    ),
     "depends on the layout": Check(_depends_on_layout, "address elements by their index, not by their place in memory"),
     "BatchNorm not called": Check(
         _no_layer_called, "images are synthesised by matching them: call them as layers, self.bn(x), in its forward"
     ),
+    "BatchNorm called again": Check(_called_again, "build it without activation checkpoints (memory_efficient=False)"),
     "some BatchNorm not called": Check(_some_layers_unused, "the others are matched", refuses=False),
     "BatchNorm called often": Check(_layers_used_often, "every call is matched", refuses=False),
     "other statistics": Check(_other_norms, "those of BatchNorm2d are", refuses=False),
     "random": Check(_random, "figures of robustness will be marked", refuses=False),
     "counters": Check(_changes_counters, "they are kept as they come", refuses=False),
-    "frozen": Check(_frozen, "all parameters are trained all the same", refuses=False),
+    "frozen": Check(_frozen, "all parameters are trained all the same; what has to stay is a buffer", refuses=False),
     "no gradient to some weights": Check(_unreached, "they stay as they are", refuses=False),
     "gradient to some pixels": Check(_partly_no_pixel_gradient, "attacks cannot follow it there", refuses=False),
     "bf16": Check(_no_bf16, "leave precision and outer_precision at fp32", refuses=False),

@@ -19,6 +19,7 @@ from typing import IO, Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from dfshield.core.errors import InputError, describe
 from dfshield.core.hashing import digest
@@ -38,7 +39,10 @@ SETTINGS: tuple[tuple[Callable[[], Any], Callable[[Any], Any]], ...] = (
 """What code can set for the whole process: how it is asked for, and how it is put back."""
 UNUSABLE: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
     (lambda t: t.is_meta, "is on the meta device, without values; build the network on the CPU"),
-    (lambda t: t.is_inference(), "was made inside torch.inference_mode, so it cannot be trained; build it outside"),
+    (
+        lambda t: not is_lazy(t) and t.is_inference(),
+        "was made inside torch.inference_mode, so it cannot be trained; build it outside",
+    ),
 )
 """Parameters that cannot be worked with, and the remedy."""
 

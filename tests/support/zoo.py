@@ -6,6 +6,7 @@ them (`Entry.network`), and as a plain stack of layers that computes the same (`
 
 import contextlib
 import importlib
+import io
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,11 +58,11 @@ def changed(forward: Callable[..., Any], **layers: Callable[[], Any]) -> Callabl
 
 def by_view(self, x):
     x = self.features(x)
-    return self.wide(x.view(x.size(0), -1))
+    return self.fc(x.view(x.size(0), -1))
 
 
 def by_flatten(self, x):
-    return self.wide(self.features(x).flatten(1))
+    return self.fc(self.features(x).flatten(1))
 
 
 class ActiveNorm(nn.BatchNorm2d):
@@ -110,6 +111,12 @@ def checkpointed(self, x):
 def spectrum(self, x):
     x = torch.fft.irfft2(torch.fft.rfft2(self.features(x)) * self.filter, s=(8, 8))
     return self.head(x)
+
+
+def in_order(self, x):
+    maps = torch.zeros(len(x), 12, 8, 8)
+    maps[:, torch.arange(12).flip(0)] = self.features(x)
+    return self.head(maps)
 
 
 def straight_through(self, x):
@@ -282,7 +289,8 @@ class Entry:
 
 def settled(build: Callable[[], nn.Module], shape: Shape) -> nn.Module:
     """The network in eval mode, its statistics those of a few random images, as far as it takes them."""
-    with torch.random.fork_rng(), torch.no_grad(), contextlib.suppress(Exception):
+    quiet = contextlib.redirect_stdout(io.StringIO())
+    with torch.random.fork_rng(), torch.no_grad(), quiet, contextlib.suppress(Exception, SystemExit):
         torch.manual_seed(0)
         net = build()
         dtype = next(net.parameters()).dtype
@@ -298,42 +306,58 @@ def settled(build: Callable[[], nn.Module], shape: Shape) -> nn.Module:
 NOTHING_TO_MATCH = "no BatchNorm2d layer with running statistics"
 SMALL = {
     "plain": Entry(Plain),
-    "view of a map": Entry(changed(by_view, wide=lambda: nn.Linear(768, 4)), changed(by_flatten, wide=lambda: nn.Linear(768, 4))),
+    "view of a map": Entry(
+        changed(by_view, fc=lambda: nn.Linear(768, 4)), changed(by_flatten, fc=lambda: nn.Linear(768, 4))
+    ),
     "activation in BatchNorm": Entry(changed(active, bn1=lambda: ActiveNorm(8), bn2=lambda: ActiveNorm(12)), Plain),
-    "BatchNorm used twice": Entry(changed(twice, middle=lambda: nn.Conv2d(8, 8, 3, 1, 1)), says="bn1 .2 times.; every call"),
+    "BatchNorm used twice": Entry(
+        changed(twice, middle=lambda: nn.Conv2d(8, 8, 3, 1, 1)), says="bn1 .2 times.; every call"
+    ),
     "BatchNorm1d beside": Entry(
         changed(projected, inner=lambda: nn.Linear(12, 12), norm=lambda: nn.BatchNorm1d(12)),
         says=r"statistics of norm \(BatchNorm1d\) are not matched",
     ),
     "SyncBatchNorm": Entry(with_norms(nn.SyncBatchNorm), Plain),
     "BatchNorm of lazy size": Entry(with_norms(lambda _: nn.LazyBatchNorm2d()), Plain),
-    "BatchNorm left over": Entry(changed(Plain.forward, spare=lambda: nn.BatchNorm2d(3)), says="not called: spare; the others"),
-    "unused parameters": Entry(changed(Plain.forward, spare=Scale), says="no gradient reaches spare.factor in training"),
-    "frozen parameters": Entry(frozen, Plain, says="requires_grad is False for conv1.weight; all parameters are trained"),
+    "BatchNorm left over": Entry(
+        changed(Plain.forward, spare=lambda: nn.BatchNorm2d(3)), says="not called: spare; the others"
+    ),
+    "unused parameters": Entry(
+        changed(Plain.forward, spare=Scale), says="no gradient reaches spare.factor in training"
+    ),
+    "frozen parameters": Entry(
+        frozen, Plain, says="requires_grad is False for conv1.weight; all parameters are trained"
+    ),
     "double": Entry(lambda: Plain().double(), Plain),
     "half": Entry(lambda: Plain().bfloat16(), Plain),
     "dropout": Entry(changed(drops), Plain),
     "dropout in eval mode": Entry(changed(always_drops), says="vary from one call to the next in eval mode; figures"),
     "counter": Entry(changed(counts, calls=lambda: nn.Buffer(torch.zeros((), dtype=torch.int64))), says="change calls"),
     "prints": Entry(changed(prints), Plain),
-    "activation checkpoints": Entry(changed(checkpointed), Plain),
     "straight-through rounding": Entry(changed(straight_through)),
-    "spectrum": Entry(changed(spectrum, filter=lambda: nn.Parameter(torch.rand(8, 5))), says="bf16 autocast failed.*leave precision"),
+    "spectrum": Entry(changed(spectrum, filter=lambda: nn.Parameter(torch.rand(8, 5)))),
+    "writes into a float32 tensor": Entry(changed(in_order), says="bf16 autocast failed: .*; leave precision and"),
     "train() without a result": Entry(ReturnsNothing, Plain),
     "weight norm": Entry(normed(parametrizations.weight_norm)),
     "spectral norm": Entry(normed(parametrizations.spectral_norm)),
     "old weight norm": Entry(normed(nn.utils.weight_norm)),
     "in DataParallel": Entry(lambda: nn.DataParallel(Plain())),
-    "tuple while training": Entry(while_training(lambda z: (z, z)), refusal="gives a tuple in training mode.*aux_logits=False"),
+    "tuple while training": Entry(
+        while_training(lambda z: (z, z)), refusal="gives a tuple in training mode.*aux_logits=False"
+    ),
     "list while training": Entry(while_training(lambda z: [z, z]), refusal="gives a list in training mode"),
     "dict while training": Entry(while_training(lambda z: {"out": z}), refusal="gives a dict in training mode"),
-    "named tuple while training": Entry(while_training(lambda z: Outputs(z, z)), refusal="gives a Outputs in training mode"),
+    "named tuple while training": Entry(
+        while_training(lambda z: Outputs(z, z)), refusal="gives a Outputs in training mode"
+    ),
     "more logits while training": Entry(
         while_training(lambda z: torch.cat([z, z], 1)), refusal=r"training mode: gives \[2, 8\] for 2 images, \[2, 4\]"
     ),
     "raises while training": Entry(changed(raises_while_training), refusal="training mode failed: NotImplementedError"),
     "tuple": Entry(output(lambda _, z: (z, z)), refusal="gives a tuple of 2 for one image.*return the logits alone"),
-    "unflattened": Entry(output(lambda _, z: z[:, :, None, None]), refusal=r"\[1, 4, 1, 1\].*return logits.flatten\(1\)"),
+    "unflattened": Entry(
+        output(lambda _, z: z[:, :, None, None]), refusal=r"\[1, 4, 1, 1\].*return logits.flatten\(1\)"
+    ),
     "a map of logits": Entry(changed(lambda self, x: self.features(x)[:, :4]), refusal="a mean over the positions"),
     "squeezed": Entry(output(lambda _, z: z.squeeze()), refusal=r"flatten\(1\) where it has squeeze"),
     "one batch size": Entry(changed(fixed_batch), refusal=r"gives \[1, 4\] for \d+ images"),
@@ -351,10 +375,14 @@ SMALL = {
     "scaled by the batch": Entry(output(lambda _, z: z / z.std()), refusal="depends on the other images|not finite"),
     "probabilities": Entry(output(lambda _, z: z.softmax(1)), refusal="outputs are probabilities.*return logits"),
     "log probabilities": Entry(output(lambda _, z: z.log_softmax(1)), refusal="are logarithms of probabilities"),
-    "probabilities in eval mode": Entry(output(lambda m, z: z if m.training else z.softmax(1)), refusal="are probabilities"),
+    "probabilities in eval mode": Entry(
+        output(lambda m, z: z if m.training else z.softmax(1)), refusal="are probabilities"
+    ),
     "changes its input": Entry(image(lambda x: x.sub_(0.5)), refusal="changes its input in place; write x = x - m"),
     "ReLU on its input": Entry(image(nn.ReLU(inplace=True)), refusal="changes its input in place"),
-    "rounds pixels": Entry(image(lambda x: (x * 255).round() / 255), refusal="no gradient of the logits reaches the pixels"),
+    "rounds pixels": Entry(
+        image(lambda x: (x * 255).round() / 255), refusal="no gradient of the logits reaches the pixels"
+    ),
     "binary pixels": Entry(image(lambda x: (x > 0.5).float()), refusal="no gradient of the logits reaches the pixels"),
     "detached": Entry(features(lambda _, x: x.detach()), refusal="no gradient of the logits reaches the pixels"),
     "without graph in eval mode": Entry(changed(in_eval_without_graph), refusal="forward cuts the graph"),
@@ -387,6 +415,9 @@ SMALL = {
     ),
     "more than tensors": Entry(Extra, refusal="its state has more than tensors: _extra_state"),
     "by place in memory": Entry(changed(by_memory), refusal="differ between contiguous and channels_last memory"),
+    "activation checkpoints": Entry(
+        changed(checkpointed), refusal="calls bn1, bn2 again in its backward pass.*checkpoint"
+    ),
     "ends the program": Entry(changed(ends), refusal=r"it ended the program \(SystemExit: 3\)"),
 }
 """Networks of one idea each, which take milliseconds."""
