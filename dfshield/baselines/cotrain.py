@@ -106,7 +106,7 @@ class Cotrainer(EpochLoop):
 
     def __init__(self, teacher: Classifier, card: Card, options: CotrainOptions) -> None:
         label = f"cotrain {options.method}"
-        super().__init__(label, options.epochs, options.iterations, teacher.mean.device)
+        super().__init__(label, options.epochs, options.iterations, teacher.mean.device, seed=options.seed)
         self.options, self.threat = options, parse_threat(options.threat)
         self.teacher = _channels_last(teacher).eval().requires_grad_(False)
         self.student = _channels_last(self._start(card)).requires_grad_(True)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfshield.core.errors import Diverged
 from dfshield.core.progress import log, progress
+from dfshield.core.rng import generator, seeded
 from dfshield.core.signals import stop_if_asked
 from dfshield.core.state import keep, kept, made_again
 
@@ -22,10 +23,15 @@ class EpochLoop:
     `state` holds everything else that it changes.
     """
 
-    def __init__(self, label: str, epochs: int, steps: int, device: "torch.device", unit: str = "step") -> None:
-        """`label` names the run to the person who watches; an epoch advances the progress bar by `steps` of `unit`."""
+    def __init__(
+        self, label: str, epochs: int, steps: int, device: "torch.device", unit: str = "step", seed: int = 0
+    ) -> None:
+        """`label` names the run to the person who watches; an epoch advances the progress bar by `steps` of `unit`.
+
+        A network's own randomness (dropout) is drawn from `seed` and the epoch's number.
+        """
         self.label, self.unit = label, unit
-        self.epochs, self.steps, self.device = epochs, steps, device
+        self.epochs, self.steps, self.device, self.seed = epochs, steps, device, seed
         self.history: list[dict[str, Any]] = []
         """Metrics of every whole epoch."""
         self.diverged = ""
@@ -62,8 +68,10 @@ class EpochLoop:
             for epoch in range(done, self.epochs):
                 stop_if_asked("epoch", epoch, self.epochs, kept=checkpoint is not None)
                 before = copy.deepcopy(self._whole(epoch))
+                draws = generator("network", self.seed, epoch).initial_seed()
                 try:
-                    row = self.epoch(epoch, bar)
+                    with seeded(draws, self.device):
+                        row = self.epoch(epoch, bar)
                 except Diverged as reason:
                     self._restore(before)
                     self.diverged = f"{reason}; these are the weights after epoch {epoch}"

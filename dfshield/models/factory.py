@@ -44,7 +44,7 @@ def _user_network(factory: str, input_shape: Shape, classes: int, arguments: dic
     net = call_factory(factory, arguments).float()
     for layer in net.modules():
         if type(layer) is nn.SyncBatchNorm:  # the same tensors and arithmetic, without the other processes
-            layer.__class__ = nn.BatchNorm2d
+            layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     with as_author(factory, f"factory {factory}: "):
         _check_outputs(net, factory, input_shape, classes)
     check_batchnorm(net, f"factory {factory}")

@@ -1,14 +1,14 @@
 """Passes of a network in every way in which the program will use it, and what each of them showed.
 
-Nothing is judged here (see `dfshield.models.probe`), and nothing is left behind: tensors, modes and random states of the
-network are put back.
+Nothing is judged here (see `dfshield.models.probe`), and nothing is left behind: the network's tensors and modes are
+put back, and the global random states.
 """
 
 import contextlib
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -24,6 +24,7 @@ MOST, FEWEST = 50, 3
 """Images of the large batches: the most, and the fewest where a network is large."""
 BUDGET = 2_000_000_000
 """Multiply-adds of one forward pass of a large batch: some tenths of a second on one core."""
+NORMS = nn.modules.batchnorm._BatchNorm
 CHANNELS_LAST = torch.channels_last
 
 
@@ -112,7 +113,7 @@ def walk(classifier: Classifier, input_shape: tuple[int, int, int], classes: int
     net, device = classifier.net, classifier.mean.device
     found = Walk(net, classes, device)
     found.frozen = [name for name, value in net.named_parameters() if _trainable(value) and not value.requires_grad]
-    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, nn.modules.batchnorm._BatchNorm)}
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, NORMS)}
     with restored(net), seeded(0, device), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a pass warns of, the stages will
         for parameter in filter(_trainable, net.parameters()):
@@ -209,7 +210,7 @@ def _equal(found: Tensor | None, expected: Tensor) -> bool:
 
 
 @contextlib.contextmanager
-def _counted(layers: dict[str, nn.Module]) -> Iterator[Counter[str]]:
+def _counted(layers: Mapping[str, nn.Module]) -> Iterator[Counter[str]]:
     """Count the calls of layers by name inside the block."""
     calls: Counter[str] = Counter()
 
@@ -228,10 +229,10 @@ def _counted(layers: dict[str, nn.Module]) -> Iterator[Counter[str]]:
 def restored(net: nn.Module) -> Iterator[None]:
     """Put tensors, modes, gradients and what is to be trained back after the block, and all global random states."""
     modes = [(module, module.training) for module in net.modules()]
-    stores = [(store, dict(store)) for m in net.modules() for store in (m._parameters, m._buffers)]
-    values = {
-        id(t): (t, t.detach().clone(), t.requires_grad, t.grad) for _, s in stores for t in s.values() if t is not None
-    }
+    stores: list[Any] = [store for module in net.modules() for store in (module._parameters, module._buffers)]
+    places = [(store, dict(store.items())) for store in stores]
+    tensors = {id(t): t for _, before in places for t in before.values() if t is not None}
+    values = [(t, t.detach().clone(), t.requires_grad, t.grad) for t in tensors.values()]
     python, numbers = random.getstate(), np.random.get_state()
     try:
         yield
@@ -240,10 +241,12 @@ def restored(net: nn.Module) -> Iterator[None]:
         np.random.set_state(numbers)
         for module, mode in modes:
             module.training = mode
-        for store, before in stores:
-            store.clear()
-            store.update(before)
-        for tensor, value, trained, gradient in values.values():
+        for store, before in places:
+            if any(value is not before.get(name) for name, value in store.items()) or len(store) != len(before):
+                store.clear()
+                store.update(before)
+        for tensor, value, trained, gradient in values:
             tensor.data = value
-            tensor.requires_grad_(trained)
-            tensor.grad = gradient
+            if tensor.is_leaf:
+                tensor.requires_grad_(trained)
+                tensor.grad = gradient

@@ -5,6 +5,7 @@ and bf16, batches of several sizes. Each entry of `CHECKS` knows one trouble and
 of one line; what can be worked with is said.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -14,14 +15,12 @@ from torch import Tensor, nn
 
 from dfshield.core.errors import InputError
 from dfshield.models.classifier import Classifier
-from dfshield.models.passes import PLAIN, Pass, Walk, walk
+from dfshield.models.passes import NORMS, PLAIN, Walk, walk
 
 SHARE = 0.01
 """Difference of two passes, as a share of the spread between images, that is more than rounding."""
 ROUNDING = 1e-4
 """Difference of two passes, relative to the largest logit, that may be rounding."""
-FLOAT_TYPES = (torch.float32, torch.bfloat16)
-NORMS = nn.modules.batchnorm._BatchNorm
 
 
 def refuse_misfit(output: Any, images: int, classes: int, where: str) -> None:
@@ -210,7 +209,7 @@ def _changes_counters(seen: Walk) -> str:
 def _layers_by_use(seen: Walk) -> tuple[list[str], list[str]]:
     """Names of BatchNorm2d layers with running statistics that are called in eval mode, and that are not."""
     own = [n for n, m in seen.net.named_modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
-    calls = seen.calls.get("again", {})
+    calls = seen.calls.get("again", Counter())
     return [n for n in own if n in calls], [n for n in own if n not in calls]
 
 
@@ -227,13 +226,13 @@ def _some_layers_unused(seen: Walk) -> str:
 
 
 def _layers_used_often(seen: Walk) -> str:
-    calls = seen.calls.get("again", {})
+    calls = seen.calls.get("again", Counter())
     often = [f"{name} ({calls[name]} times)" for name in _layers_by_use(seen)[0] if calls[name] > 1]
     return f"BatchNorm2d layers that are called more than once: {_first(often)}" if often else ""
 
 
 def _called_again(seen: Walk) -> str:
-    without, within = seen.calls.get("again", {}), seen.calls.get("many", {})
+    without, within = (seen.calls.get(name, Counter()) for name in ("again", "many"))
     again = [name for name in _layers_by_use(seen)[0] if within[name] > without[name]]
     return f"it calls {_first(again)} again in its backward pass" if again else ""
 
@@ -292,7 +291,7 @@ CHECKS = {
     "probabilities": Check(_probabilities, "return logits, without softmax: all losses take them"),
     "no gradient to the pixels": Check(
         _no_pixel_gradient,
-        "take no_grad, detach, round, argmax and the like out of its forward: images are synthesised along this gradient",
+        "take no_grad, detach, round, argmax and the like out of its forward: synthesis follows this gradient",
     ),
     "gradient not finite": Check(_gradient_not_finite, "add a small number under its roots and logarithms"),
     "no gradient to the weights": Check(_no_weight_gradient, "take no_grad and detach out of its forward"),

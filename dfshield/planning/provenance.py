@@ -3,7 +3,8 @@
 A digest covers the definitions reachable from a stage's entry points: their syntax trees without docstrings and
 comments. Registries and option classes are left out (a chosen entry counts as an entry point, an option by its
 value), so adding a loss or an option reruns nothing. Facts that the chosen entries state count by value. Of
-`dfshield.core` everything counts but error messages, files, kept state, signals and progress bars.
+`dfshield.core` everything counts but error messages, files, kept state, signals and progress bars, and of
+`dfshield.models` everything but the probe of strange networks, which refuses and says.
 """
 
 import ast
@@ -22,6 +23,7 @@ PACKAGE = "dfshield"
 ROOT = Path(__file__).parent.parent
 LEFT_OUT = (
     *("registry", "options", "core.errors", "core.files", "core.progress", "core.signals", "core.state"),
+    *("models.passes", "models.probe"),
     *("planning.config", "planning.choices", "planning.stages", "planning.provenance"),
 )
 """Parts of the package that decide about no result, or whose part in it counts by value."""
