@@ -138,3 +138,33 @@ def test_the_base_class_trains_nothing():
         with pytest.raises(NotImplementedError):
             call()
     assert bare.describe({}) == ""
+
+
+class Drops(Walk):
+    """Draws from the global generator, as dropout does."""
+
+    def __init__(self, seed: int = 0, **settings) -> None:
+        super().__init__(**settings)
+        self.seed = seed
+
+    def epoch(self, epoch, bar=None):
+        self.place += torch.rand(2)
+        return super().epoch(epoch, bar)
+
+
+def test_what_a_network_draws_depends_on_seed_and_epoch_alone(tmp_path):
+    whole, path = Drops(), tmp_path / "epoch.pt"
+    torch.manual_seed(1)
+    whole.fit()
+    stopped = Drops(fails=3, error=KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(path)
+    again = Drops()
+    torch.manual_seed(2)
+    before = torch.get_rng_state()
+    again.fit(path)
+    assert torch.equal(again.place, whole.place)
+    assert torch.equal(torch.get_rng_state(), before)
+    other = Drops(seed=1)
+    other.fit()
+    assert not torch.equal(other.place, whole.place)

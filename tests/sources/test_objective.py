@@ -146,3 +146,25 @@ def test_terms_of_a_group_and_their_gradients_are_those_of_its_batches(make, k):
         torch.testing.assert_close(terms[part], expected, rtol=1e-4, atol=1e-4)
         (slope,) = torch.autograd.grad((weights[part] * expected).sum(), rows)
         assert (gradient.chunk(k)[part] - slope).norm() < 1e-4 * slope.norm()
+
+
+def test_every_call_of_a_layer_counts():
+    """A layer that is used twice adds the distances of both inputs."""
+
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norms = two_norms()
+
+        def forward(self, x):
+            return self.norms[1](self.norms[0](self.norms[0](x)))
+
+    net, x = Twice(), torch.rand(4, 2, 3, 3)
+    statistics = BatchStatistics(net, 1)
+    net(x)
+    expected, seen = 0.0, x
+    for layer in (net.norms[0], net.norms[0], net.norms[1]):
+        mean, variance = seen.mean((0, 2, 3)), seen.var((0, 2, 3), unbiased=False)
+        expected += float((mean - layer.running_mean).norm() + (variance - layer.running_var).norm())
+        seen = nn.functional.batch_norm(seen, layer.running_mean, layer.running_var, layer.weight, layer.bias, eps=0.0)
+    assert statistics.feature_loss().tolist() == pytest.approx([expected], rel=1e-5)

@@ -23,9 +23,9 @@ def data(n=60, seed=0) -> TrainSet:
     return TrainSet(tiny.images(n, seed=seed), np.arange(n) % tiny.CLASSES, {})
 
 
-def make(options=QUICK, n=60) -> Trainer:
-    """A trainer of a tiny student on `data`."""
-    return Trainer(tiny.classifier(), data(n), options)
+def make(options=QUICK, n=60, teacher=None) -> Trainer:
+    """A trainer of a tiny student, or of the `teacher`, on `data`."""
+    return Trainer(teacher or tiny.classifier(), data(n), options)
 
 
 def refine_plainly(gradients, b, tau, reduction="sum", tie="zero", size=None):

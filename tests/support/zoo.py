@@ -457,7 +457,7 @@ CIFAR = {
     "rir": ("rir_cifar", ""),
     "shakeshakeresnet20_2x16d": ("shakeshakeresnet_cifar", ""),
     "diaresnet20": ("diaresnet_cifar", ""),
-    "nin": ("nin_cifar", NOTHING_TO_MATCH),
+    "wrn20_10_1bit": ("wrn1bit_cifar", ""),
 }
 """Networks of pytorchcv for CIFAR-10: the module, and what it is refused with."""
 
