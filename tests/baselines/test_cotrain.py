@@ -342,3 +342,13 @@ def test_a_student_that_sees_one_class_where_the_teacher_sees_several_has_diverg
         row = made.history[-1]
         assert row["teacher_classes"] > 1 and (row["student_classes"] == 1) == constant
         assert made.diverged.startswith("one class for all generated images") == constant
+
+
+def test_parameters_that_no_gradient_reaches_stay():
+    card = Card("teacher", "digits", "cnn-s", SHAPE, 10, (0.3,), (0.38,), "teacher")
+    options = quick("dfard", student_start="teacher", weight_decay=0.1, student_optimiser="sgd")
+    made = Cotrainer(tiny.with_spare(), card, options)
+    made.fit()
+    kept = made.teacher.net.spare.weight
+    assert torch.equal(made.student.net.spare.weight, kept)
+    assert not torch.equal(made.student.net[0].weight, made.teacher.net[0].weight)

@@ -4,6 +4,7 @@ shards."""
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import h5py
 import numpy as np
@@ -11,11 +12,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support import tiny
+from support.zoo import ZOO
 from test_objective import Reference
 
 from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
-from dfshield.models.checkpoints import load_checkpoint, read_card
+from dfshield.models.checkpoints import Card, load_checkpoint, read_card, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.options import PROFILES
 from dfshield.options.sources import Inversion
@@ -24,6 +26,8 @@ from dfshield.sources import trainset as shards
 from dfshield.sources.inversion import ModelInversion, noise, run
 from dfshield.sources.objective import TERMS
 
+UNIT = (0.5,) * 3, (0.25,) * 3
+"""Mean and standard deviation."""
 QUICK = Inversion(device="cpu", images=60, batch=10, iterations=3)
 
 
@@ -258,6 +262,21 @@ def test_any_number_of_shards_gives_the_same_set(teacher, tmp_path, group):
     assert content(paths[0]) != found[0] or count == 1
     with h5py.File(tmp_path / "1.h5") as file:
         assert file["batch"][()].tolist() == np.repeat(np.arange(12), 10).tolist()
+
+
+def test_shards_of_a_network_that_is_random_in_eval_mode_give_the_same_set(tmp_path):
+    name, factory = "dropout in eval mode", "support.zoo:build"
+    path, card = tmp_path / "teacher.safetensors", Card("teacher", "mine", "mine", (3, 16, 16), 4, *UNIT, "teacher")
+    model = Classifier(ZOO[name].network(), *UNIT)
+    save_checkpoint(path, model, replace(card, factory=factory, arguments={"name": name}))
+    contents = []
+    for count in (1, 3):
+        paths = [tmp_path / f"{count}-{i}.h5" for i in range(count)]
+        for i in reversed(range(count)):
+            torch.manual_seed(count + i)
+            run(path, paths[i], quick(group=2), i, count, factory=factory)
+        contents.append(shards.merge(paths, tmp_path / f"{count}.h5"))
+    assert contents[0] == contents[1]
 
 
 def test_a_group_made_alone_is_the_one_in_the_file(teacher, tmp_path):

@@ -1,5 +1,6 @@
 """A small untrained teacher and a training set for tests of what is made from them."""
 
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,22 @@ def classifier(model="cnn-s", shape=SHAPE, classes=CLASSES, mean=(0.3,), std=(0.
         last = [m for m in net.modules() if isinstance(m, torch.nn.Linear)][-1]
         last.weight.mul_(scale)
     return Classifier(net, mean, std).eval()
+
+
+class WithSpare(torch.nn.Sequential):
+    """Its last layer is not used."""
+
+    def forward(self, x):
+        for layer in list(self)[:-1]:
+            x = layer(x)
+        return x
+
+
+def with_spare() -> Classifier:
+    """`classifier` with a layer that is not used."""
+    model = classifier()
+    layers = OrderedDict([*model.net.named_children(), ("spare", torch.nn.Linear(3, 3))])
+    return Classifier(WithSpare(layers), (0.3,), (0.38,)).eval()
 
 
 def teacher(path: Path, dataset="digits", model="cnn-s", **settings) -> Path:

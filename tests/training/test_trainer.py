@@ -2,7 +2,6 @@
 
 import copy
 import itertools
-from collections import OrderedDict
 
 import pytest
 import torch
@@ -11,7 +10,6 @@ from support.training import QUICK, make, quick, refine_plainly
 
 from dfshield.core.rng import generator
 from dfshield.core.threat import Threat
-from dfshield.models.classifier import Classifier
 from dfshield.training import losses
 from dfshield.training.inner import OBJECTIVES, FoscAscent, InnerAttack, pgd_ascent
 from dfshield.training.losses import Outputs
@@ -183,26 +181,11 @@ def test_the_gradient_penalty_sees_each_image_once_and_crafts_nothing():
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
-class WithSpare(torch.nn.Sequential):
-    """Its last layer is not used."""
-
-    def forward(self, x):
-        for layer in list(self)[:-1]:
-            x = layer(x)
-        return x
-
-
-def with_spare() -> Classifier:
-    model = tiny.classifier()
-    layers = OrderedDict([*model.net.named_children(), ("spare", torch.nn.Linear(3, 3))])
-    return Classifier(WithSpare(layers), (0.3,), (0.38,)).eval()
-
-
 @pytest.mark.parametrize("changes", [{}, {"awp": 0.01, "awp_warmup": 0}, {"loss": "gradient-penalty"}])
 def test_parameters_that_no_gradient_reaches_stay_and_the_others_train_as_without(changes):
     """A layer that is not used is no layer: weight decay and momentum leave it as it is, too."""
     options = quick(weight_decay=0.1, momentum=0.9, lr=0.1, **changes)
-    made, plain = make(options, teacher=with_spare()), make(options)
+    made, plain = make(options, teacher=tiny.with_spare()), make(options)
     before = made.student.net.spare.weight.detach().clone()
     for trainer in (made, plain):
         trainer.fit()
