@@ -24,6 +24,8 @@ MOST, FEWEST = 50, 3
 """Images of the large batches: the most, and the fewest where a network is large."""
 BUDGET = 2_000_000_000
 """Multiply-adds of one forward pass of a large batch: some tenths of a second on one core."""
+OF_A_NUMBER = 50
+"""Multiply-adds that take as long as writing one number of a layer's output and reading it again."""
 NORMS = nn.modules.batchnorm._BatchNorm
 CHANNELS_LAST = torch.channels_last
 
@@ -146,12 +148,13 @@ def images(input_shape: tuple[int, int, int], count: int) -> Tensor:
 
 def _size(classifier: Classifier, input_shape: tuple[int, int, int]) -> int:
     """How many images a large batch has: so many as the arithmetic of one leaves room for."""
-    products = []
+    work = []
 
     def count(layer: nn.Module, _: Any, output: Any) -> None:
         weight = getattr(layer, "weight", None)
-        if isinstance(weight, Tensor) and weight.ndim > 1 and isinstance(output, Tensor):
-            products.append(output.numel() * weight[0].numel())
+        products = weight[0].numel() if isinstance(weight, Tensor) and weight.ndim else 0
+        if isinstance(output, Tensor):
+            work.append(output.numel() * (products + OF_A_NUMBER))
 
     handles = [layer.register_forward_hook(count) for layer in classifier.net.modules()]
     classifier.net.eval()
@@ -161,7 +164,7 @@ def _size(classifier: Classifier, input_shape: tuple[int, int, int]) -> int:
     finally:
         for handle in handles:
             handle.remove()
-    return min(MOST, max(FEWEST, BUDGET // max(1, sum(products))))
+    return min(MOST, max(FEWEST, BUDGET // max(1, sum(work))))
 
 
 def _pass(classifier: Classifier, x: Tensor, setting: Setting) -> Pass:

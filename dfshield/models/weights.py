@@ -6,6 +6,7 @@ several such prefixes that of averaged weights (EMA, SWA) is taken, as timm does
 """
 
 import re
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -96,7 +97,9 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], where: str, assign: bool = 
     misfit = _misfit(own, state)
     if misfit:
         raise InputError(f"{where}: {misfit}")
-    net.load_state_dict({key: value.to(own[key].dtype) for key, value in state.items()}, strict=False, assign=assign)
+    values = OrderedDict((key, value.to(own[key].dtype)) for key, value in state.items())
+    values._metadata = net.state_dict()._metadata  # type: ignore[attr-defined]  # some layers ask for their version
+    net.load_state_dict(values, strict=False, assign=assign)
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

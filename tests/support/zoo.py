@@ -290,13 +290,13 @@ class Entry:
 def settled(build: Callable[[], nn.Module], shape: Shape) -> nn.Module:
     """The network in eval mode, its statistics those of a few random images, as far as it takes them."""
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with torch.random.fork_rng(), torch.no_grad(), quiet, contextlib.suppress(Exception, SystemExit):
+    with torch.random.fork_rng(), torch.no_grad(), quiet:
         torch.manual_seed(0)
         net = build()
-        dtype = next(net.parameters()).dtype
-        net.train()
-        for _ in range(2):
-            net(torch.randn(8, *shape, dtype=dtype))
+        with contextlib.suppress(Exception, SystemExit):
+            net.train()
+            for _ in range(2):
+                net(torch.randn(8, *shape, dtype=next(net.parameters()).dtype))
     for parameter in net.parameters():
         parameter.grad = None
     net.eval()
@@ -422,19 +422,18 @@ SMALL = {
 }
 """Networks of one idea each, which take milliseconds."""
 
-ACCEPTED = {
-    "resnet18": {},
-    "resnext50_32x4d": {},
-    "densenet121": {},
-    "efficientnet_b0": {},
-    "mnasnet0_5": {},
-    "mobilenet_v2": {},
-    "mobilenet_v3_small": {},
-    "regnet_x_400mf": {},
-    "regnet_y_400mf": {},
-    "shufflenet_v2_x0_5": {},
-    "vgg11_bn": {},
-}
+ACCEPTED = (
+    "resnet18",
+    "resnext50_32x4d",
+    "densenet121",
+    "efficientnet_b0",
+    "mnasnet0_5",
+    "mobilenet_v2",
+    "mobilenet_v3_small",
+    "regnet_x_400mf",
+    "regnet_y_400mf",
+    "shufflenet_v2_x0_5",
+)
 REFUSED = {
     "alexnet": "Output size is too small|" + NOTHING_TO_MATCH,
     "convnext_tiny": NOTHING_TO_MATCH,
@@ -451,7 +450,7 @@ CIFAR = {
     "seresnet20": ("seresnet_cifar", ""),
     "sepreresnet20": ("sepreresnet_cifar", ""),
     "densenet40_k12": ("densenet_cifar", ""),
-    "resnext20_1x64d": ("resnext_cifar", ""),
+    "resdropresnet20": ("resdropresnet_cifar", ""),
     "pyramidnet110_a48": ("pyramidnet_cifar", ""),
     "ror3_56": ("ror_cifar", ""),
     "rir": ("rir_cifar", ""),
@@ -462,15 +461,18 @@ CIFAR = {
 """Networks of pytorchcv for CIFAR-10: the module, and what it is refused with."""
 
 
-def _large(build: Callable[[], nn.Module], side: int, refusal: str = "") -> Entry:
-    return Entry(build, refusal=refusal, shape=(3, side, side), classes=10, slow=True)
+def _large(build: Callable[[], nn.Module], side: int, refusal: str = "", says: str = "") -> Entry:
+    return Entry(build, refusal=refusal, says=says, shape=(3, side, side), classes=10, slow=True)
 
 
 TORCHVISION = {
     **{f"{name} {side}": _large(vision(name), side) for name in ACCEPTED for side in (32, 64)},
     **{f"{name} {side}": _large(vision(name), side, why) for name, why in REFUSED.items() for side in (32, 64)},
     **{f"vit {side}": _large(vision("vit_b_32", image_size=side), side, NOTHING_TO_MATCH) for side in (32, 64)},
-    "googlenet without heads": _large(without_heads, 64),
+    "googlenet without heads": _large(
+        without_heads, 64, says="called: aux1.conv.bn, aux2.conv.bn; the others.*\n.*aux1"
+    ),
+    "vgg11_bn 32": _large(vision("vgg11_bn"), 32),
 }
 PYTORCHCV = {
     f"pytorchcv {name}": _large(library(f"pytorchcv.models.{module}", f"{name}_cifar10"), 32, why)
