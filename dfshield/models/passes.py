@@ -8,7 +8,7 @@ import contextlib
 import random
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -107,8 +107,10 @@ class Walk:
     """Parameters that were not to be trained."""
 
 
-def walk(classifier: Classifier, input_shape: tuple[int, int, int], classes: int) -> Walk:
-    """Make all passes with `classifier`, which is as before afterwards.
+def walk(
+    classifier: Classifier, input_shape: tuple[int, int, int], classes: int, names: Iterable[str] = tuple(SETTINGS)
+) -> Walk:
+    """Make the passes of those `names` with `classifier`, which is as before afterwards.
 
     Exceptions of the network are recorded. `input_shape` is (C,H,W).
     """
@@ -122,7 +124,8 @@ def walk(classifier: Classifier, input_shape: tuple[int, int, int], classes: int
             parameter.requires_grad_(True)
         x = images(input_shape, _size(classifier, input_shape)).to(device)
         before = {name: value.detach().clone() for name, value in _tensors(net).items()}
-        for name, setting in SETTINGS.items():
+        for name in names:
+            setting = SETTINGS[name]
             if name == FIRST_IN_TRAINING:
                 now = _tensors(net)
                 found.changed = [key for key, value in before.items() if not _equal(now.get(key), value)]

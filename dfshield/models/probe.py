@@ -8,12 +8,15 @@ of one line; what can be worked with is said.
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel
 from torch import Tensor, nn
 
 from dfshield.core.errors import InputError
+from dfshield.models.card import Card
 from dfshield.models.classifier import Classifier
 from dfshield.models.passes import NORMS, PLAIN, Walk, walk
 
@@ -329,6 +332,16 @@ def probe(classifier: Classifier, input_shape: tuple[int, int, int], classes: in
                 raise InputError(f"{where}: {text}; {check.remedy}")
             said.append(f"{text}; {check.remedy}")
     return said
+
+
+def refuse_bf16(options: BaseModel, classifier: Classifier, card: Card, where: Path) -> None:
+    """Raise InputError if one of the `options` asks for bf16 and a network of the user's own cannot compute in it."""
+    asked = [name for name in type(options).model_fields if getattr(options, name) == "bf16"]
+    if card.factory is None or not asked:
+        return
+    seen = walk(classifier, card.input_shape, card.classes, ("two", "bf16", "train two", "train bf16"))
+    if text := CHECKS["bf16"].find(seen):
+        raise InputError(f"{where}: {text}; set {' and '.join(asked)} to fp32")
 
 
 def _differ(

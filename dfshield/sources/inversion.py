@@ -19,6 +19,7 @@ from dfshield.core.signals import stop_if_asked
 from dfshield.core.state import forget, keep_arrays, kept_arrays, run_folder
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
+from dfshield.models.probe import refuse_bf16
 from dfshield.options import SynthesizeOptions
 from dfshield.options.sources import Inversion
 from dfshield.sources.objective import TERMS, BatchStatistics, class_loss, total_variation
@@ -45,6 +46,7 @@ def run(
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
+    refuse_bf16(options, model, card, teacher)
     if not 0 <= shard < shards <= options.groups:
         raise InputError(
             f"shard {shard} of {shards}: there are {options.groups} groups of batches; "

@@ -9,6 +9,7 @@ from dfshield.core.progress import log
 from dfshield.core.state import forget, run_folder
 from dfshield.models.card import student_card
 from dfshield.models.checkpoints import load_checkpoint, save_checkpoint
+from dfshield.models.probe import refuse_bf16
 from dfshield.options import TrainOptions
 from dfshield.sources.trainset import check_fit, read
 from dfshield.training.trainer import Trainer
@@ -40,6 +41,7 @@ def run(
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
+    refuse_bf16(options, model, card, teacher)
     trainset = read(data)
     check_fit(trainset, card, teacher, data)
     trainer = Trainer(model, trainset, options)

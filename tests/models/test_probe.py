@@ -1,6 +1,7 @@
 """The probe of strange networks: each of its checks finds its trouble, and nothing of the network changes."""
 
 import random
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +10,18 @@ from support.zoo import NOTHING_TO_MATCH, SMALL, Plain, changed, image
 from torch import nn
 
 from dfshield.core.errors import InputError
+from dfshield.evaluation import attack
 from dfshield.models import passes
+from dfshield.models.card import Card
+from dfshield.models.checkpoints import save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.passes import walk
-from dfshield.models.probe import CHECKS, probe, refuse_misfit
-from dfshield.options import TeacherOptions
-from dfshield.training import teacher
+from dfshield.models.probe import CHECKS, probe, refuse_bf16, refuse_misfit
+from dfshield.options import AttackOptions, TeacherOptions, TrainOptions
+from dfshield.options.sources import Inversion
+from dfshield.sources import inversion
+from dfshield.training import teacher, train
 
 FOUND_IN = {
     "state": "more than tensors",
@@ -219,3 +225,49 @@ def test_a_class_that_is_named_in_place_of_batchnorm2d(tmp_path, monkeypatch):
     )
     with pytest.raises(InputError, match=NOTHING_TO_MATCH + r" \(it has BatchNorm1d\); images"):
         build_network("mine", (1, 8, 8), 5, "net.py:build")
+
+
+STAGES = {
+    "synthesize": (inversion.run, Inversion(device="cpu", images=10, batch=10), "precision"),
+    "train": (train.run, TrainOptions.of(device="cpu"), "outer_precision"),
+    "attack": (attack.run, AttackOptions.of(attack="pgd", device="cpu"), "precision"),
+}
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_bf16_that_is_asked_for_is_refused_where_the_network_has_none(stage, tmp_path):
+    run, options, field = STAGES[stage]
+    name, factory, path = "writes into a float32 tensor", "support.zoo:build", tmp_path / "teacher.safetensors"
+    net = classifier(SMALL[name].network())
+    card = Card("teacher", "mine", "mine", (3, 16, 16), 4, (0.5,) * 3, (0.25,) * 3, "teacher", factory, {"name": name})
+    save_checkpoint(path, net, card)
+    given = {
+        "synthesize": {"teacher": path, "out": tmp_path / "data.h5"},
+        "train": {
+            "teacher": path,
+            "data": tmp_path / "none.h5",
+            "out": tmp_path / "out",
+            "metrics": None,
+            "recipe": "a",
+        },
+        "attack": {
+            "model_path": path,
+            "out": tmp_path / "out.h5",
+            "protocol": "pgd",
+            "subject": {},
+            "evaluation_npz": None,
+            "data_dir": None,
+            "dataset": None,
+        },
+    }[stage]
+    with pytest.raises(InputError, match=rf"teacher.safetensors: .*bf16 autocast failed: .*; set {field} to fp32"):
+        run(options=options.model_copy(update={field: "bf16"}), factory=factory, **given)
+
+
+def test_bf16_is_asked_of_networks_that_have_it():
+    options, net = TrainOptions.of(device="cpu", precision="bf16"), classifier(SMALL["plain"].network())
+    card = Card("teacher", "mine", "mine", (3, 16, 16), 4, (0.5,) * 3, (0.25,) * 3, "teacher", "support.zoo:build")
+    refuse_bf16(options, net, card, Path("t"))
+    refuse_bf16(
+        TrainOptions.of(device="cpu"), classifier(SMALL["writes into a float32 tensor"].network()), card, Path("t")
+    )
