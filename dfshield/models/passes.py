@@ -5,14 +5,12 @@ put back, and the global random states.
 """
 
 import contextlib
-import random
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -53,15 +51,16 @@ SETTINGS = {
     "two": Setting(TWO, gradient=False),
     "many": Setting(MANY),
     "again": Setting(MANY, gradient=False),
+    "repeated": Setting(MANY, gradient=False),
     "layout": Setting(TWO, layout=CHANNELS_LAST),
     "bf16": Setting(TWO, bf16=True),
     "train two": Setting(TWO, train=True),
     "train many": Setting(MANY, train=True),
     "train bf16": Setting(TWO, train=True, bf16=True),
 }
-"""All passes in their order; those in eval mode come first."""
+"""All passes in their order; those in eval mode come first. All but "again" are made with one random seed."""
 FIRST_IN_TRAINING = next(name for name, setting in SETTINGS.items() if setting.train)
-PLAIN = ("one", "two", "many", "again", "train two", "train many")
+PLAIN = ("one", "two", "many", "again", "repeated", "train two", "train many")
 """Passes that every network has to stand: fp32, contiguous."""
 
 
@@ -118,18 +117,19 @@ def walk(
     found = Walk(net, classes, device)
     found.frozen = [name for name, value in net.named_parameters() if _trainable(value) and not value.requires_grad]
     layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, NORMS)}
-    with restored(net), seeded(0, device), warnings.catch_warnings():
+    with restored(net), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # what a pass warns of, the stages will
         for parameter in filter(_trainable, net.parameters()):
             parameter.requires_grad_(True)
-        x = images(input_shape, _size(classifier, input_shape)).to(device)
+        with seeded(0, device):
+            x = images(input_shape, _size(classifier, input_shape)).to(device)
         before = {name: value.detach().clone() for name, value in _tensors(net).items()}
         for name in names:
             setting = SETTINGS[name]
             if name == FIRST_IN_TRAINING:
                 now = _tensors(net)
                 found.changed = [key for key, value in before.items() if not _equal(now.get(key), value)]
-            with _counted(layers) as found.calls[name]:
+            with _counted(layers) as found.calls[name], seeded(int(name == "again"), device):
                 found.passes[name] = one = _pass(classifier, x[setting.rows], setting)
             if name in PLAIN and one.error:  # nothing else is of interest
                 found.passes |= {other: one for other in SETTINGS if other not in found.passes}
@@ -233,18 +233,15 @@ def _counted(layers: Mapping[str, nn.Module]) -> Iterator[Counter[str]]:
 
 @contextlib.contextmanager
 def restored(net: nn.Module) -> Iterator[None]:
-    """Put tensors, modes, gradients and what is to be trained back after the block, and all global random states."""
+    """Put tensors, modes, gradients and what is to be trained back after the block."""
     modes = [(module, module.training) for module in net.modules()]
     stores: list[Any] = [store for module in net.modules() for store in (module._parameters, module._buffers)]
     places = [(store, dict(store.items())) for store in stores]
     tensors = {id(t): t for _, before in places for t in before.values() if t is not None}
     values = [(t, t.detach().clone(), t.requires_grad, t.grad) for t in tensors.values()]
-    python, numbers = random.getstate(), np.random.get_state()
     try:
         yield
     finally:
-        random.setstate(python)
-        np.random.set_state(numbers)
         for module, mode in modes:
             module.training = mode
         for store, before in places:

@@ -163,6 +163,12 @@ def _frozen(seen: Walk) -> str:
     return f"requires_grad is False for {_first(seen.frozen)}" if seen.frozen else ""
 
 
+def _varies(seen: Walk) -> str:
+    first, second = (seen.passes[name].logits for name in ("many", "repeated"))
+    differ = _differ(first, second, first, SHARE / 100, ROUNDING / 100)
+    return "its answers in eval mode vary from one call to the next, with one random seed too" if differ else ""
+
+
 def _random(seen: Walk) -> str:
     first, second = (seen.passes[name].logits for name in ("many", "again"))
     differ = _differ(first, second, first, SHARE / 100, ROUNDING / 100)
@@ -276,7 +282,7 @@ OF_THE_CALLS = "correct its forward: the stages run it so"
 CHECKS = {
     "state": Check(_state, "keep what belongs to it in tensors (buffers), without get_extra_state"),
     "parameter types": Check(_parameter_types, "register what is no float as a buffer"),
-    "fails in eval mode": Check(_raises("one", "two", "many", "again"), OF_THE_CALLS),
+    "fails in eval mode": Check(_raises("one", "two", "many", "again", "repeated"), OF_THE_CALLS),
     "form in eval mode": Check(_form_in("one", "two", "many"), "of every batch size"),
     "input changed": Check(_changed_input, "write x = x - m in place of x -= m, and no inplace=True on the input"),
     "several outputs": Check(
@@ -286,7 +292,9 @@ CHECKS = {
     "fails in training mode": Check(_raises("train two", "train many"), OF_THE_CALLS),
     "form in training mode": Check(_form_in("train two", "train many"), "in both modes"),
     "output types": Check(_types, "return float32 on the device of the input"),
-    "not finite": Check(_not_finite, "see that it divides by no zero, as a standard deviation of a plain image is"),
+    "not finite": Check(
+        _not_finite, "check its weights, and that it divides by no zero, as the standard deviation of a plain image is"
+    ),
     "state changes": Check(
         _changes_floats,
         "change statistics in training mode alone (if self.training), or its answers depend on the past",
@@ -298,6 +306,7 @@ CHECKS = {
     ),
     "gradient not finite": Check(_gradient_not_finite, "add a small number under its roots and logarithms"),
     "no gradient to the weights": Check(_no_weight_gradient, "take no_grad and detach out of its forward"),
+    "depends on the past": Check(_varies, "let them depend on the image alone, not on earlier calls or the time"),
     "depends on the batch": Check(
         _depends_on_batch, "use running statistics, or nothing of other images, in eval mode"
     ),

@@ -39,6 +39,7 @@ FOUND_IN = {
     "no gradient to the pixels": "rounds pixels",
     "gradient not finite": "gradient not a number",
     "no gradient to the weights": "weights without gradient",
+    "depends on the past": "remembers",
     "depends on the batch": "batch statistics",
     "depends on the layout": "by place in memory",
     "BatchNorm not called": "BatchNorm by hand",

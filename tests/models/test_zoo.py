@@ -8,6 +8,7 @@ import torch
 from support.zoo import SMALL, TORCHVISION, ZOO
 
 from dfshield.core.errors import InputError
+from dfshield.core.rng import seeded
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.options import TeacherOptions
 from dfshield.training.teacher import run
@@ -61,8 +62,7 @@ def test_the_plain_form_computes_the_same(name):
     x = torch.rand(5, *entry.shape)
     outputs = []
     for net in (entry.network().float(), entry.plain().float()):
-        torch.manual_seed(0)
-        with torch.no_grad():
+        with torch.no_grad(), seeded(0):
             outputs.append(net(x))
     torch.testing.assert_close(outputs[0], outputs[1])
     assert outputs[0].std(0).min() > 1e-4  # images differ

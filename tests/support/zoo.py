@@ -7,16 +7,20 @@ them (`Entry.network`), and as a plain stack of layers that computes the same (`
 import contextlib
 import importlib
 import io
+import random
 from collections import namedtuple
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.utils.checkpoint import checkpoint
+
+from dfshield.core.rng import seeded
 
 Shape = tuple[int, int, int]
 
@@ -97,6 +101,15 @@ def drops(self, x):
 def counts(self, x):
     self.calls += 1
     return Plain.forward(self, x)
+
+
+def rolls_dice(self, x):
+    return Plain.forward(self, x + random.random() + np.random.rand())
+
+
+def remembers(self, x):
+    self.offset = getattr(self, "offset", 0) + 0.1
+    return Plain.forward(self, x + self.offset)
 
 
 def prints(self, x):
@@ -290,8 +303,7 @@ class Entry:
 def settled(build: Callable[[], nn.Module], shape: Shape) -> nn.Module:
     """The network in eval mode, its statistics those of a few random images, as far as it takes them."""
     quiet = contextlib.redirect_stdout(io.StringIO())
-    with torch.random.fork_rng(), torch.no_grad(), quiet:
-        torch.manual_seed(0)
+    with seeded(0), torch.no_grad(), quiet:
         net = build()
         with contextlib.suppress(Exception, SystemExit):
             net.train()
@@ -332,6 +344,9 @@ SMALL = {
     "half": Entry(lambda: Plain().bfloat16(), Plain),
     "dropout": Entry(changed(drops), Plain),
     "dropout in eval mode": Entry(changed(always_drops), says="vary from one call to the next in eval mode; figures"),
+    "random numbers of Python and NumPy": Entry(
+        changed(rolls_dice), says="vary from one call to the next in eval mode; fi"
+    ),
     "counter": Entry(changed(counts, calls=lambda: nn.Buffer(torch.zeros((), dtype=torch.int64))), says="change calls"),
     "prints": Entry(changed(prints), Plain),
     "straight-through rounding": Entry(changed(straight_through)),
@@ -398,6 +413,7 @@ SMALL = {
         with_norms(lambda n: nn.InstanceNorm2d(n, track_running_stats=True)),
         refusal=NOTHING_TO_MATCH + r" \(it has InstanceNorm2d\)",
     ),
+    "remembers": Entry(changed(remembers), refusal="vary from one call to the next, with one random seed too; let"),
     "adapts": Entry(
         changed(adapts, mean=lambda: nn.Buffer(torch.zeros(3))), refusal="passes in eval mode change mean; change stat"
     ),
