@@ -143,6 +143,17 @@ class ReturnsNothing(Plain):
         super().train(mode)
 
 
+class Versioned(Plain):
+    """Asks its weights for their version, as torchvision's MNASNet does."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *rest):
+        if local_metadata.get("version") != 2:
+            raise ValueError("no version")
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *rest)
+
+
 class Scale(nn.Module):
     """A learnt factor that is not used."""
 
@@ -353,6 +364,7 @@ SMALL = {
     "spectrum": Entry(changed(spectrum, filter=lambda: nn.Parameter(torch.rand(8, 5)))),
     "writes into a float32 tensor": Entry(changed(in_order), says="bf16 autocast failed: .*; leave precision and"),
     "train() without a result": Entry(ReturnsNothing, Plain),
+    "weights with a version": Entry(Versioned, Plain),
     "weight norm": Entry(normed(parametrizations.weight_norm)),
     "spectral norm": Entry(normed(parametrizations.spectral_norm)),
     "old weight norm": Entry(normed(nn.utils.weight_norm)),
