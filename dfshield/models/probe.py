@@ -75,8 +75,7 @@ def _several_outputs(seen: Walk) -> str:
     one = seen.passes["train two"]
     if one.error or isinstance(one.output, Tensor):
         return ""
-    heads = [key for key in ("aux_logits", "aux", "auxiliary") if getattr(seen.net, key, None) not in (None, False)]
-    switch = f" (its {heads[0]} is {getattr(seen.net, heads[0])})" if heads and heads[0] == "aux_logits" else ""
+    switch = " (its aux_logits is True)" if getattr(seen.net, "aux_logits", False) is True else ""
     return f"gives a {type(one.output).__name__} in training mode{switch}, its logits alone in eval mode"
 
 
