@@ -277,7 +277,7 @@ CIFAR = {
     "rir": ("rir_cifar", ""),
     "shakeshakeresnet20_2x16d": ("shakeshakeresnet_cifar", ""),
     "diaresnet20": ("diaresnet_cifar", ""),
-    "wrn20_10_1bit": ("wrn1bit_cifar", ""),
+    "diapreresnet20": ("diapreresnet_cifar", ""),
 }
 """Networks of pytorchcv for CIFAR-10: the module, and what it is refused with."""
 
