@@ -22,6 +22,7 @@ from dfshield.models.classifier import Classifier
 from dfshield.options import SynthesizeOptions
 from dfshield.options.sources import Inversion
 from dfshield.sources.objective import TERMS, BatchStatistics, class_loss, total_variation
+from dfshield.sources.scale import in_own_scale, stated_scale
 from dfshield.sources.trainset import Writer, trainset_header
 
 
@@ -44,13 +45,14 @@ def run(
     forbid_real_data("synthesize")
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
-    model, card = load_checkpoint(teacher, str(device), factory=factory)
+    loaded, card = load_checkpoint(teacher, str(device), factory=factory)
     if not 0 <= shard < shards <= options.groups:
         raise InputError(
             f"shard {shard} of {shards}: there are {options.groups} groups of batches; "
             f"use 0 <= shard < shards <= {options.groups}"
         )
     first, last = options.groups * shard // shards, options.groups * (shard + 1) // shards - 1
+    model = in_own_scale(loaded, card.input_shape)
     header = trainset_header(
         card,
         source=source,
@@ -61,7 +63,7 @@ def run(
         groups=options.groups,
         first_group=first,
         last_group=last,
-    )
+    ) | stated_scale(model, loaded)
     kept = run_folder(state, "synthesis", header, shard, shards)
     synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
