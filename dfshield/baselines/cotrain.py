@@ -107,7 +107,7 @@ class Cotrainer(EpochLoop):
 
     def __init__(self, teacher: Classifier, card: Card, options: CotrainOptions) -> None:
         label = f"cotrain {options.method}"
-        super().__init__(label, options.epochs, options.iterations, teacher.mean.device)
+        super().__init__(label, options.epochs, options.iterations, teacher.mean.device, seed=options.seed)
         self.options, self.threat = options, parse_threat(options.threat)
         self.student = _channels_last(self._start(teacher, card)).requires_grad_(True)
         own = in_own_scale(teacher, card.input_shape)  # the student keeps the scale of the card

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfshield.core.errors import Diverged
 from dfshield.core.progress import log, progress
+from dfshield.core.rng import generator, seeded
 from dfshield.core.signals import stop_if_asked
 from dfshield.core.state import keep, kept, made_again
 
@@ -22,9 +23,14 @@ class EpochLoop:
     `state` holds everything else that it changes.
     """
 
-    def __init__(self, label: str, epochs: int, steps: int, device: "torch.device", unit: str = "step") -> None:
-        """`label` names the run to the person who watches; an epoch advances the progress bar by `steps` of `unit`."""
-        self.label, self.unit = label, unit
+    def __init__(
+        self, label: str, epochs: int, steps: int, device: "torch.device", unit: str = "step", seed: int = 0
+    ) -> None:
+        """`label` names the run to the person who watches; an epoch advances the progress bar by `steps` of `unit`.
+
+        Layers that draw from the global generators, such as dropout, find them seeded by label, `seed` and epoch.
+        """
+        self.label, self.unit, self.seed = label, unit, seed
         self.epochs, self.steps, self.device = epochs, steps, device
         self.history: list[dict[str, Any]] = []
         """Metrics of every whole epoch."""
@@ -63,7 +69,8 @@ class EpochLoop:
                 stop_if_asked("epoch", epoch, self.epochs, kept=checkpoint is not None)
                 before = copy.deepcopy(self._whole(epoch))
                 try:
-                    row = self.epoch(epoch, bar)
+                    with seeded(generator("layers", self.label, self.seed, epoch).initial_seed(), self.device):
+                        row = self.epoch(epoch, bar)
                 except Diverged as reason:
                     self._restore(before)
                     self.diverged = f"{reason}; these are the weights after epoch {epoch}"

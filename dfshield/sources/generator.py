@@ -74,7 +74,8 @@ class GeneratorSource(EpochLoop):
     """
 
     def __init__(self, teacher: Classifier, shape: "Shape", classes: int, options: GenerateOptions) -> None:
-        super().__init__(f"generate {options.method}", options.epochs, options.iterations, teacher.mean.device)
+        label, device = f"generate {options.method}", teacher.mean.device
+        super().__init__(label, options.epochs, options.iterations, device, seed=options.seed)
         self.teacher = teacher.eval().requires_grad_(False)
         self.shape, self.classes, self.options = shape, classes, options
         self.last = last_layer(teacher, shape)

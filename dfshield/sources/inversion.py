@@ -13,7 +13,7 @@ from dfshield.core.device import compiled, resolve_precision, select_device
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
 from dfshield.core.progress import log, progress
-from dfshield.core.rng import generator
+from dfshield.core.rng import generator, seeded
 from dfshield.core.schedules import half_cosine
 from dfshield.core.signals import stop_if_asked
 from dfshield.core.state import forget, keep_arrays, kept_arrays, run_folder
@@ -76,7 +76,8 @@ def run(
                 bar.update(options.iterations)
                 groups.append(saved)
                 continue
-            groups.append(synthesizer.group(index, bar))
+            with seeded(generator("layers", "synthesis", options.seed, index).initial_seed(), device):
+                groups.append(synthesizer.group(index, bar))
             keep_arrays(path, groups[-1])
     stop_if_asked("group", len(groups), len(groups), kept=kept is not None)
     with atomic(out) as temporary:

@@ -69,7 +69,7 @@ class Trainer(EpochLoop):
             self.parameters, options.aggregate, options.tau, options.reduction, options.tie, options.sign_filter
         )
         self.average = WeightEMA(self.student, options.average) if options.average else None
-        super().__init__(f"train {options.loss}", options.epochs, self.batches, device, "batch")
+        super().__init__(f"train {options.loss}", options.epochs, self.batches, device, "batch", options.seed)
         self.updates = 0
         self._begin(0)
 
