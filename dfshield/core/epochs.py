@@ -28,10 +28,10 @@ class EpochLoop:
     ) -> None:
         """`label` names the run to the person who watches; an epoch advances the progress bar by `steps` of `unit`.
 
-        Layers that draw from the global generators, such as dropout, find them seeded by label, `seed` and epoch.
+        A network's own randomness (dropout) is drawn from `seed` and the epoch's number.
         """
-        self.label, self.unit, self.seed = label, unit, seed
-        self.epochs, self.steps, self.device = epochs, steps, device
+        self.label, self.unit = label, unit
+        self.epochs, self.steps, self.device, self.seed = epochs, steps, device, seed
         self.history: list[dict[str, Any]] = []
         """Metrics of every whole epoch."""
         self.diverged = ""
@@ -68,8 +68,9 @@ class EpochLoop:
             for epoch in range(done, self.epochs):
                 stop_if_asked("epoch", epoch, self.epochs, kept=checkpoint is not None)
                 before = copy.deepcopy(self._whole(epoch))
+                draws = generator("network", self.seed, epoch).initial_seed()
                 try:
-                    with seeded(generator("layers", self.label, self.seed, epoch).initial_seed(), self.device):
+                    with seeded(draws, self.device):
                         row = self.epoch(epoch, bar)
                 except Diverged as reason:
                     self._restore(before)

@@ -48,6 +48,8 @@ def run(
     forbid_real_data("generate")
     device = select_device(options.device, options.threads)
     loaded, card = load_checkpoint(teacher, str(device), factory=factory)
+    if missed := options.missed_classes(card.classes):
+        log(f"{out}: {missed}")
     model = in_own_scale(loaded, card.input_shape)
     described = options.described(device)
     kept = run_folder(state, "generation", card.tensors_sha256, source, described, options.seed, code)

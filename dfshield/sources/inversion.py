@@ -52,6 +52,8 @@ def run(
             f"use 0 <= shard < shards <= {options.groups}"
         )
     first, last = options.groups * shard // shards, options.groups * (shard + 1) // shards - 1
+    if missed := options.missed_classes(card.classes):
+        log(f"{out}: {missed}")
     model = in_own_scale(loaded, card.input_shape)
     header = trainset_header(
         card,
@@ -76,7 +78,8 @@ def run(
                 bar.update(options.iterations)
                 groups.append(saved)
                 continue
-            with seeded(generator("layers", "synthesis", options.seed, index).initial_seed(), device):
+            # a group's own, whatever came before it in this process
+            with seeded(generator("network", options.seed, index).initial_seed(), device):
                 groups.append(synthesizer.group(index, bar))
             keep_arrays(path, groups[-1])
     stop_if_asked("group", len(groups), len(groups), kept=kept is not None)

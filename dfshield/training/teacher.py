@@ -160,7 +160,8 @@ class TeacherTraining(EpochLoop):
     def __init__(
         self, classifier: Classifier, dataset: str, model: str, data_dir: Path, options: TeacherOptions
     ) -> None:
-        super().__init__(f"teacher {dataset}/{model}", options.epochs, 1, classifier.mean.device, "epoch", options.seed)
+        device = classifier.mean.device
+        super().__init__(f"teacher {dataset}/{model}", options.epochs, 1, device, "epoch", options.seed)
         self.classifier, self.options = classifier, options
         self.train = sets.load(dataset, "train", data_dir)
         self.dev = sets.load(dataset, "dev", data_dir) if "dev" in sets.splits(dataset) else None

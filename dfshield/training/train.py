@@ -10,7 +10,7 @@ from dfshield.core.state import forget, run_folder
 from dfshield.models.card import student_card
 from dfshield.models.checkpoints import load_checkpoint, save_checkpoint
 from dfshield.options import TrainOptions
-from dfshield.sources.trainset import check_fit, read
+from dfshield.sources.trainset import check_fit, read, say_missing
 from dfshield.training.trainer import Trainer
 
 METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
@@ -43,6 +43,7 @@ def run(
     trainset = read(data)
     check_fit(trainset, card, teacher, data)
     trainer = Trainer(model, trainset, options)
+    missing = say_missing(data, [trainer.labels.cpu().numpy()], card.classes)
     described = options.described(device)
     inputs = {"teacher_sha256": card.tensors_sha256, "data_sha256": trainset.attributes["content_sha256"]}
     kept = run_folder(state, "training", inputs, recipe, described, options.seed, code)
@@ -58,6 +59,7 @@ def run(
         updates=trainer.updates,
         diverged=trainer.diverged,
         code=code,
+        missing=missing,
     )
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:
