@@ -10,10 +10,10 @@ from snakemake.utils import min_version
 
 min_version("9.25")
 
+from dfshield.core.errors import InputError
 from dfshield.planning import frozen
 from dfshield.planning.config import load_configs
 from dfshield.planning.jobs import checked_plan
-from dfshield.core.errors import InputError
 
 # Exactly one config is in force: Snakemake would merge --configfile onto this one, and its data sets would survive.
 if not workflow.overwrite_configfiles:
@@ -22,10 +22,10 @@ if not workflow.overwrite_configfiles:
 
 
 config_files = list(map(Path, workflow.overwrite_configfiles or workflow.configfiles))
-home = Path(workflow.basedir)
+home, main = Path(workflow.basedir), workflow.is_main_process
 try:
-    settings, texts = frozen.in_force(lambda: load_configs(config, config_files, home), workflow.is_main_process)
-    words = sys.argv[1:] if workflow.is_main_process else None  # Snakemake knows its targets later
+    settings, texts = frozen.in_force(lambda: load_configs(config, config_files, home), main)
+    words = sys.argv[1:] if main else None  # Snakemake knows its targets later
     plan = checked_plan(settings, config_files, home, words)
 except InputError as error:
     sys.exit(f"snakemake: {error}")
@@ -73,11 +73,3 @@ rule tables:
 rule harden:
     input:
         hardened,
-
-
-onstart:
-    begin()  # not by a dry run, which may be of another config than the run in progress
-    if workflow.local_exec:
-        # The limit on starts per second is for queues. While jobs wait, Snakemake looks for ready ones again after each
-        # look and after each job, so that its own looking takes a whole core once some hundred jobs have ended.
-        workflow.scheduler.job_rate_limiter = None

@@ -17,6 +17,9 @@ from dfshield.core.errors import InputError
 
 INDEX = ".index.json"
 """End of the name of a file that says which tensor is in which of several files."""
+SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
+"""Ends of the names of weights files, as far as a folder is searched for them."""
+KINDS = "a .safetensors, .pt or .pth file"
 SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a disk that has no more room for us."""
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ETIMEDOUT)
@@ -117,6 +120,26 @@ def existing_file(path: Path, what: str, remedy: str) -> Path:
     if not path.is_file():
         raise InputError(f"{path}: no such file ({what}); {remedy}")
     return path
+
+
+def find_weights(path: Path) -> Path:
+    """The weights file that `path` stands for: itself or, in a folder, the index or else the only file of weights.
+
+    Safetensors come before other formats. Raises InputError for a folder with none or with several.
+    """
+    try:
+        files = sorted(file for file in path.iterdir() if file.is_file())
+    except OSError:  # no folder; what else it may be is said where it is opened
+        return path
+    endings = (f".safetensors{INDEX}", INDEX, ".safetensors", SUFFIXES)
+    for ending in endings:
+        found = [file for file in files if file.name.endswith(ending)]
+        if len(found) == 1:
+            return found[0]
+        if found:
+            break
+    names = ", ".join(file.name for file in found[:5]) or "none"
+    raise InputError(f"{path}: is a folder with several or no weights files ({names}); name the file, {KINDS}")
 
 
 def parts_of(path: Path) -> list[Path]:

@@ -35,6 +35,7 @@ def load(text: str) -> Any:
     for event in yaml.parse(text, kind):  # before nodes are made: that recurses, in C without a limit
         depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
         if depth > DEEPEST:
+            assert event.start_mark is not None
             raise StrictError(f"line {event.start_mark.line + 1}: nested more than {DEEPEST} levels deep")
     loader = kind(text)
     try:

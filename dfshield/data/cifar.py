@@ -11,7 +11,7 @@ import numpy as np
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.progress import log
-from dfshield.data.npz import read_npz
+from dfshield.data.npz import NpzArray, read_npz
 
 SPLITS = ("train", "test")
 
@@ -22,7 +22,7 @@ _PAGES = {
 }
 
 
-def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray | NpzArray, np.ndarray | NpzArray]:
     """Images uint8 (N,32,32,3) and labels int64 (N,).
 
     Looks below `data_dir` for the official files, then for ``{name}_{split}.npz``, then for the one file

@@ -2,16 +2,14 @@
 
 from pathlib import Path
 
-import numpy as np
-
 from dfshield.core.errors import InputError
-from dfshield.data.npz import read_npz
+from dfshield.data.npz import NpzArray, read_npz
 from dfshield.registry import MEDMNIST_SPLITS
 
 SPLITS = tuple(MEDMNIST_SPLITS)
 
 
-def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
+def load(name: str, split: str, data_dir: Path) -> tuple[NpzArray, NpzArray]:
     """Images uint8 (N,28,28) or (N,28,28,3) and labels (N,1); reads ``{name}.npz`` below `data_dir`."""
     path = data_dir / f"{name}.npz"
     if not path.is_file():

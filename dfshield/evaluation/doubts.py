@@ -40,14 +40,14 @@ def doubts(ledger: Ledger) -> list[str]:
 def at_majority(prediction: np.ndarray, label: np.ndarray) -> bool:
     """Whether predictions (N,) are right no more often than the commonest label; False where there is one label."""
     counts = np.bincount(label)
-    return np.count_nonzero(counts) > 1 and np.count_nonzero(prediction == label) <= counts.max()
+    return bool(np.count_nonzero(counts) > 1 and np.count_nonzero(prediction == label) <= counts.max())
 
 
 def _labels_miss(counts: np.ndarray) -> bool:
     """Whether the images per class (classes,) lack classes by more than chance: too few images, or sorted ones."""
     classes, images, present = len(counts), counts.sum(), np.count_nonzero(counts)
     expected = classes * (1 - (1 - 1 / classes) ** images)
-    return present < classes and bool(images >= PER_CLASS * classes or present < expected / 2)
+    return bool(present < classes and (images >= PER_CLASS * classes or present < expected / 2))
 
 
 def _unbroken(ledger: Ledger) -> bool:

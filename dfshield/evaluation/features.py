@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from dfshield.core.errors import InputError
+from dfshield.core.files import KINDS, existing_file
 from dfshield.models.penultimate import Penultimate
 from dfshield.models.weights import load_weights
 from dfshield.options.common import Features
@@ -65,7 +67,14 @@ class _Scaled(nn.Module):
 
 
 def _vgg16(weights: Path) -> nn.Module:
-    from torchvision.models import vgg16
+    existing_file(weights, "weights file", f"give the path of {KINDS}")
+    try:
+        from torchvision.models import vgg16
+    except (ImportError, RuntimeError) as error:
+        raise InputError(
+            f"features vgg16: torchvision does not import ({' '.join(str(error).split())[:100]}); install the "
+            "torchvision that belongs to your PyTorch, or use other features"
+        ) from None
 
     with torch.device("meta"):  # 138 million parameters that are replaced at once
         network = vgg16()

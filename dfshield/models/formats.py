@@ -20,13 +20,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from dfshield.core.errors import InputError
-from dfshield.core.files import INDEX, existing_file
+from dfshield.core.files import INDEX, KINDS, existing_file
 from dfshield.core.hashing import digest, sha256_file
 from dfshield.models.card import refuse_foreign
 
-SUFFIXES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt", ".tar")
-"""Ends of the names of weights files, as far as a folder is searched for them."""
-KINDS = "a .safetensors, .pt or .pth file"
 MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (
         b"\x89HDF\r\n\x1a\n",
@@ -53,25 +50,6 @@ NAMED: tuple[tuple[str, str, str], ...] = (
     (r"\.pt2", "an exported program", "save model.state_dict() of the Python model"),
 )
 """The same by the end of the name, a regular expression."""
-
-
-def find_weights(path: Path) -> Path:
-    """The weights file that `path` stands for: itself or, in a folder, the index or else the only file of weights.
-
-    Safetensors come before other formats. Raises InputError for a folder with none or with several.
-    """
-    if not path.is_dir():
-        return path
-    files = sorted(file for file in path.iterdir() if file.is_file())
-    endings = (f".safetensors{INDEX}", INDEX, ".safetensors", SUFFIXES)
-    for ending in endings:
-        found = [file for file in files if file.name.endswith(ending)]
-        if len(found) == 1:
-            return found[0]
-        if found:
-            break
-    names = ", ".join(file.name for file in found[:5]) or "none"
-    raise InputError(f"{path}: is a folder with several or no weights files ({names}); name the file, {KINDS}")
 
 
 def read_weights(path: Path) -> dict[str, Any]:

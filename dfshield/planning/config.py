@@ -220,7 +220,8 @@ class Config(StageOverrides):
         _once([name.lower() for name in self.methods], "methods")
         if self.name.lower() == "harden" or self.name.lower().endswith((".csv", ".md", ".tex")):
             raise ValueError(f"name: results/{self.name} is the place of model cards or tables; choose another name")
-        for where, names in {**self.choices, "harden": self.harden}.items():
+        vocabularies: dict[str, Iterable[str]] = {**self.choices, "harden": self.harden}
+        for where, names in vocabularies.items():
             for name in names:
                 if RESERVED.fullmatch(name):
                     raise ValueError(f"{where}.{name}: is a name of files or folders of a run; choose another")

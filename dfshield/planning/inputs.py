@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from dfshield.core.errors import InputError
-from dfshield.core.files import data_dir, data_file, parts_of
+from dfshield.core.files import data_dir, data_file, find_weights, parts_of
 from dfshield.core.hashing import canonical_json, sha256_file
 from dfshield.planning.config import Config
 from dfshield.planning.subjects import Subject
@@ -50,8 +50,7 @@ def check_files(config: Config, subject: Subject) -> None:
     from dfshield.data.headers import check_npz
 
     for key, path, remedy in named_files(config, subject):
-        if not (key.endswith(".weights") and path.is_dir()):  # a folder of weights in several files
-            check_file(path, key, remedy)
+        check_file(path, key, remedy)
     if subject.evaluation is not None:
         path = below_data(config, subject.evaluation.file)
         try:
@@ -61,11 +60,17 @@ def check_files(config: Config, subject: Subject) -> None:
 
 
 def check_file(path: Path, key: str, remedy: str) -> None:
-    """Raise InputError, with the config's key, for what is no file that can be read and holds something."""
+    """Raise InputError, with the config's key, for what is no file that can be read and holds something.
+
+    Weights may be a folder: that of a model in several files.
+    """
     try:
+        path = find_weights(path) if key.endswith(".weights") else path
         found = path.stat()
         with path.open("rb"):
             pass
+    except InputError as error:
+        raise InputError(f"{key}: {error}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"{key}: {str(path)[:300]}: {reason}; {remedy}") from None

@@ -37,7 +37,7 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
             f"{student}: its training diverged ({card.provenance['diverged']}); "
             f"lower lr in the training options of {name!r}"
         )
-    own(out, plan.config.name)
+    own(out, plan.config.name, write=False)
     rows = build(plan.harden_cells(name))
     _check_ledgers(plan, name, card)
     check(plan, plan.harden_cells(name), [hardened_place(plan, name)])
@@ -46,6 +46,7 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
     if synthesis and synthesis["content_sha256"] != card.provenance.get("data_sha256"):
         raise InputError(f"{student}: was trained on other data than {data}; train it again")
     text = model_card(name, card, rows, synthesis)
+    own(out, plan.config.name)
     with atomic(out / MODEL) as temporary:
         shutil.copyfile(student, temporary)
     write_csv(out / REPORT, rows)

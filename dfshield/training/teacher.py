@@ -15,7 +15,7 @@ from dfshield import registry
 from dfshield.core.device import select_device
 from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import InputError
-from dfshield.core.files import data_file
+from dfshield.core.files import KINDS, data_file, find_weights
 from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.core.state import forget, run_folder
@@ -23,7 +23,7 @@ from dfshield.data import sets
 from dfshield.models.checkpoints import Card, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
-from dfshield.models.formats import KINDS, find_weights, weights_sha256
+from dfshield.models.formats import weights_sha256
 from dfshield.models.pytorchcv import find_pretrained
 from dfshield.models.weights import load_weights
 from dfshield.options import TeacherOptions

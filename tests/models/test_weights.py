@@ -18,8 +18,8 @@ from safetensors.torch import save_file, save_model
 from torch import nn
 
 from dfshield.core.errors import InputError
-from dfshield.core.files import parts_of
-from dfshield.models.formats import find_weights, read_weights, weights_sha256
+from dfshield.core.files import find_weights, parts_of
+from dfshield.models.formats import read_weights, weights_sha256
 from dfshield.models.weights import fit, load_weights
 
 

@@ -171,7 +171,7 @@ def test_what_says_nothing_of_its_cost_is_not_estimated(unit, monkeypatch):
 
 
 def test_text_names_its_basis(report, unit):
-    plan = Plan.of(check_config(CONFIG))
+    plan = Plan.of(check_config(CONFIG | {"synthesize": {"images": 4000, "batch": 100, "iterations": 50}}))
     text = estimate.run(plan, ["table8"], report, 2, 0.4)
     assert "GPU hours" in text and "with 2 jobs at a time" in text and "40 %" in text
     assert "X, 1 threads" in text and "cnn-s at the rate of resnet20" in text

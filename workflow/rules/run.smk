@@ -61,3 +61,11 @@ def hardened_files(wildcards):
     except InputError as error:
         sys.exit(f"snakemake: {error}")
     return card_files(plan, wildcards.name)
+
+
+onstart:
+    begin()  # not by a dry run, which may be of another config than the run in progress
+    if workflow.local_exec:
+        # The limit on starts per second is for queues. While jobs wait, Snakemake looks for ready ones again after each
+        # look and after each job, so that its own looking takes a whole core once some hundred jobs have ended.
+        workflow.scheduler.job_rate_limiter = None
