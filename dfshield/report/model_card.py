@@ -113,10 +113,7 @@ def _untrained(card: Card) -> list[str]:
     missing = card.provenance.get("classes_without_images")
     if not missing:
         return []
-    return [
-        f"**{missing} of {card.classes} classes were the label of no training image**: only others were hardened.",
-        "",
-    ]
+    return [f"**{missing} of {card.classes} classes had no training image**: only the others were hardened.", ""]
 
 
 def _figures(rows: Sequence[Row]) -> list[str]:

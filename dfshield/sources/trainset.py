@@ -177,7 +177,7 @@ def write_whole(out: Path, header: Mapping[str, Any], images: np.ndarray, labels
     return content
 
 
-def say_missing(what: Path, labels: Iterable[np.ndarray], classes: int) -> int:
+def say_missing(what: Path | str, labels: Iterable[np.ndarray], classes: int) -> int:
     """The number of classes, among so many, that no label in blocks (N,) names; one log line if there are any."""
     present = np.zeros(classes, dtype=bool)
     for values in labels:

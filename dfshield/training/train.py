@@ -44,6 +44,8 @@ def run(
     check_fit(trainset, card, teacher, data)
     trainer = Trainer(model, trainset, options)
     missing = say_missing(data, [trainer.labels.cpu().numpy()], card.classes)
+    if trainer.entry.labels == "data":
+        say_missing(f"{data}, by the teacher's answers", [trainer.targets.argmax(1).cpu().numpy()], card.classes)
     described = options.described(device)
     inputs = {"teacher_sha256": card.tensors_sha256, "data_sha256": trainset.attributes["content_sha256"]}
     kept = run_folder(state, "training", inputs, recipe, described, options.seed, code)
