@@ -103,6 +103,15 @@ def test_pixels_in_depth_grey_in_colour_and_inverted():
     assert measure(first(lambda x: (0.5 - x) / 0.25), SHAPE) == Scale((0.5,) * 3, (0.25,) * 3)
 
 
+def test_batchnorm_before_all_layers_tells_by_its_statistics_alone():
+    norm = nn.BatchNorm2d(3).eval()
+    norm.running_mean.fill_(60.0)
+    norm.running_var.fill_(400.0)
+    nn.init.constant_(norm.weight, 7.0)
+    found = measure(Classifier(Before(nn.Sequential(norm, plain().net), lambda x: 100 * x), *IDENTITY).eval(), SHAPE)
+    assert found == Scale((0.6,) * 3, (0.2,) * 3)
+
+
 def test_layers_that_are_no_classes_of_pytorch():
     class Own(nn.Module):
         def __init__(self):
