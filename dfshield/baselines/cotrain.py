@@ -28,6 +28,7 @@ from dfshield.models.classifier import Classifier, predict
 from dfshield.models.folding import fold
 from dfshield.options import CotrainOptions
 from dfshield.registry import RealData
+from dfshield.sources.scale import in_own_scale
 from dfshield.sources.trainset import trainset_header, write_whole
 from dfshield.training.inner import OBJECTIVES, pgd_ascent
 
@@ -108,8 +109,9 @@ class Cotrainer(EpochLoop):
         label = f"cotrain {options.method}"
         super().__init__(label, options.epochs, options.iterations, teacher.mean.device, seed=options.seed)
         self.options, self.threat = options, parse_threat(options.threat)
-        self.teacher = _channels_last(teacher).eval().requires_grad_(False)
-        self.student = _channels_last(self._start(card)).requires_grad_(True)
+        self.student = _channels_last(self._start(teacher, card)).requires_grad_(True)
+        own = in_own_scale(teacher, card.input_shape)  # the student keeps the scale of the card
+        self.teacher = _channels_last(own).eval().requires_grad_(False)
         self.crafting = fold(self.student)
         entry = registry.BASELINES[options.method]
         self.start = entry.start
@@ -137,9 +139,9 @@ class Cotrainer(EpochLoop):
         self.rates = {name: [g["lr"] for g in o.param_groups] for name, o in self.optimisers.items()}
         self.updates = 0
 
-    def _start(self, card: Card) -> Classifier:
+    def _start(self, teacher: Classifier, card: Card) -> Classifier:
         if self.options.student_start == "teacher":
-            return copy.deepcopy(self.teacher)
+            return copy.deepcopy(teacher)
         net = build_network(card.model, card.input_shape, card.classes, card.factory, card.arguments, self.options.seed)
         return Classifier(net, card.mean, card.std).to(self.device)
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pydantic import BaseModel
 from dfshield.core.errors import InputError
 from dfshield.core.progress import log
+from dfshield.core.rng import seed_globals
 
 QUEUES = ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "JOB_ID")
 """Variables of a job in a queue: SLURM, PBS, LSF, Grid Engine."""
@@ -25,7 +26,7 @@ _lease: IO[str] | None = None  # open for the life of the process: the lock ends
 
 
 def select_device(device: str, threads: int) -> "torch.device":
-    """Set threads and determinism, lease one CUDA device if asked for, and return the torch device.
+    """Set threads, determinism and global generators, lease one CUDA device if asked for, and return the torch device.
 
     `device` is ``cpu``, ``cuda`` or ``auto`` (CUDA where there is one). Leases are file locks, one per device, so that
     jobs started side by side on one machine, or inside one SLURM job, spread over its devices. fp32 is whole fp32:
@@ -39,6 +40,7 @@ def select_device(device: str, threads: int) -> "torch.device":
     import torch
 
     torch.set_num_threads(threads)
+    seed_globals(0)  # so that no run differs from its repetition; what may be resumed is seeded by its place
     # use_deterministic_algorithms would load the compiler: a second and more
     torch.set_deterministic_debug_mode("warn")
     torch.backends.cudnn.allow_tf32 = False

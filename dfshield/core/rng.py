@@ -17,23 +17,34 @@ def generator(*key: Any) -> "torch.Generator":
     return torch.Generator().manual_seed(int(digest(*key)[:15], 16))
 
 
-@contextlib.contextmanager
-def seeded(seed: int, device: "torch.device | None" = None) -> Iterator[None]:
-    """Seed the global generators inside the block; put them back afterwards.
+def seed_globals(seed: int) -> None:
+    """Seed the global generators of PyTorch (all devices), NumPy and Python.
 
-    These are PyTorch's, of the CPU and of `device`, Python's and NumPy's. Layers draw their first weights from them,
-    and so do libraries and users' models.
+    Nothing of ours draws from them: layers do for their first weights and to drop features, libraries, users' code.
     """
     import numpy as np
     import torch
 
-    python, numbers = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)
+    random.seed(seed)
+
+
+@contextlib.contextmanager
+def seeded(seed: int, device: "torch.device | None" = None) -> Iterator[None]:
+    """Seed the global generators inside the block; those of the CPU and of `device` are put back afterwards.
+
+    So what a block draws depends on `seed` alone, and what comes after it does not depend on the block: a stopped run
+    that goes on behind it draws the same.
+    """
+    import numpy as np
+    import torch
+
+    before = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng([device] if device is not None and device.type == "cuda" else []):
+            seed_globals(seed)
             yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numbers)
+    finally:
+        random.setstate(before[0])
+        np.random.set_state(before[1])

@@ -106,6 +106,8 @@ def run(
         session = Session(judged, images.x, images.y, options, ensemble, device, kept, victim, models)
         rows, flags = session.run()
     flags = (*flags, *alike, *(["diverged"] if card.provenance.get("diverged") else []))
+    if missing := card.provenance.get("classes_without_images"):
+        flags = (*flags, f"classes-untrained:{missing} of {card.classes}")
     names = ("robust", "clean", *(component.name for component in ensemble.components))
     values: dict[str, Any] = header | rows
     ledger = Ledger(**values, components=names, flags=flags)

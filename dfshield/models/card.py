@@ -90,11 +90,13 @@ def student_card(
     updates: int,
     diverged: str,
     code: str,
+    missing: int = 0,
 ) -> Card:
     """The card of a student: the teacher's network and input, and where the student comes from.
 
     `inputs` are the hashes of what went in, `source` the kind of training set, `options` those that decide about the
-    result, `updates` the optimiser steps that were taken, and `diverged` says why training ended early, if it did.
+    result, `updates` the optimiser steps that were taken, `diverged` says why training ended early, if it did, and
+    `missing` is the number of classes without a training image.
     """
     provenance = {
         **inputs,
@@ -106,6 +108,7 @@ def student_card(
         "diverged": diverged,
         "code": code,
         "package_version": dfshield.__version__,
+        **({"classes_without_images": missing} if missing else {}),
     }
     return replace(teacher, kind="student", real_data=real_data, provenance=provenance, tensors_sha256="")
 

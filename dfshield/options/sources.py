@@ -63,6 +63,20 @@ class SynthesizeOptions(StageOptions):
         """Number of groups of batches in the whole set."""
         return -(-self.images // (self.batch * self.group))
 
+    def missed_classes(self, classes: int) -> str:
+        """What there is to say of classes, among so many, that get no image; empty if there are none."""
+        batches, most = self.images // self.batch, self.images // classes
+        if self.labels == "cycle" and batches < classes:
+            smaller = f", a batch of at most {most}," if most else ""
+            return (
+                f"{classes - batches} of {classes} classes get no image: {batches} batches have one class each; "
+                f"use labels random{smaller} or {classes * self.batch} images"
+            )
+        by_chance = round(classes * (1 - 1 / classes) ** self.images) if self.labels == "random" else 0
+        if not by_chance:
+            return ""
+        return f"about {by_chance} of {classes} classes get no image: {self.images} random labels; use more images"
+
 
 class Inversion(SynthesizeOptions):
     """Model inversion with the terms of Eq 3-5, weighted by coefficients that a batch may draw (Eq 6 and 8)."""
@@ -135,6 +149,11 @@ class GenerateOptions(StageOptions):
     """numbers that an image is made from; 0 for as many as the teacher has penultimate features"""
     width: Annotated[float, Field(gt=0)] = 1.0
     """channels of the generator's layers, as a multiple of the published ones"""
+
+    def missed_classes(self, classes: int) -> str:
+        """What there is to say of classes, among so many, that get no image; empty if none is known to."""
+        missed = classes - self.images
+        return f"{missed} of {classes} classes get no image: there are {self.images}; use more" if missed > 0 else ""
 
 
 class Qimera(GenerateOptions):

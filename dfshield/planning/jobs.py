@@ -9,9 +9,11 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from dfshield.core.errors import InputError
+from dfshield.core.progress import log
 from dfshield.planning.cells import Cell
 from dfshield.planning.config import Config
 from dfshield.planning.inputs import below_data, check_file
+from dfshield.planning.limits import missed_classes
 from dfshield.planning.paths import (
     DATA,
     DIVERSITY,
@@ -43,7 +45,7 @@ def checked_plan(config: Config, files: Sequence[Path], home: Path, words: Seque
     Raises InputError, starting with the names of the files, for what cannot work: of the config, of the files that it
     names, and of the jobs of the targets among the `words` of the command line. Those are tables by their files,
     ``tables``, ``harden`` and ``all``, the default; other results are left to Snakemake, which says it at length. None,
-    in a job, leaves out all but the config.
+    in a job, leaves out all but the config. What those jobs leave out although they may is logged.
     """
     if "{" in str(home) or "}" in str(home):
         raise InputError(f"{home}: Snakemake takes braces in the workflow's own path for wildcards; rename the folder")
@@ -65,6 +67,8 @@ def checked_plan(config: Config, files: Sequence[Path], home: Path, words: Seque
             check_file(below_data(plan.config, path), "diversity.vgg16", "give the path of torchvision's weights")
     except InputError as error:
         raise InputError(f"{' + '.join(map(str, files)) or 'config'}: {error}") from None
+    for line in dict.fromkeys(filter(None, map(jobs.missed_classes, jobs.jobs.values()))):
+        log(line)
     return plan
 
 
@@ -151,6 +155,12 @@ class Jobs:
     def teacher(self, place: Place) -> str:
         """The trained classifier that everything starts from."""
         return self._add("teacher", place.path(TEACHER), [], self.plan.place(place.dataset, place.model))
+
+    def missed_classes(self, job: Job) -> str:
+        """What there is to say of classes that a job makes no image of; empty for nothing."""
+        if job.place is None:
+            return ""
+        return missed_classes(job.stage, job.options, self.plan.subject(job.place.dataset, job.place.model))
 
     def needed(self, path: str, stages: Iterable[str]) -> list[Job]:
         """The job of a file and those of `stages` that it waits for, the first ones first."""

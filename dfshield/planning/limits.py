@@ -69,6 +69,16 @@ CHECKS: dict[str, Callable[[Any, Known], None]] = {
 }
 
 
+MAKERS = ("synthesize", "generate")
+"""Stages whose options tell how many classes get images."""
+
+
+def missed_classes(stage: str, options: Any, subject: Subject) -> str:
+    """What there is to say of classes that get no image, which is allowed; empty for nothing."""
+    found = options.missed_classes(subject.classes) if stage in MAKERS else ""
+    return f"{stage} options of {subject.dataset}/{subject.model}: {found}" if found else ""
+
+
 def check_job(stage: str, options: Any, subject: Subject, images: int | None = None) -> None:
     """Raise InputError for options of a stage that fit neither their subject nor a training set of so many images."""
     try:

@@ -101,11 +101,19 @@ def _data_free(card: Card) -> list[str]:
         "",
         claim,
         "",
+        *_untrained(card),
         "This is not a claim of privacy. Synthetic images are made from what the original model remembers and may "
         "reveal information about its training data, as may the model itself. Nor is it a certificate: the figures "
         "are upper bounds found by the attacks named, and hold for the given threat model and test images only.",
         "",
     ]
+
+
+def _untrained(card: Card) -> list[str]:
+    missing = card.provenance.get("classes_without_images")
+    if not missing:
+        return []
+    return [f"**{missing} of {card.classes} classes had no training image**: only the others were hardened.", ""]
 
 
 def _figures(rows: Sequence[Row]) -> list[str]:

@@ -17,6 +17,7 @@ NOTES: Marks = {
     ),
     "masked-gradients": ("¶", "sign of masked gradients: the figure may overstate the robustness"),
     "randomised": ("‖", "the model's output varies between passes: the figure may overstate the robustness"),
+    "classes-untrained": ("", "no training image had the label of some classes"),
     "softmax-outputs": ("", "the model gives probabilities, not logits, which blunts gradient attacks"),
     **{flag: ("", text) for flag, text in DOUBTS.items()},
 }

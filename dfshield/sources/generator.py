@@ -24,6 +24,7 @@ from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.penultimate import Penultimate
 from dfshield.options import GenerateOptions
+from dfshield.sources.scale import in_own_scale, stated_scale
 from dfshield.sources.trainset import trainset_header, write_whole
 
 if TYPE_CHECKING:
@@ -46,7 +47,10 @@ def run(
     """
     forbid_real_data("generate")
     device = select_device(options.device, options.threads)
-    model, card = load_checkpoint(teacher, str(device), factory=factory)
+    loaded, card = load_checkpoint(teacher, str(device), factory=factory)
+    if missed := options.missed_classes(card.classes):
+        log(f"{out}: {missed}")
+    model = in_own_scale(loaded, card.input_shape)
     described = options.described(device)
     kept = run_folder(state, "generation", card.tensors_sha256, source, described, options.seed, code)
     method = registry.GENERATED[options.method].load()(model, card.input_shape, card.classes, options)
@@ -59,7 +63,7 @@ def run(
         options=described,
         seed=options.seed,
         code=code,
-    )
+    ) | stated_scale(model, loaded)
     content = write_whole(out, header, images, labels)
     forget(kept)
     log(f"{out}: {len(labels)} images by {options.method}, content {content[:16]}")

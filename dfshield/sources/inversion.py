@@ -23,6 +23,7 @@ from dfshield.models.probe import refuse_bf16
 from dfshield.options import SynthesizeOptions
 from dfshield.options.sources import Inversion
 from dfshield.sources.objective import TERMS, BatchStatistics, class_loss, total_variation
+from dfshield.sources.scale import in_own_scale, stated_scale
 from dfshield.sources.trainset import Writer, trainset_header
 
 
@@ -45,14 +46,17 @@ def run(
     forbid_real_data("synthesize")
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
-    model, card = load_checkpoint(teacher, str(device), factory=factory)
-    refuse_bf16(options, model, card, teacher)
+    loaded, card = load_checkpoint(teacher, str(device), factory=factory)
+    refuse_bf16(options, loaded, card, teacher)
     if not 0 <= shard < shards <= options.groups:
         raise InputError(
             f"shard {shard} of {shards}: there are {options.groups} groups of batches; "
             f"use 0 <= shard < shards <= {options.groups}"
         )
     first, last = options.groups * shard // shards, options.groups * (shard + 1) // shards - 1
+    if missed := options.missed_classes(card.classes):
+        log(f"{out}: {missed}")
+    model = in_own_scale(loaded, card.input_shape)
     header = trainset_header(
         card,
         source=source,
@@ -63,7 +67,7 @@ def run(
         groups=options.groups,
         first_group=first,
         last_group=last,
-    )
+    ) | stated_scale(model, loaded)
     kept = run_folder(state, "synthesis", header, shard, shards)
     synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:

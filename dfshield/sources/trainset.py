@@ -23,7 +23,7 @@ from dfshield.core import hdf5
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
 from dfshield.core.hashing import canonical_json
-from dfshield.core.progress import progress
+from dfshield.core.progress import log, progress
 from dfshield.models.card import Card
 from dfshield.registry import RealData
 
@@ -172,7 +172,21 @@ def write_whole(out: Path, header: Mapping[str, Any], images: np.ndarray, labels
     with atomic(out) as temporary:
         writer = Writer(temporary, header, terms=())
         writer.append(np.ascontiguousarray(images), labels, np.zeros(len(labels), dtype=np.int64), {}, {})
-        return writer.finish()
+        content = writer.finish()
+    say_missing(out, [labels], header["classes"])
+    return content
+
+
+def say_missing(what: Path | str, labels: Iterable[np.ndarray], classes: int) -> int:
+    """The number of classes, among so many, that no label in blocks (N,) names; one log line if there are any."""
+    present = np.zeros(classes, dtype=bool)
+    for values in labels:
+        present[values] = True
+    missing = np.flatnonzero(~present)
+    if len(missing):
+        named = ", ".join(map(str, missing[:3])) + (" and others" if len(missing) > 3 else "")
+        log(f"{what}: no image of {len(missing)} of {classes} classes ({named})")
+    return len(missing)
 
 
 def _content_hash(file: h5py.File, hashes: Mapping[str, str]) -> str:
@@ -334,7 +348,10 @@ def merge(paths: Sequence[Path], out: Path) -> str:
                     hashes[name] = hdf5.sha256(writer.copied(name, _checked(path, file, name)))
                 _confirm(path, file, hashes)
             bar.update()
-        return writer.finish()
+        content = writer.finish()
+    with opened(out) as file:
+        say_missing(out, blocks(file, "labels"), int(file.attrs["classes"]))
+    return content
 
 
 def check_fit(trainset: TrainSet, card: Card, teacher: Path, data: Path) -> None:

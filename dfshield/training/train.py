@@ -11,7 +11,7 @@ from dfshield.models.card import student_card
 from dfshield.models.checkpoints import load_checkpoint, save_checkpoint
 from dfshield.models.probe import refuse_bf16
 from dfshield.options import TrainOptions
-from dfshield.sources.trainset import check_fit, read
+from dfshield.sources.trainset import check_fit, read, say_missing
 from dfshield.training.trainer import Trainer
 
 METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
@@ -45,6 +45,9 @@ def run(
     trainset = read(data)
     check_fit(trainset, card, teacher, data)
     trainer = Trainer(model, trainset, options)
+    missing = say_missing(data, [trainer.labels.cpu().numpy()], card.classes)
+    if trainer.entry.labels == "data":
+        say_missing(f"{data}, by the teacher's answers", [trainer.targets.argmax(1).cpu().numpy()], card.classes)
     described = options.described(device)
     inputs = {"teacher_sha256": card.tensors_sha256, "data_sha256": trainset.attributes["content_sha256"]}
     kept = run_folder(state, "training", inputs, recipe, described, options.seed, code)
@@ -60,6 +63,7 @@ def run(
         updates=trainer.updates,
         diverged=trainer.diverged,
         code=code,
+        missing=missing,
     )
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:

@@ -65,7 +65,11 @@ CASES = {
         "near (0.9) must not be above far (0.8)",
     ),
     "unknown generator": ([*GENERATE, "--method", "gan"], nothing, "--method: invalid choice: 'gan'"),
-    "divergence of a generator": ([*GENERATE, "--lr", "1e30"], nothing, "qimera diverged: the loss is"),
+    "divergence of a generator": (
+        [*GENERATE, "--images", "20", "--lr", "1e30"],
+        nothing,
+        "qimera diverged: the loss is",
+    ),
     "unknown augmentation": (
         [*AUGMENT, "--augmentation", "rotate"],
         nothing,
