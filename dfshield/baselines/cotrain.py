@@ -108,8 +108,8 @@ class Cotrainer(EpochLoop):
         label = f"cotrain {options.method}"
         super().__init__(label, options.epochs, options.iterations, teacher.mean.device)
         self.options, self.threat = options, parse_threat(options.threat)
-        self.teacher = _channels_last(teacher).eval().requires_grad_(False)
-        self.student = _channels_last(self._start(card)).requires_grad_(True)
+        self.teacher = arranged(teacher).eval().requires_grad_(False)
+        self.student = arranged(self._start(card)).requires_grad_(True)
         self.crafting = fold(self.student)
         entry = registry.BASELINES[options.method]
         self.start = entry.start
@@ -287,8 +287,3 @@ class Cotrainer(EpochLoop):
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.updates = state["updates"]
-
-
-def _channels_last(model: Classifier) -> Classifier:
-    moved: Classifier = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved

@@ -34,7 +34,7 @@ class Trainer(EpochLoop):
         self.options, self.entry = options, registry.LOSSES[options.loss]
         self.batches = options.mini_batches(len(data.images))
         device = teacher.mean.device
-        self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student = arranged(copy.deepcopy(teacher))
         self.student.requires_grad_(True)
         self.crafting = fold(self.student)
         self.teacher = fold(teacher) if options.varies else None
