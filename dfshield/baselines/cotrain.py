@@ -26,6 +26,7 @@ from dfshield.models.card import student_card
 from dfshield.models.checkpoints import Card, build_network, load_checkpoint, save_checkpoint
 from dfshield.models.classifier import Classifier, predict
 from dfshield.models.folding import fold
+from dfshield.models.standins import arranged
 from dfshield.options import CotrainOptions
 from dfshield.registry import RealData
 from dfshield.sources.scale import in_own_scale
@@ -109,9 +110,9 @@ class Cotrainer(EpochLoop):
         label = f"cotrain {options.method}"
         super().__init__(label, options.epochs, options.iterations, teacher.mean.device, seed=options.seed)
         self.options, self.threat = options, parse_threat(options.threat)
-        self.student = _channels_last(self._start(teacher, card)).requires_grad_(True)
+        self.student = arranged(self._start(teacher, card)).requires_grad_(True)
         own = in_own_scale(teacher, card.input_shape)  # the student keeps the scale of the card
-        self.teacher = _channels_last(own).eval().requires_grad_(False)
+        self.teacher = arranged(own).eval().requires_grad_(False)
         self.crafting = fold(self.student)
         entry = registry.BASELINES[options.method]
         self.start = entry.start
@@ -289,8 +290,3 @@ class Cotrainer(EpochLoop):
         for name, optimiser in self.optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         self.updates = state["updates"]
-
-
-def _channels_last(model: Classifier) -> Classifier:
-    moved: Classifier = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return moved

@@ -63,13 +63,14 @@ def run(
     """
     from dfshield.models.checkpoints import load_checkpoint
     from dfshield.models.probe import refuse_bf16
+    from dfshield.models.standins import arranged
 
     options.check_needs(others or {})
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
     model, card = load_checkpoint(model_path, device, factory)
     refuse_bf16(options, model, card, model_path)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # the faster layout for convolutions
+    arranged(model)
     further = {name: load_other(path, card, device, factory) for name, path in (others or {}).items()}
     images = _images(card, options, dataset, data_dir, evaluation_npz)
     ensemble = components(options, card.input_shape, card.classes)

@@ -3,13 +3,14 @@
 The card says what it is (`dfshield.models.card`). It names no time and no host, so equal runs give equal bytes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
@@ -18,6 +19,7 @@ from dfshield.models.card import FORMAT, Card, hash_values, read_card
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.formats import read_safetensors
+from dfshield.models.standins import settle
 from dfshield.models.weights import check_finite, fit
 
 __all__ = ["Card", "Classifier", "build_network", "load_checkpoint", "read_card", "save_checkpoint"]
@@ -69,13 +71,18 @@ def load_checkpoint(
     if _name(card.factory) != _name(factory):
         raise InputError(f"{path}: {_factory_remedy(card.factory, factory)}")
     state, _ = read_safetensors(path)
+    build: Callable[[], nn.Module] | None = None
     if card.factory is None:
         with torch.device("meta"):  # no memory and no time for weights that are replaced at once
             net = build_network(card.model, card.input_shape, card.classes)
     else:
-        net = build_network(card.model, card.input_shape, card.classes, factory, card.arguments)
-    fit(net, state, str(path), assign=True)
-    return Classifier(net, card.mean, card.std).to(device).eval(), card
+        build = partial(build_network, card.model, card.input_shape, card.classes, factory, card.arguments)
+        net = build()
+    fit(net, state, str(path), assign=build is None)  # what is assigned is shared with no other layer any more
+    classifier = Classifier(net, card.mean, card.std, build).to(device).eval()
+    if build is not None:
+        settle(classifier, card.input_shape)
+    return classifier, card
 
 
 def _name(factory: str | None) -> str | None:

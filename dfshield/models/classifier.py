@@ -1,6 +1,8 @@
 """The classifier as the program uses it: a network behind its normalisation."""
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -9,21 +11,49 @@ from torch import Tensor, nn
 class Classifier(nn.Module):
     """A network behind its normalisation: images (N,C,H,W) in [0,1] to logits (N,classes).
 
-    `mean` and `std` are per channel, for pixels in [0,1].
+    `mean` and `std` are per channel, for pixels in [0,1]. `build` makes another network of the same kind, for copies of
+    a network that cannot be copied (see `dfshield.models.standins.settle`).
     """
 
     mean: Tensor
     std: Tensor
+    layout = torch.channels_last
+    """Memory layout in which the network works, of images and weights."""
+    anew = False
+    """Whether a deep copy of the network answers from the original, so that `build` has to make it."""
 
-    def __init__(self, net: nn.Module, mean: Sequence[float], std: Sequence[float]) -> None:
+    def __init__(
+        self,
+        net: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        build: Callable[[], nn.Module] | None = None,
+    ) -> None:
         super().__init__()
-        self.net = net
+        self.net, self.build = net, build
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        logits: Tensor = self.net((x - self.mean) / self.std)
+        z = (x - self.mean) / self.std
+        logits: Tensor = self.net(z if self.layout is torch.channels_last else z.contiguous())
         return logits
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Classifier":
+        made = Classifier.__new__(Classifier)
+        memo[id(self)] = made
+        parts = self.__dict__ | {"build": None}
+        if self.anew:
+            assert self.build is not None
+            net = self.build().to(self.mean.device)
+            net.load_state_dict(self.net.state_dict())
+            for own, like in zip(net.modules(), self.net.modules(), strict=True):
+                own.training = like.training
+            for own, like in zip(net.parameters(), self.net.parameters(), strict=True):
+                own.requires_grad_(like.requires_grad)
+            memo[id(self.net)] = net.to(memory_format=self.layout)
+        made.__dict__.update(copy.deepcopy(parts, memo) | {"build": self.build})
+        return made
 
 
 def predict(model: torch.nn.Module, x: torch.Tensor, batch: int = 500) -> torch.Tensor:

@@ -10,28 +10,24 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from dfshield.core.device import compiled
-from dfshield.core.rng import seeded
-
-TOLERANCE = 1e-3
-"""Largest deviation of the folded logits, relative to the largest logit, before the plain copy is used instead."""
+from dfshield.core.errors import InputError
+from dfshield.models.standins import REMEDY, arranged, generated, stands_for
 
 
 class Folded(nn.Module):
     """Images (N,C,H,W) to the logits of the live model in eval mode; `refresh` follows the live model's weights.
 
-    The first call compares the folded network with a plain copy and keeps the plain one if they differ, so a network
-    that tracing misreads is slow rather than wrong.
+    The folded network is compared with the live one at the first call, and again after one, two, four, eight, ...
+    refreshes. A plain copy takes its place if they differ, so a network that tracing misreads is slow rather than wrong.
+    Raises InputError at that call for a network whose copies compute something else.
     """
 
     def __init__(self, live: nn.Module) -> None:
         super().__init__()
-        plain = _frozen_copy(live)
-        traced, pairs = _trace(live)
-        self.net: nn.Module = traced or plain
-        self._plain: list[nn.Module] = [plain] if traced else []  # in a list: not a submodule
-        self._live = [live]
-        self._pairs = pairs
+        traced, self._pairs = _trace(live)
+        self.net: nn.Module = traced or _frozen_copy(live)
+        self._live = [live]  # in a list: not a submodule
+        self._refreshes = 0
         self._size, self._generated = 0, None  # type: tuple[int, Any]
         self._link()
         self.refresh()
@@ -42,11 +38,11 @@ class Folded(nn.Module):
         return len(self._pairs)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self._plain:
+        if self._due:
             self._settle(x)
         if len(x) == self._size and torch.is_grad_enabled():  # without gradients it is too cheap to generate code for
             if self._generated is None:
-                self._generated = compiled(self.net)
+                self._generated = generated(self.net, x)
             return self._generated(x)
         logits: Tensor = self.net(x)
         return logits
@@ -62,9 +58,9 @@ class Folded(nn.Module):
     @torch.no_grad()
     def refresh(self) -> None:
         """Recompute the weights in place from the live model, after an optimiser step or a BatchNorm update."""
+        self._due = self._refreshes & (self._refreshes - 1) == 0
+        self._refreshes += 1
         torch._foreach_copy_(self._targets, self._sources)
-        for plain in self._plain:
-            plain.load_state_dict(self._live[0].state_dict())
         for conv, norm, own in self._folds:
             scale = torch.rsqrt(norm.running_var + norm.eps)
             if norm.weight is not None:
@@ -91,17 +87,17 @@ class Folded(nn.Module):
         self._sources = [sources[name].detach() for name in kept]
 
     def _settle(self, x: Tensor) -> None:
-        """Compare with the plain copy once, on the first images."""
-        plain = self._plain.pop()
-        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            with seeded(0, x.device):  # a network that draws gives both the same, and its next draws stay
-                expected = plain(x[:2])
-            with seeded(0, x.device):
-                found = self.net(x[:2])
-        if (found - expected).abs().max() > TOLERANCE * expected.abs().max().clamp(min=1e-6):
-            self.net, self._pairs = plain, []
-            self._link()
-            self.refresh()
+        """Compare with the live model, on images like `x`."""
+        self._due = False
+        live = self._live[0]
+        if stands_for(self.net, live, x):
+            return
+        self.net, self._pairs, self._generated = _frozen_copy(live), [], None
+        self._link()
+        self.refresh()
+        self._due = False
+        if not stands_for(self.net, live, x):
+            raise InputError(f"no copy of the network computes what the network computes; {REMEDY}")
 
 
 def fold(model: nn.Module) -> Folded:
@@ -117,7 +113,7 @@ def _frozen_copy(live: nn.Module) -> nn.Module:
     net = copy.deepcopy(live).eval().requires_grad_(False)
     for parameter in net.parameters():
         parameter.grad = None
-    return net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return arranged(net)
 
 
 def _tensors(module: nn.Module) -> dict[str, Tensor]:

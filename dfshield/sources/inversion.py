@@ -20,6 +20,7 @@ from dfshield.core.state import forget, keep_arrays, kept_arrays, run_folder
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.probe import refuse_bf16
+from dfshield.models.standins import arranged
 from dfshield.options import SynthesizeOptions
 from dfshield.options.sources import Inversion
 from dfshield.sources.objective import TERMS, BatchStatistics, class_loss, total_variation
@@ -126,7 +127,7 @@ class Synthesizer:
         self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: SynthesizeOptions
     ) -> None:
         self.options, self.shape, self.classes = options, input_shape, classes
-        self.model = model.eval().requires_grad_(False).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.model = arranged(model.eval().requires_grad_(False))
         self.device = model.mean.device
         self.statistics = BatchStatistics(self.model.net)
 
@@ -187,7 +188,7 @@ class ModelInversion(Synthesizer):
         """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images."""
         options, k = self.options, len(alphas)
         self.statistics.k = k
-        z = start.to(self.device).contiguous(memory_format=torch.channels_last).requires_grad_()
+        z = start.to(self.device).contiguous(memory_format=self.model.layout).requires_grad_()
         black, white = -self.model.mean / self.model.std, (1 - self.model.mean) / self.model.std
         weights = alphas.to(self.device, torch.float32)
         adam = torch.optim.Adam([z], lr=options.lr, fused=True)
@@ -197,11 +198,11 @@ class ModelInversion(Synthesizer):
                 adam.param_groups[0]["lr"] = options.lr * half_cosine(step, options.iterations)
             rolled = torch.cat(
                 [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
-            ).contiguous(memory_format=torch.channels_last)  # which a roll by nothing keeps and another does not
+            ).contiguous(memory_format=self.model.layout)  # which a roll by nothing keeps and another does not
             terms = self.objective(rolled, labels, k)
             (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
             # the fused optimiser walks both in memory order, so the layouts have to agree
-            z.grad = gradient.contiguous(memory_format=torch.channels_last)
+            z.grad = gradient.contiguous(memory_format=self.model.layout)
             adam.step()
             if options.clamp == "step":
                 with torch.no_grad():

@@ -92,7 +92,9 @@ def in_own_scale(teacher: Classifier, shape: tuple[int, int, int]) -> Classifier
         return teacher
     mean, std = (torch.tensor(values).view(1, -1, 1, 1).to(teacher.mean) for values in scale)
     net = Rescaled(teacher.net, std / teacher.std, (mean - teacher.mean) / teacher.std)
-    return Classifier(net, *scale).to(teacher.mean.device).train(teacher.training)
+    made = Classifier(net, *scale).to(teacher.mean.device).train(teacher.training)
+    made.layout = teacher.layout
+    return made
 
 
 def stated_scale(made: Classifier, teacher: Classifier) -> dict[str, str]:

@@ -17,6 +17,7 @@ from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine, warmed
 from dfshield.models.classifier import Classifier, predict
 from dfshield.models.folding import fold
+from dfshield.models.standins import arranged
 from dfshield.options import TrainOptions
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.augment import augment
@@ -34,7 +35,7 @@ class Trainer(EpochLoop):
         self.options, self.entry = options, registry.LOSSES[options.loss]
         self.batches = options.mini_batches(len(data.images))
         device = teacher.mean.device
-        self.student = copy.deepcopy(teacher).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.student = arranged(copy.deepcopy(teacher))
         self.student.requires_grad_(True)
         self.crafting = fold(self.student)
         self.teacher = fold(teacher) if options.varies else None
