@@ -20,6 +20,7 @@ from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.formats import read_safetensors
 from dfshield.models.standins import settle
+from dfshield.models.user_code import as_author
 from dfshield.models.weights import check_finite, fit
 
 __all__ = ["Card", "Classifier", "build_network", "load_checkpoint", "read_card", "save_checkpoint"]
@@ -81,7 +82,8 @@ def load_checkpoint(
     fit(net, state, str(path), assign=build is None)  # what is assigned is shared with no other layer any more
     classifier = Classifier(net, card.mean, card.std, build).to(device).eval()
     if build is not None:
-        settle(classifier, card.input_shape)
+        with as_author(str(factory), f"{path}: "):
+            settle(classifier, card.input_shape)
     return classifier, card
 
 

@@ -36,7 +36,7 @@ class Classifier(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         z = (x - self.mean) / self.std
-        logits: Tensor = self.net(z if self.layout is torch.channels_last else z.contiguous())
+        logits: Tensor = self.net(z if self.layout == torch.channels_last else z.contiguous())
         return logits
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "Classifier":
@@ -49,9 +49,9 @@ class Classifier(nn.Module):
             net.load_state_dict(self.net.state_dict())
             for own, like in zip(net.modules(), self.net.modules(), strict=True):
                 own.training = like.training
-            for own, like in zip(net.parameters(), self.net.parameters(), strict=True):
-                own.requires_grad_(like.requires_grad)
-            memo[id(self.net)] = net.to(memory_format=self.layout)
+            for parameter, original in zip(net.parameters(), self.net.parameters(), strict=True):
+                parameter.requires_grad_(original.requires_grad)
+            memo[id(self.net)] = net
         made.__dict__.update(copy.deepcopy(parts, memo) | {"build": self.build})
         return made
 

@@ -18,7 +18,7 @@ class Folded(nn.Module):
     """Images (N,C,H,W) to the logits of the live model in eval mode; `refresh` follows the live model's weights.
 
     The folded network is compared with the live one at the first call, and again after one, two, four, eight, ...
-    refreshes. A plain copy takes its place if they differ, so a network that tracing misreads is slow rather than wrong.
+    refreshes. A plain copy takes its place if they differ: a network that tracing misreads is slow rather than wrong.
     Raises InputError at that call for a network whose copies compute something else.
     """
 
@@ -42,7 +42,7 @@ class Folded(nn.Module):
             self._settle(x)
         if len(x) == self._size and torch.is_grad_enabled():  # without gradients it is too cheap to generate code for
             if self._generated is None:
-                self._generated = generated(self.net, x)
+                self._generated = generated(self.net)
             return self._generated(x)
         logits: Tensor = self.net(x)
         return logits

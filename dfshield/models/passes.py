@@ -52,7 +52,6 @@ SETTINGS = {
     "many": Setting(MANY),
     "again": Setting(MANY, gradient=False),
     "repeated": Setting(MANY, gradient=False),
-    "layout": Setting(TWO, layout=CHANNELS_LAST),
     "bf16": Setting(TWO, bf16=True),
     "train two": Setting(TWO, train=True),
     "train many": Setting(MANY, train=True),

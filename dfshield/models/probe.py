@@ -186,12 +186,6 @@ def _depends_on_batch(seen: Walk) -> str:
     return ""
 
 
-def _depends_on_layout(seen: Walk) -> str:
-    many, other = seen.passes["many"].logits, seen.passes["layout"].logits
-    differ = not _random(seen) and many is not None and _differ(other, many[1:3], many)
-    return "its answers differ between contiguous and channels_last memory" if differ else ""
-
-
 def _no_bf16(seen: Walk) -> str:
     for name, plain in (("bf16", "two"), ("train bf16", "train two")):
         one = seen.passes[name]
@@ -309,7 +303,6 @@ CHECKS = {
     "depends on the batch": Check(
         _depends_on_batch, "use running statistics, or nothing of other images, in eval mode"
     ),
-    "depends on the layout": Check(_depends_on_layout, "address elements by their index, not by their place in memory"),
     "BatchNorm not called": Check(
         _no_layer_called, "images are synthesised by matching them: call them as layers, self.bn(x), in its forward"
     ),

@@ -8,6 +8,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from dfshield.core.rng import generator, seeded
 from dfshield.models.classifier import Classifier
 from dfshield.models.passes import restored
 
+M = TypeVar("M", bound=nn.Module)
 TOLERANCE = 1e-3
 """Largest deviation of a stand-in's logits, relative to the largest logit."""
 REMEDY = (
@@ -53,18 +55,16 @@ def answers(net: nn.Module, inputs: list[Tensor]) -> list[Tensor] | None:
 
 @contextlib.contextmanager
 def in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; modes and buffers are put back afterwards, in place."""
+    """Eval mode inside the block; modes and buffers are put back afterwards."""
     modes = [(module, module.training) for module in net.modules()]
-    buffers = [(buffer, buffer.detach().clone()) for buffer in net.buffers()]
     for module, _ in modes:  # a network's own eval() may do anything
         module.training = False
     try:
-        yield
+        with kept_buffers(net):
+            yield
     finally:
         for module, mode in modes:
             module.training = mode
-        for buffer, value in buffers:
-            buffer.data.copy_(value)
 
 
 def alike(found: list[Tensor] | None, expected: list[Tensor] | None) -> bool:
@@ -135,23 +135,21 @@ def settle(classifier: Classifier, input_shape: tuple[int, int, int]) -> None:
 def settle_layout(classifier: Classifier, x: Tensor) -> None:
     """Choose channels_last, the fastest layout, if it changes nothing for images `x` (N,C,H,W); else contiguous.
 
-    A network that views or strides through memory raises in channels_last, or answers otherwise.
+    A network that views or strides through memory raises in channels_last, or answers otherwise. The weights are
+    contiguous afterwards; `arranged` lays them out.
     """
     inputs = trials(x)
     classifier.layout = torch.contiguous_format
     expected = answers(arranged(classifier), inputs)
     classifier.layout = torch.channels_last
     arranged(classifier)
-    reason = (
-        ""
-        if alike(answers(classifier, [part.contiguous(memory_format=torch.channels_last) for part in inputs]), expected)
-        else "its answers differ there"
-    )
+    found = answers(classifier, [part.contiguous(memory_format=torch.channels_last) for part in inputs])
+    reason = "" if alike(found, expected) else "its answers differ there"
     reason = _fails(classifier, x) or reason
     if reason:
         classifier.layout = torch.contiguous_format
-        arranged(classifier)
         log(f"the network does not work in channels_last memory, which is faster ({reason}); contiguous is used")
+    classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _fails(classifier: Classifier, x: Tensor) -> str:
@@ -166,22 +164,43 @@ def _fails(classifier: Classifier, x: Tensor) -> str:
     return ""
 
 
-def generated(net: nn.Module, x: Tensor) -> Callable[[Tensor], Tensor]:
-    """Generated code for `net`, or `net` itself, which is said, where that answers otherwise on images `x`."""
-    made: Callable[[Tensor], Tensor] = compiled(net)
-    with torch.enable_grad(), seeded(0, x.device):
-        found = made(x.detach().clone().requires_grad_()).detach()
-    with torch.no_grad(), seeded(0, x.device):
-        expected = net(x)
-    if alike([found], [expected]):
-        return made
-    log("generated code of the network answers otherwise than the network; it is not used")
-    return net
+def generated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`function` (or a network) as generated code, unless its first answer differs from the plain one's, which is said.
+
+    So it does for a network that draws random numbers, which generated code draws in another way.
+    """
+    made: Callable[..., Tensor] = compiled(function)
+    chosen: list[Callable[..., Tensor]] = []
+
+    def call(*arguments: Any) -> Tensor:
+        if chosen:
+            return chosen[0](*arguments)
+        with kept_buffers(function), seeded(0), torch.no_grad():
+            expected = function(*arguments)
+        found: Tensor = made(*arguments)
+        chosen.append(made if alike([found.detach()], [expected]) else function)
+        if chosen == [made]:
+            return found
+        log("generated code of the network answers otherwise than the network; it is not used")
+        return function(*arguments)
+
+    return call
 
 
-def arranged(model: nn.Module) -> nn.Module:
+@contextlib.contextmanager
+def kept_buffers(net: Any) -> Iterator[None]:
+    """Put the buffers of a network back after the block, in place; nothing for what is no network."""
+    buffers = [(b, b.detach().clone()) for b in net.buffers()] if isinstance(net, nn.Module) else []
+    try:
+        yield
+    finally:
+        for buffer, value in buffers:
+            buffer.data.copy_(value)
+
+
+def arranged(model: M) -> M:
     """`model` with its weights in its own memory layout, or channels_last where it has none of its own."""
-    return model.to(memory_format=layout_of(model))  # type: ignore[call-overload,no-any-return]
+    return model.to(memory_format=layout_of(model))  # type: ignore[call-overload]
 
 
 def layout_of(model: nn.Module) -> torch.memory_format:

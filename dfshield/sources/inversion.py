@@ -9,7 +9,7 @@ import torch.nn.functional as F
 
 from dfshield import registry
 from dfshield.core.datafree import forbid_real_data
-from dfshield.core.device import compiled, resolve_precision, select_device
+from dfshield.core.device import resolve_precision, select_device
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
 from dfshield.core.progress import log, progress
@@ -20,10 +20,10 @@ from dfshield.core.state import forget, keep_arrays, kept_arrays, run_folder
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.probe import refuse_bf16
-from dfshield.models.standins import arranged
+from dfshield.models.standins import arranged, generated
 from dfshield.options import SynthesizeOptions
 from dfshield.options.sources import Inversion
-from dfshield.sources.objective import TERMS, BatchStatistics, class_loss, total_variation
+from dfshield.sources.objective import TERMS, class_loss, total_variation, watched
 from dfshield.sources.scale import in_own_scale, stated_scale
 from dfshield.sources.trainset import Writer, trainset_header
 
@@ -129,7 +129,7 @@ class Synthesizer:
         self.options, self.shape, self.classes = options, input_shape, classes
         self.model = arranged(model.eval().requires_grad_(False))
         self.device = model.mean.device
-        self.statistics = BatchStatistics(self.model.net)
+        self.statistics = watched(self.model, input_shape)
 
     def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
         """The group's arrays: images, labels, batch, coefficients_{term} and final_loss_{term} (one per batch)."""
@@ -166,7 +166,7 @@ class ModelInversion(Synthesizer):
 
     def __init__(self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: Inversion) -> None:
         super().__init__(model, input_shape, classes, options)
-        self.objective = compiled(self._terms) if options.compile else self._terms
+        self.objective = generated(self._terms) if options.compile else self._terms
         self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
 
     def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:

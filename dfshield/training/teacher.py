@@ -4,6 +4,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,6 +28,7 @@ from dfshield.models.factory import build_network
 from dfshield.models.formats import weights_sha256
 from dfshield.models.probe import probe
 from dfshield.models.pytorchcv import find_pretrained
+from dfshield.models.standins import settle
 from dfshield.models.user_code import as_author
 from dfshield.models.weights import load_weights
 from dfshield.options import TeacherOptions
@@ -83,11 +85,11 @@ def run(
         found = find_pretrained(model, dataset, folder)
     else:
         found = None
-    net = build_network(model, expected.input_shape, expected.classes, factory, arguments, options.seed)
-    classifier = Classifier(net, expected.mean, expected.std)
+    build = partial(build_network, model, expected.input_shape, expected.classes, factory, arguments, options.seed)
+    classifier = Classifier(build(), expected.mean, expected.std, build)
     kept = None
     if found:
-        load_weights(net, found)
+        load_weights(classifier.net, found)
     said = _probed(classifier.to(device), expected, model, factory)
     if found:
         provenance: dict[str, Any] = {"weights": found.name, "weights_sha256": weights_sha256(found)}
@@ -119,6 +121,10 @@ def _probed(classifier: Classifier, expected: Input, model: str, factory: str | 
     where = f"factory {factory}" if factory else f"model {model}"
     with as_author(factory, f"{where}: ") if factory else contextlib.nullcontext():
         said = probe(classifier, expected.input_shape, expected.classes, where)
+        try:
+            settle(classifier, expected.input_shape)
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from None
     for line in said:
         log(f"{where}: {line}")
     return {"said": said} if said else {}

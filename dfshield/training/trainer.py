@@ -10,14 +10,13 @@ from typing import Any
 import torch
 
 from dfshield import registry
-from dfshield.core.device import compiled
 from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import Diverged
 from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine, warmed
 from dfshield.models.classifier import Classifier, predict
 from dfshield.models.folding import fold
-from dfshield.models.standins import arranged
+from dfshield.models.standins import arranged, generated
 from dfshield.options import TrainOptions
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.augment import augment
@@ -43,7 +42,7 @@ class Trainer(EpochLoop):
         if options.compile:
             if SEARCHES[self.entry.search].compiles:
                 self.crafting.compile_for(options.batch)
-            self.forward = compiled(self.student)
+            self.forward = generated(self.student)
         used = options.used_images(len(data.images))
         images = torch.from_numpy(data.images[:used]).permute(0, 3, 1, 2).to(device)
         labels = torch.from_numpy(data.labels[:used]).to(device)

@@ -41,7 +41,6 @@ FOUND_IN = {
     "no gradient to the weights": "weights without gradient",
     "depends on the past": "remembers",
     "depends on the batch": "batch statistics",
-    "depends on the layout": "by place in memory",
     "BatchNorm not called": "BatchNorm by hand",
     "BatchNorm called again": "activation checkpoints",
     "some BatchNorm not called": "BatchNorm left over",

@@ -66,12 +66,7 @@ def test_accepted_or_refused_in_one_line(name, tmp_path, capfd, request):
     assert capfd.readouterr().out == ""
 
 
-LAYOUT = pytest.mark.xfail(reason="the stages run every network in channels_last")
-USED = [
-    pytest.param(name, marks=[LAYOUT] if name == "view of a map" else [])
-    for name, entry in SMALL.items()
-    if not entry.refusal
-]
+USED = [name for name, entry in SMALL.items() if not entry.refusal]
 
 
 @pytest.mark.parametrize("name", USED)

@@ -235,7 +235,7 @@ SMALL = {
         refusal="parameters have to be floats: table is int64; register",
     ),
     "more than tensors": Entry(Extra, refusal="its state has more than tensors: _extra_state"),
-    "by place in memory": Entry(changed(by_memory), refusal="differ between contiguous and channels_last memory"),
+    "by place in memory": Entry(changed(by_memory)),
     "activation checkpoints": Entry(
         changed(checkpointed), refusal="calls bn1, bn2 again in its backward pass.*checkpoint"
     ),
