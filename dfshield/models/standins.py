@@ -89,11 +89,12 @@ def stands_for(standin: nn.Module, live: nn.Module, x: Tensor) -> bool:
     holds NaN, which must not show. Random layers draw the same in both.
     """
     inputs = trials(x)
-    expected, found = answers(live, inputs), answers(standin, inputs)
-    if not alike(found, expected):
-        return False
-    with poisoned(live):
-        again = answers(standin, inputs)
+    with in_eval_mode(live):  # also while the other answers, who may call its layers
+        expected, found = answers(live, inputs), answers(standin, inputs)
+        if not alike(found, expected):
+            return False
+        with poisoned(live):
+            again = answers(standin, inputs)
     return alike(again, found)
 
 

@@ -108,9 +108,7 @@ class BatchStatistics:
         self.k = k
         self.layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
         self.seen: list[tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor]] = []
-        self.plain = [
-            m for m in self.layers if type(m) is nn.BatchNorm2d and not m.training and "forward" not in vars(m)
-        ]
+        self.plain = [] if hooks else list(filter(_plain, self.layers))
         for layer in self.plain:
             layer.forward = functools.partial(self._forward, layer)  # type: ignore[method-assign]
         others = [layer for layer in self.layers if layer not in self.plain]

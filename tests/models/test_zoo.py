@@ -16,7 +16,7 @@ from dfshield.evaluation import attack
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.options import AttackOptions, TeacherOptions, TrainOptions
 from dfshield.options.sources import Inversion
-from dfshield.sources import inversion
+from dfshield.sources import inversion, trainset
 from dfshield.training import train
 from dfshield.training.teacher import run
 
@@ -29,7 +29,7 @@ SECONDS = 5
 NAMES = [pytest.param(name, marks=[pytest.mark.slow] if entry.slow else []) for name, entry in ZOO.items()]
 
 
-def brought_in(name, folder):
+def brought_in(name, folder, factory="support.zoo:build"):
     """The teacher stage on a network of the zoo; returns the checkpoint."""
     entry, weights = ZOO[name], folder / "weights.pt"
     state = {key: value for key, value in entry.network().state_dict().items() if isinstance(value, torch.Tensor)}
@@ -38,7 +38,7 @@ def brought_in(name, folder):
     out = folder / "teacher.safetensors"
     began = time.process_time()
     try:
-        run(out, OPTIONS, "mine", "mine", None, "support.zoo:build", {"name": name}, weights, **facts)
+        run(out, OPTIONS, "mine", "mine", None, factory, {"name": name}, weights, **facts)
     finally:
         assert time.process_time() - began < SECONDS or not entry.refusal
     return out
@@ -69,20 +69,39 @@ def test_accepted_or_refused_in_one_line(name, tmp_path, capfd, request):
 USED = [name for name, entry in SMALL.items() if not entry.refusal]
 
 
-@pytest.mark.parametrize("name", USED)
-def test_what_is_accepted_goes_through_all_stages(name, tmp_path, monkeypatch):
-    path, factory = brought_in(name, tmp_path), "support.zoo:build"
+def through_all_stages(name, folder, monkeypatch, factory):
+    """Synthetic images, weights before and after training, and the ledger of an attack on either."""
+    folder.mkdir()
+    path = brought_in(name, folder, factory)
     monkeypatch.delitem(sys.modules, "dfshield.data", raising=False)  # data-free stages come next
-    synthetic, student, images = (tmp_path / file for file in ("data.h5", "student.safetensors", "test.npz"))
+    synthetic, student, images = (folder / file for file in ("data.h5", "student.safetensors", "test.npz"))
     inversion.run(path, synthetic, SYNTHESIS, factory=factory)
     train.run(path, synthetic, student, TRAINING, factory=factory)
     monkeypatch.setattr(datafree, "_data_free_stage", None)
     random = np.random.RandomState(0)
     np.savez(images, x=random.rand(20, 16, 16, 3).astype(np.float32), y=np.arange(20) % 4)
-    ledger = attack.run(student, tmp_path / "ledger.h5", ATTACK, None, None, images, factory, "pgd", {})
-    assert len(ledger.label) == 20
-    before, after = (load_checkpoint(file, factory=factory)[0].state_dict() for file in (path, student))
+    ledgers = [
+        attack.run(file, folder / "ledger.h5", ATTACK, None, None, images, factory, "pgd", {})
+        for file in (path, student)
+    ]
+    weights = [load_checkpoint(file, factory=factory)[0].net.state_dict() for file in (path, student)]
+    return trainset.read(synthetic).images, weights, ledgers
+
+
+@pytest.mark.parametrize("name", USED)
+def test_what_is_accepted_is_as_its_plain_self_in_all_stages(name, tmp_path, monkeypatch):
+    images, (before, after), ledgers = through_all_stages(name, tmp_path / "own", monkeypatch, "support.zoo:build")
     assert any(not torch.equal(before[key], value) for key, value in after.items())
+    assert all(len(ledger.label) == 20 for ledger in ledgers)
+    if ZOO[name].plainly is None:
+        return
+    plain, weights, verdicts = through_all_stages(name, tmp_path / "plain", monkeypatch, "support.zoo:plain")
+    assert np.abs(images - plain).max() < 1e-3
+    for key, value in weights[1].items():
+        torch.testing.assert_close(after[key], value, rtol=1e-3, atol=1e-4)
+    for found, expected in zip(ledgers, verdicts, strict=True):
+        assert np.array_equal(found.clean_prediction, expected.clean_prediction)
+        assert np.array_equal(found.broken, expected.broken)
 
 
 @pytest.mark.parametrize("name", [name for name, entry in SMALL.items() if not entry.refusal])

@@ -141,11 +141,12 @@ def test_a_smooth_start_has_most_of_its_variance_at_low_frequencies():
 
 
 def test_labels_cycle_by_batch_or_are_drawn_by_image():
-    model = tiny.classifier()
-    labels = [ModelInversion(model, tiny.SHAPE, 4, quick(group=2)).group(i)["labels"].reshape(-1, 10) for i in range(3)]
+    synthesizer = ModelInversion(tiny.classifier(), tiny.SHAPE, 4, quick(group=2))
+    labels = [synthesizer.group(i)["labels"].reshape(-1, 10) for i in range(3)]
     assert np.concatenate(labels)[:, 0].tolist() == [0, 1, 2, 3, 0, 1]
     assert all((batch == batch[0]).all() for batch in np.concatenate(labels))
-    drawn = ModelInversion(model, tiny.SHAPE, 10, quick(labels="random", iterations=1, batch=60)).group(0)["labels"]
+    options = quick(labels="random", iterations=1, batch=60)
+    drawn = ModelInversion(tiny.classifier(), tiny.SHAPE, 10, options).group(0)["labels"]
     assert len(np.unique(drawn)) == 10
     assert (drawn[:10] != drawn[0]).any()
 
@@ -154,7 +155,9 @@ def rolled_inputs(options: Inversion) -> list[torch.Tensor]:
     """What the network was given at every step of group 0."""
     model, seen = tiny.classifier(), []
     model.net.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach().clone()))
-    ModelInversion(model, tiny.SHAPE, tiny.CLASSES, options).group(0)
+    synthesizer = ModelInversion(model, tiny.SHAPE, tiny.CLASSES, options)
+    seen.clear()
+    synthesizer.group(0)
     return seen[: options.iterations]
 
 
@@ -190,7 +193,6 @@ def test_pixels_are_optimised_in_normalised_space():
 
 
 def test_pixels_are_cut_once_at_the_end_or_after_every_step():
-    model = tiny.classifier()
     black, white = ((edge - 0.3) / 0.38 for edge in (0, 1))
     end = rolled_inputs(quick(iterations=4))
     assert max(step.max() for step in end[1:]) > white + 0.1
@@ -199,7 +201,7 @@ def test_pixels_are_cut_once_at_the_end_or_after_every_step():
     assert max(part.max() for part in step[1:]) <= white + 1e-5
     assert min(part.min() for part in step[1:]) >= black - 1e-5
     for clamp in ("end", "step"):
-        images = ModelInversion(model, tiny.SHAPE, tiny.CLASSES, quick(clamp=clamp)).group(0)["images"]
+        images = ModelInversion(tiny.classifier(), tiny.SHAPE, tiny.CLASSES, quick(clamp=clamp)).group(0)["images"]
         assert images.dtype == np.float32
         assert (images.min(), images.max()) == (0, 1)
 

@@ -17,6 +17,7 @@ from torch.nn.utils import parametrizations
 
 from dfshield.core.rng import seeded
 
+from .kept import KEPT
 from .strange import (
     ActiveNorm,
     Extra,
@@ -119,9 +120,15 @@ def settled(build: Callable[[], nn.Module], shape: Shape) -> nn.Module:
     return net
 
 
+def of_plain(build: Callable[[], nn.Module]) -> Entry:
+    """An entry of what keeps something, compared with `Plain` where the names of its tensors are the same."""
+    return Entry(build, Plain if build().state_dict().keys() == Plain().state_dict().keys() else None)
+
+
 NOTHING_TO_MATCH = "no BatchNorm2d layer with running statistics"
 SMALL = {
     "plain": Entry(Plain),
+    **{name: of_plain(build) for name, build in KEPT.items()},
     "view of a map": Entry(
         changed(by_view, fc=lambda: nn.Linear(768, 4)), changed(by_flatten, fc=lambda: nn.Linear(768, 4))
     ),
@@ -300,6 +307,12 @@ PYTORCHCV = {
     for name, (module, why) in CIFAR.items()
 }
 ZOO = SMALL | TORCHVISION | PYTORCHCV
+
+
+def plain(name: str) -> nn.Module:
+    """A factory for the plain form of the network of that name."""
+    entry = ZOO[name]
+    return (entry.plainly or entry.build)()
 
 
 def build(name: str) -> nn.Module:
