@@ -89,12 +89,14 @@ def student_card(
     seed: int,
     updates: int,
     diverged: str,
+    metrics: str,
     code: str,
 ) -> Card:
     """The card of a student: the teacher's network and input, and where the student comes from.
 
     `inputs` are the hashes of what went in, `source` the kind of training set, `options` those that decide about the
-    result, `updates` the optimiser steps that were taken, and `diverged` says why training ended early, if it did.
+    result, `updates` the optimiser steps that were taken, and `diverged` says why training ended early, if it did. The
+    card holds the hash of `metrics`, the text of the CSV beside the student.
     """
     provenance = {
         **inputs,
@@ -104,6 +106,7 @@ def student_card(
         "seed": seed,
         "updates": updates,
         "diverged": diverged,
+        "metrics_sha256": hashlib.sha256(metrics.encode()).hexdigest(),
         "code": code,
         "package_version": dfshield.__version__,
     }

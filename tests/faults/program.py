@@ -74,6 +74,7 @@ class Fork:
 
     def __init__(self, folder: Path, work: Callable[[], object], name: str = "fork") -> None:
         self.error = folder.parent / f"{folder.name}.{name}.{time.monotonic_ns()}.err"
+        self.error.touch()
         self.pid = os.fork()
         if self.pid == 0:
             status = ERROR

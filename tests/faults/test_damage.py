@@ -142,6 +142,7 @@ class Artefact:
     """What is taken out of it; raises InputError where it cannot be used."""
 
 
+RUN = "digits/cnn-s/dss/dfshield/linf-8-255/seed-0"
 CARD = "run/results/harden/mine"
 HOME = "run/results/demo"
 ARTEFACTS = (
@@ -156,7 +157,11 @@ ARTEFACTS = (
     Artefact("config of the run", f"{HOME}/config.yaml", of_config),
     Artefact("tables of the run", f"{HOME}/tables.yaml", of_config),
     Artefact("built-in entries of the run", f"{HOME}/defaults.yaml", of_config),
-    *(Artefact(f"table {end}", f"run/results/table4.{end}", verified("results/table4.csv")) for end in ("csv", "md", "tex")),
+    Artefact("metrics", f"{HOME}/{RUN}/metrics.csv", verified("results/table4.csv")),
+    *(
+        Artefact(f"table {end}", f"run/results/table4.{end}", verified("results/table4.csv"))
+        for end in ("csv", "md", "tex")
+    ),
     *(
         Artefact(f"hardened model: {name}", f"{CARD}/{name}", verified("results/harden/mine/report.csv"))
         for name in ("model.safetensors", "report.csv", "MODEL_CARD.md")
