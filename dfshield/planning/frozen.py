@@ -68,8 +68,8 @@ def check_seal(folder: Path) -> None:
     seal = folder / SEAL
     if seal.is_file() and _text(seal).strip() != digest_of(kept(folder)):
         raise InputError(
-            f"{folder / CONFIG}: it, {TABLES} or {DEFAULTS} beside it is not as the run has kept it (edited or damaged); "
-            "start the run again, which writes them anew"
+            f"{folder / CONFIG}: it, {TABLES} or {DEFAULTS} beside it is not as the run has kept it (edited or "
+            "damaged); start the run again, which writes them anew"
         )
 
 

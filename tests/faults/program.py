@@ -12,6 +12,7 @@ import random
 import shlex
 import signal
 import sys
+import tempfile
 import time
 import traceback
 from collections.abc import Callable
@@ -70,11 +71,12 @@ class Ended(NamedTuple):
 
 
 class Fork:
-    """A function that runs in a process of its own, in `folder`; what it prints goes to files beside that folder."""
+    """A function that runs in a process of its own, in `folder`; what it says goes to a temporary file."""
 
-    def __init__(self, folder: Path, work: Callable[[], object], name: str = "fork") -> None:
-        self.error = folder.parent / f"{folder.name}.{name}.{time.monotonic_ns()}.err"
-        self.error.touch()
+    def __init__(self, folder: Path, work: Callable[[], object]) -> None:
+        handle, name = tempfile.mkstemp(prefix="fault-", suffix=".err")
+        os.close(handle)
+        self.error = Path(name)
         self.pid = os.fork()
         if self.pid == 0:
             status = ERROR
@@ -130,7 +132,7 @@ def start(folder: Path, words: str, before: Callable[[], object] | None = None) 
             before()
         cli.main(shlex.split(words))
 
-    return Fork(folder, work, words.split()[0])
+    return Fork(folder, work)
 
 
 def run(folder: Path, words: str, before: Callable[[], object] | None = None) -> Ended:
@@ -150,7 +152,7 @@ def value_of(folder: Path, read: Callable[[], Any]) -> str:
         with os.fdopen(end, "w", encoding="utf-8", errors="replace") as stream:
             stream.write(text)
 
-    fork = Fork(folder, work, "read")
+    fork = Fork(folder, work)
     os.close(end)
     with os.fdopen(answer, encoding="utf-8") as stream:
         text = stream.read()

@@ -63,9 +63,9 @@ def zeroed(whole: bytes, index: int, random: Any) -> tuple[bytes, str]:
 
 
 FAULTS: dict[str, tuple[Callable[..., tuple[bytes, str]], int, int]] = {
-    "bit flip": (flipped, 64, 3),
-    "cut": (cut, 8, 1),
-    "page of zeros": (zeroed, 8, 1),
+    "bit flip": (flipped, 44, 2),
+    "cut": (cut, 6, 1),
+    "page of zeros": (zeroed, 6, 1),
 }
 """What is done to a file, and how often: in full, and in the normal suite."""
 
@@ -159,7 +159,8 @@ ARTEFACTS = (
     Artefact("built-in entries of the run", f"{HOME}/defaults.yaml", of_config),
     Artefact("metrics", f"{HOME}/{RUN}/metrics.csv", verified("results/table4.csv")),
     *(
-        Artefact(f"table {end}", f"run/results/table4.{end}", verified("results/table4.csv"))
+        Artefact(f"{name} {end}", f"run/results/{name}.{end}", verified(f"results/{name}.csv"))
+        for name in ("table4", "table2", "cost")
         for end in ("csv", "md", "tex")
     ),
     *(
@@ -197,6 +198,74 @@ def test_damaged_artefact(copy, artefact, fault):
             found = program.value_of(folder, lambda: artefact.read(path))
             right = found == expected or found.startswith("refused: ")
             score.add(what, "" if right else found[:300], silent=found.startswith("value: "))
+    finally:
+        path.write_bytes(whole)
+    score.close()
+
+
+STATES = [case for case in stages.CASES if case.resumes]
+FEW = ("synthesize", "attack")
+"""Stages whose state the normal suite damages."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+@pytest.mark.parametrize("case", STATES, ids=lambda case: case.name)
+def test_damaged_state(world, tmp_path, case, fault):
+    """It is made again, to the same bytes, and that is said."""
+    if not program.FULL and case.name not in FEW:
+        pytest.skip("by make faults")
+    (damage, full, few), score = FAULTS[fault], Score(fault, f"state of {case.name}")
+    for index in range(program.tries(full // 2, few)):
+        random = program.chance("state", fault, case.name, index)
+        folder = case.prepare(world.folder, tmp_path / str(index))
+        shutil.copytree(world.folder / "made" / case.name.replace(" ", "-") / "state", folder / "state")
+        piece = random.choice(sorted(path for path in (folder / "state").rglob("*") if path.is_file()))
+        damaged, what = damage(piece.read_bytes(), index, random)
+        piece.write_bytes(damaged)
+        ended = program.run(folder, case.command(world.folder))
+        wrong = "" if ended.status == 0 else f"ended with {ended.status}: {ended.said[-3:]}"
+        wrong = wrong or program.differences(program.files(folder), world.expected[case.name])
+        if not wrong and not any(f"{piece.name}: damaged" in line for line in ended.said):
+            wrong = "not said"
+        score.add(f"{piece.name}, {what}", wrong, silent=ended.status == 0)
+        shutil.rmtree(folder)
+    score.close()
+
+
+NEXT = (
+    ("teacher.safetensors", "synthesize"),
+    ("shard-1.h5", "merge"),
+    ("data.h5", "train"),
+    ("data.h5", "augment"),
+    ("data.h5", "diversity"),
+    ("teacher.safetensors", "cotrain"),
+    ("student.safetensors", "attack"),
+    ("images.npz", "attack"),
+)
+"""A damaged file and the stage that reads it next."""
+
+
+@pytest.mark.parametrize(("name", "stage"), NEXT)
+def test_the_next_stage(world, copy, tmp_path, name, stage):
+    """It refuses a damaged input in one line, before it writes anything, or writes what it would have written."""
+    if not program.FULL and stage != "merge":
+        pytest.skip("by make faults")
+    (case,) = (case for case in stages.CASES if case.name == stage)
+    path, score = copy / name, Score("damaged input of the whole stage", f"{stage}: {name}")
+    whole = path.read_bytes()
+    try:
+        for index in range(program.tries(9, 2)):
+            damage = list(FAULTS.values())[index % 3][0]
+            damaged, what = damage(whole, index, program.chance("next", name, stage, index))
+            path.write_bytes(damaged)
+            folder = case.prepare(copy, tmp_path / str(index))
+            ended = program.run(folder, case.command(copy))
+            found = program.files(folder)
+            if ended.status == 0:
+                wrong = program.differences(found, world.expected[stage])
+            else:
+                wrong = f"left {sorted(found)}" if found else "" if ended.refused else f"{ended}"
+            score.add(what, wrong, silent=ended.status == 0)
     finally:
         path.write_bytes(whole)
     score.close()
