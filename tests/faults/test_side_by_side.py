@@ -5,6 +5,7 @@ import shutil
 import signal
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import program
@@ -30,7 +31,7 @@ def test_two_of_one_stage(world, tmp_path, case, vanishing):
         random = program.chance("two", vanishing, case.name, index)
         folder = case.prepare(world.folder, tmp_path / str(index))
         before = program.files(folder)
-        remover = program.Fork(folder, lambda at=folder: remove_again_and_again(at / "state")) if vanishing else None
+        remover = program.Fork(folder, partial(remove_again_and_again, folder / "state")) if vanishing else None
         forks = [program.start(folder, case.command(world.folder))]
         time.sleep(random.random() * 0.2)
         forks.append(program.start(folder, case.command(world.folder)))
@@ -98,7 +99,7 @@ def test_jobs_lease_devices_of_their_own(world, tmp_path):
         random = program.chance("devices", index)
         folder = tmp_path / str(index)
         folder.mkdir()
-        forks = [program.Fork(folder, lambda at=folder, s=random.random(): job(at, 0.3 * s)) for _ in range(12)]
+        forks = [program.Fork(folder, partial(job, folder, 0.3 * random.random())) for _ in range(12)]
         for fork in random.sample(forks, 4):
             time.sleep(0.1 * random.random())
             fork.send(random.choice((signal.SIGKILL, signal.SIGTERM)))

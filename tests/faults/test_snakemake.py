@@ -29,6 +29,7 @@ def made(folder):
 
 def fresh(folder):
     """A workspace with a config of a minute's work."""
+    folder.mkdir(exist_ok=True)
     workspace(folder)
     (folder / "config/config.yaml").write_text(yaml.safe_dump(TINY))
     return folder
@@ -47,9 +48,8 @@ def undisturbed(tmp_path_factory):
 def begun(folder):
     """Snakemake, started as the leader of a group of processes."""
     with (folder / "said").open("ab") as said:
-        return subprocess.Popen(
-            COMMAND, cwd=folder, env=environment(), stdout=said, stderr=said, start_new_session=True
-        )
+        own = {"cwd": folder, "env": environment(), "start_new_session": True}
+        return subprocess.Popen(COMMAND, stdout=said, stderr=said, **own)
 
 
 def finish(folder):
