@@ -40,6 +40,10 @@ class Score:
             PARTS.parent.mkdir(exist_ok=True)
             with PARTS.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps({name: getattr(self, name) for name in COLUMNS}) + "\n")
+        self.check()
+
+    def check(self) -> None:
+        """Fail if nothing was tried or anything came out wrong."""
         assert self.tried, f"{self.fault}, {self.artefact}: nothing was tried"
         assert not self.wrong, f"{len(self.wrong)} of {self.tried}:\n" + "\n".join(self.wrong[:20])
 

@@ -64,7 +64,7 @@ def test_killed(undisturbed, tmp_path):
     numbers = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGKILL)
     for index in range(2):
         folder = fresh(tmp_path / str(index))
-        whats = []
+        kills = []
         for turn, number in enumerate(numbers):
             random = program.chance("snakemake", index, turn)
             process = begun(folder)
@@ -72,14 +72,14 @@ def test_killed(undisturbed, tmp_path):
             time.sleep(share * seconds)
             if process.poll() is None:
                 os.killpg(process.pid, number)
-                whats.append(f"{number.name} after {share:.2f} of its time")
+                kills.append(f"{number.name} after {share:.2f} of its time")
             process.wait(timeout=120)
             time.sleep(0.5)
             subprocess.run([*COMMAND, "--unlock"], cwd=folder, env=environment(), capture_output=True, check=False)
         run = finish(folder)
         wrong = "" if run.returncode == 0 else (run.stdout + run.stderr)[-2000:]
         wrong = wrong or program.differences(made(folder), expected)
-        for what in whats:
+        for what in kills:
             score.add(what, wrong, silent=run.returncode == 0)
     score.close()
 
