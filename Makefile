@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTEST := pytest -n 2 --dist loadscope
 RULES := Snakefile workflow/rules
 
-.PHONY: help demo test test-fast fix schema bench clean
+.PHONY: help demo test test-fast faults fix schema bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -22,7 +22,7 @@ demo: .venv/.ok ## table 4 on the digits, in minutes on two CPU cores, offline o
 	@cat results/table4.md
 
 # One thread a process: two that have two each on two cores are nine times slower.
-test test-fast: export OMP_NUM_THREADS = 1
+test test-fast faults: export OMP_NUM_THREADS = 1
 test: .venv/.ok ## style, spelling, types and all tests
 	ruff check
 	ruff format --check
@@ -35,6 +35,9 @@ test-fast: .venv/.ok ## style and the fast tests, while you work
 	ruff check
 	ruff format --check
 	$(PYTEST) -m "not slow"
+
+faults: .venv/.ok ## kills, damage, full disks in full: results/faults.json, in half an hour
+	DFSHIELD_FAULTS=full pytest -n 2 --dist load tests/faults
 
 fix: .venv/.ok ## style, mended where a tool can mend it
 	ruff check --fix

@@ -79,6 +79,7 @@ def run(
     described = options.described(device)
     kept = run_folder(state, "cotraining", card.tensors_sha256, recipe, described, options.seed, code)
     trainer.fit(kept / "epoch.pt" if kept else None)
+    history = metrics_csv(METRICS, trainer.history)
     student = student_card(
         card,
         real_data=REAL_DATA,
@@ -89,6 +90,7 @@ def run(
         seed=options.seed,
         updates=trainer.updates,
         diverged=trainer.diverged,
+        metrics=history,
         code=code,
     )
     if images is not None:
@@ -98,7 +100,7 @@ def run(
         write_whole(images, header, *trainer.draw_set())
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:
-        write_text(metrics, metrics_csv(METRICS, trainer.history))
+        write_text(metrics, history)
     forget(kept)
     log(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")
 

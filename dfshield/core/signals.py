@@ -31,11 +31,15 @@ class Stopped(BaseException):
 
 
 class _Job:
-    """What is known of the job of this process: the first signal, and what is kept (empty: no piece is in progress)."""
+    """What is known of the job of this process.
+
+    The first signal, what is kept (empty: no piece is in progress), and whether a stop was raised.
+    """
 
     def __init__(self) -> None:
         self.asked: int | None = None
         self.kept = ""
+        self.raised = False
 
     def stop(self, number: int) -> Stopped:
         return Stopped(number, self.kept or "begins anew")
@@ -51,6 +55,7 @@ class _Job:
                 os.write(2, note.encode())
         else:
             signal.setitimer(signal.ITIMER_REAL, AGAIN, AGAIN)
+            self.raised = True
             raise self.stop(self.asked)
 
 
@@ -59,7 +64,10 @@ _job = _Job()
 
 @contextlib.contextmanager
 def handled() -> Iterator[None]:
-    """Within it, signals raise Stopped as told above; other threads than the main one have no handlers in Python."""
+    """Within it, signals raise Stopped as told above; other threads than the main one have no handlers in Python.
+
+    C code that a stop passes through may make another error of it, such as that of a damaged file: it is a stop still.
+    """
     global _job
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -70,6 +78,10 @@ def handled() -> Iterator[None]:
     before = {number: signal.signal(number, _job.handle) for number in numbers}
     try:
         yield
+    except Exception as error:
+        if _job.raised:
+            raise _job.stop(_job.asked or signal.SIGTERM) from error
+        raise
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         _job = _Job()

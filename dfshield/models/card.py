@@ -89,6 +89,7 @@ def student_card(
     seed: int,
     updates: int,
     diverged: str,
+    metrics: str,
     code: str,
     missing: int = 0,
 ) -> Card:
@@ -96,7 +97,8 @@ def student_card(
 
     `inputs` are the hashes of what went in, `source` the kind of training set, `options` those that decide about the
     result, `updates` the optimiser steps that were taken, `diverged` says why training ended early, if it did, and
-    `missing` is the number of classes without a training image.
+    `missing` is the number of classes without a training image. The card holds the hash of `metrics`, the text of the
+    CSV beside the student.
     """
     provenance = {
         **inputs,
@@ -106,6 +108,7 @@ def student_card(
         "seed": seed,
         "updates": updates,
         "diverged": diverged,
+        "metrics_sha256": hashlib.sha256(metrics.encode()).hexdigest(),
         "code": code,
         "package_version": dfshield.__version__,
         **({"classes_without_images": missing} if missing else {}),

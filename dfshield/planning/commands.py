@@ -10,6 +10,7 @@ from typing import Any
 from dfshield.core.errors import InputError
 from dfshield.core.validation import build
 from dfshield.options.defences import DefendOptions
+from dfshield.planning import frozen
 from dfshield.planning.config import load_config
 from dfshield.planning.plan import Plan
 
@@ -68,6 +69,8 @@ def _json(flag: str) -> Callable[[str | None], dict[str, Any]]:
 
 
 def _plan(path: Path) -> Plan:
+    if path.name == frozen.CONFIG:
+        frozen.check_seal(path.parent)
     return Plan.of(load_config(path))
 
 

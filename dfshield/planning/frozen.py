@@ -1,7 +1,7 @@
 """The config that a run was started with, kept beside its results: every job follows it, whatever is edited meanwhile.
 
 It is three files in the run's folder: the config itself, overrides of the command line and all, and copies of the
-tables and of the built-in entries that it names.
+tables and of the built-in entries that it names. A fourth holds their digest.
 """
 
 import fcntl
@@ -22,6 +22,8 @@ CONFIG, TABLES, DEFAULTS = "config.yaml", "tables.yaml", "defaults.yaml"
 FILES = (CONFIG, TABLES, DEFAULTS)
 RUN = "DFSHIELD_RUN"
 """Environment variable that tells jobs the name of their run and the digest of its config."""
+SEAL = "config.sha256"
+"""File with the digest of the three: damage to one of them must not become another config."""
 OWNER = ".run"
 """File that says which run a folder belongs to whose path does not name it."""
 
@@ -54,10 +56,21 @@ def kept(folder: Path) -> dict[str, str]:
 
 
 def keep(folder: Path, texts: Mapping[str, str]) -> None:
-    """Write those of the files that differ."""
-    for name, text in texts.items():
+    """Write those of the files that differ, and their seal."""
+    sealed = {**kept(folder), **texts}
+    for name, text in (*texts.items(), (SEAL, f"{digest_of(sealed)}\n")):
         if not (folder / name).is_file() or _text(folder / name) != text:
             write_text(folder / name, text)
+
+
+def check_seal(folder: Path) -> None:
+    """Raise InputError if the config that a folder keeps is not what was sealed; without a seal nothing is known."""
+    seal = folder / SEAL
+    if seal.is_file() and _text(seal).strip() != digest_of(kept(folder)):
+        raise InputError(
+            f"{folder / CONFIG}: it, {TABLES} or {DEFAULTS} beside it is not as the run has kept it (edited or "
+            "damaged); start the run again, which writes them anew"
+        )
 
 
 def claim(folder: Path, texts: Mapping[str, str]) -> IO[str]:
@@ -114,6 +127,7 @@ def own(folder: Path, run: str, write: bool = True) -> None:
 
 def load(folder: Path) -> Config:
     """The config that a run's folder keeps, with the tables and entries kept beside it, wherever the folder lies."""
+    check_seal(folder)
     values = read_yaml(folder / CONFIG)
     if not isinstance(values, dict):
         raise InputError(f"{folder / CONFIG}: is no config; start the run again, which writes it anew")

@@ -56,7 +56,13 @@ class Cost:
 
 
 def run(plan: Plan, out: Path) -> None:
-    """Write the CSV `out`, one row per method and seed, and Markdown and LaTeX beside it.
+    """Write the CSV `out`, one row per method and seed, and Markdown and LaTeX beside it. Raises as `texts`."""
+    for suffix, text in texts(plan).items():
+        write_text(out.with_suffix(suffix), text)
+
+
+def texts(plan: Plan) -> dict[str, str]:
+    """The text of the cost table by the suffix of its file, the CSV last.
 
     Raises InputError for a config without table 4 and for a benchmark file that is missing or cannot be read.
     """
@@ -70,13 +76,15 @@ def run(plan: Plan, out: Path) -> None:
     if unknown := dict.fromkeys(cost.method for cost in costs if cost.flops is None):
         notes.append(f"Arithmetic not estimated: {', '.join(unknown)}.")
     text = [f"## {TITLE}", "", *markdown.grid(layout, {}), *markdown.paragraphs(notes)]
-    write_text(out.with_suffix(".md"), "\n".join(text).rstrip() + "\n")
-    write_text(out.with_suffix(".tex"), latex.table_float("cost", f"{TITLE}. {' '.join(notes)}", layout, {}))
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([field.name for field in fields(Cost)])
     writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in astuple(cost)] for cost in costs)
-    write_text(out, stream.getvalue())
+    return {
+        ".md": "\n".join(text).rstrip() + "\n",
+        ".tex": latex.table_float("cost", f"{TITLE}. {' '.join(notes)}", layout, {}),
+        ".csv": stream.getvalue(),
+    }
 
 
 def measure(plan: Plan) -> list[Cost]:

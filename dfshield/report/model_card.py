@@ -42,10 +42,9 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
     _check_ledgers(plan, name, card)
     check(plan, plan.harden_cells(name), [hardened_place(plan, name)])
     data = Path(card_files(plan, name)["data"])
-    synthesis = header(data) if data.is_file() else None
-    if synthesis and synthesis["content_sha256"] != card.provenance.get("data_sha256"):
+    if data.is_file() and header(data)["content_sha256"] != card.provenance.get("data_sha256"):
         raise InputError(f"{student}: was trained on other data than {data}; train it again")
-    text = model_card(name, card, rows, synthesis)
+    text = card_text(name, card, rows, data)
     own(out, plan.config.name)
     with atomic(out / MODEL) as temporary:
         shutil.copyfile(student, temporary)
@@ -60,6 +59,11 @@ def _check_ledgers(plan: "Plan", name: str, card: Card) -> None:
     for cell in plan.harden_cells(name):
         if read_ledger(Path(cell.ledger)).model_sha256 != expected[cell.method]:
             raise InputError(f"{cell.ledger}: is the ledger of another model than this one; attack again")
+
+
+def card_text(name: str, card: Card, rows: Sequence[Row], data: Path) -> str:
+    """The card in Markdown, of a student with `card` and of the training set `data`, if it is still there."""
+    return model_card(name, card, rows, header(data) if data.is_file() else None)
 
 
 def model_card(name: str, card: Card, rows: Sequence[Row], synthesis: Mapping[str, Any] | None) -> str:

@@ -51,6 +51,8 @@ class Origin:
     """Options of the defence that an attacked model stood behind; None without one."""
     card: Card | None = None
     """Of a checkpoint."""
+    history: str = ""
+    """Hash of the CSV of metrics that training wrote beside a checkpoint; empty where it is not stated."""
 
 
 def _of_checkpoint(path: Path) -> Origin:
@@ -58,7 +60,8 @@ def _of_checkpoint(path: Path) -> Origin:
     made = card.provenance
     hashes = tuple(str(made[key]) for key in ("teacher_sha256", "data_sha256") if made.get(key))
     code, seed, options = (made.get(key) for key in ("code", "seed", "options"))
-    return Origin(card.tensors_sha256, hashes, card.real_data, str(code), seed, options, card=card)
+    history = str(made.get("metrics_sha256", ""))
+    return Origin(card.tensors_sha256, hashes, card.real_data, str(code), seed, options, card=card, history=history)
 
 
 def _of_trainset(path: Path) -> Origin:

@@ -4,21 +4,26 @@ The table is made again from the config that its run kept and from the evidence:
 same. Every file of the chain is read whole and has to state the options that the config asks for.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from dfshield.core.errors import InputError
+from dfshield.core.files import existing_file
+from dfshield.core.hashing import sha256_file
 from dfshield.models.card import read_card
 from dfshield.planning import frozen
 from dfshield.planning.cells import Cell
 from dfshield.planning.jobs import Job, Jobs
-from dfshield.planning.paths import HARDEN, RESULTS
+from dfshield.planning.paths import DATA, HARDEN, METRICS, RESULTS, STUDENT
 from dfshield.planning.plan import Plan
 from dfshield.planning.tables import TableSpec
 from dfshield.registry import metric
+from dfshield.report import cost
+from dfshield.report.content import hardened_place
 from dfshield.report.evidence import DAMAGED, EVIDENCE
-from dfshield.report.model_card import REPORT
+from dfshield.report.model_card import CARD, MODEL, REPORT, card_text
 from dfshield.report.origin import Origin, broken_link, chain, origin, other_than_asked
 from dfshield.report.rows import COLUMNS, Row, csv_of, read_csv
 from dfshield.report.table import build, texts
@@ -36,10 +41,14 @@ class BrokenLink(Exception):
 def verify(table: Path) -> int:
     """Print one line per row of a table CSV, OK or the first broken link; returns 1 if anything is broken, else 0.
 
-    Lines of rows that are missing, and of Markdown and LaTeX beside the table that say otherwise, follow. Files are
-    sought below the folder ``results`` that holds the table, or else below the table's own folder. Raises InputError if
+    Lines of rows that are missing, and of files beside the table that say otherwise, follow: Markdown, LaTeX, a
+    hardened model and its card. Files are sought below the folder ``results`` that holds the table, or else below the
+    table's own folder. A table without measured cells (formulas, cost) is made again and compared. Raises InputError if
     `table` is not a table CSV, or if no run below that folder has such a table.
     """
+    existing_file(table, "table CSV", f"make it with `snakemake {table}`")
+    if (other := _unmeasured(table)) is not None:
+        return _compared(table, other)
     rows = read_csv(table)
     if not rows:
         raise InputError(f"{table}: has no rows, so there is nothing to trace")
@@ -84,11 +93,9 @@ class Tracer:
     @classmethod
     def of(cls, table: Path, rows: list[Row]) -> "Tracer":
         """The tracer of the run that a table is of: the one most of whose evidence its rows name."""
-        folders = [folder for folder in table.resolve().parents if folder.name == RESULTS]
-        root = folders[0] if folders else table.resolve().parent
+        root = _root(table)
         found: list[tuple[int, Tracer]] = []
-        for config in sorted(root.glob(f"*/{frozen.CONFIG}")):
-            plan = Plan.of(frozen.load(config.parent).model_copy(update={"name": config.parent.name}))
+        for plan in _plans(root):
             cells, spec = _cells(plan, table)
             if cells:
                 own = cls(root, table, plan, cells, spec)
@@ -161,10 +168,13 @@ class Tracer:
         try:
             if job.stage not in ("attack", "diversity"):  # which have been read for the row
                 WHOLE.get(job.stage, verify_data)(path)
-            self.made[job.output] = origin(job.stage, path)
+            made = self.made[job.output] = origin(job.stage, path)
         except InputError as error:
             return str(error)
         assert job.place is not None
+        history = self.at(job.place.path(METRICS))
+        if made.history and history.is_file() and sha256_file(history) != made.history:
+            return f"{history}: is not as the training of {path} wrote it (edited or damaged); train again"
         if why := other_than_asked(self.plan, job.stage, job.place, self.made[job.output]):
             return f"{path}: {why} ({self.config})"
         why = broken_link(job, self.made)
@@ -181,13 +191,63 @@ class Tracer:
         if said := self.missing(rows):
             return said
         made = [self.again(cell) for cell in self.cells]
-        own = texts(self.plan, self.table.stem, made) if self.spec else {".csv": csv_of(made)}
-        files = {self.table.with_suffix(suffix): text for suffix, text in own.items()}
-        return [
-            f"{path}: line {_line(path, text)} is not as the run's config and evidence give it; make the table again"
-            for path, text in files.items()
-            if path.is_file() and path.read_bytes() != text.encode()
-        ]
+        if self.spec:
+            return _otherwise(self.table, texts(self.plan, self.table.stem, made))
+        return _otherwise(self.table, {".csv": csv_of(made)}) + self._hardened(made)
+
+    def _hardened(self, rows: list[Row]) -> list[str]:
+        """What is wrong with the model and the card beside the report of a hardened model."""
+        name = self.table.resolve().parent.name
+        place = hardened_place(self.plan, name)
+        student, data = (self.at(place.path(template)) for template in (STUDENT, DATA))
+        card, model = (self.table.with_name(name) for name in (CARD, MODEL))
+        text = card_text(name, read_card(student), rows, data)
+        said = _otherwise(card, {card.suffix: text})
+        if model.is_file() and model.read_bytes() != student.read_bytes():
+            said.append(f"{model}: is not {student} to the byte; make the hardened model again")
+        return said
+
+
+def _root(table: Path) -> Path:
+    """The folder that holds the folders of runs."""
+    folders = [folder for folder in table.resolve().parents if folder.name == RESULTS]
+    return folders[0] if folders else table.resolve().parent
+
+
+def _plans(root: Path) -> Iterator[Plan]:
+    """The plans of the runs whose config is kept below `root`."""
+    for config in sorted(root.glob(f"*/{frozen.CONFIG}")):
+        yield Plan.of(frozen.load(config.parent).model_copy(update={"name": config.parent.name}))
+
+
+def _unmeasured(table: Path) -> list[dict[str, str]] | None:
+    """What the runs' configs make of a table without measured cells, by suffix; None for a table that has some."""
+    if table.stem == "cost":
+        with contextlib.chdir(_root(table).parent):  # the measured times are in the folder ``logs`` there
+            return [cost.texts(plan) for plan in _plans(_root(table)) if plan.config.datasets]
+    plans = (plan for plan in _plans(_root(table)) if table.stem in plan.tables)
+    found = [texts(plan, table.stem, []) for plan in plans if not plan.tables[table.stem].metrics]
+    return found or None
+
+
+def _compared(table: Path, made: list[dict[str, str]]) -> int:
+    """Say whether the files of a table are those of one of the runs; returns 1 if not, else 0."""
+    said = min((_otherwise(table, own) for own in made), key=len, default=[f"{table}: no run has such a table"])
+    for line in said:
+        print(f"BROKEN  {line}")
+    if not said:
+        print(f"OK      {table} is as the run's config gives it")
+    return 1 if said else 0
+
+
+def _otherwise(table: Path, made: Mapping[str, str]) -> list[str]:
+    """A line for each file of a table, by its suffix, that is not as it was `made` again."""
+    files = {table.with_suffix(suffix): text for suffix, text in made.items()}
+    return [
+        f"{path}: line {_line(path, text)} is not as the run's config and evidence give it; make it again"
+        for path, text in files.items()
+        if path.is_file() and path.read_bytes() != text.encode()
+    ]
 
 
 def _line(path: Path, text: str) -> int:

@@ -52,6 +52,7 @@ def run(
     inputs = {"teacher_sha256": card.tensors_sha256, "data_sha256": trainset.attributes["content_sha256"]}
     kept = run_folder(state, "training", inputs, recipe, described, options.seed, code)
     trainer.fit(kept / "epoch.pt" if kept else None)
+    history = metrics_csv(METRICS, trainer.history)
     student = student_card(
         card,
         real_data=trainset.attributes["real_data"],
@@ -62,11 +63,12 @@ def run(
         seed=options.seed,
         updates=trainer.updates,
         diverged=trainer.diverged,
+        metrics=history,
         code=code,
         missing=missing,
     )
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:
-        write_text(metrics, metrics_csv(METRICS, trainer.history))
+        write_text(metrics, history)
     forget(kept)
     log(f"{out}: {trainer.updates} updates, tensors {sha[:16]}")

@@ -12,6 +12,7 @@ import pytest
 from support.snakemake import environment
 
 from dfshield.core import signals
+from dfshield.core.errors import InputError
 from dfshield.core.hdf5 import Sink
 from dfshield.core.signals import Stopped, handled, stop_if_asked
 
@@ -90,6 +91,21 @@ def test_a_stop_that_is_lost_in_a_destructor_is_raised_again(monkeypatch, recwar
         Lossy()
         wait(5)
         pytest.fail("went on")
+
+
+def test_a_stop_of_which_c_code_makes_an_error_is_a_stop():
+    with pytest.raises(Stopped, match="stopped by SIGUSR1; the same command begins anew"), handled():
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except Stopped:
+            raise InputError("teacher.safetensors: is not a whole safetensors file") from None
+
+
+def test_an_error_while_a_stop_waits_is_an_error():
+    with pytest.raises(InputError, match="no room"), handled():
+        stop_if_asked("piece", 1, 3)
+        signal.raise_signal(signal.SIGTERM)
+        raise InputError("no room")
 
 
 def test_no_exception_passes_through_the_hdf5_library(tmp_path, monkeypatch):

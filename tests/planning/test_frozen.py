@@ -10,6 +10,7 @@ from support.snakemake import ROOT, TINY
 
 from dfshield.core.errors import InputError
 from dfshield.planning import frozen
+from dfshield.planning.commands import ARGUMENTS
 from dfshield.planning.config import Config, check_config
 from dfshield.planning.plan import Plan
 
@@ -116,6 +117,31 @@ def test_the_folder_of_a_hardened_model_is_of_one_run() -> None:
     frozen.own(folder, "a")
     with pytest.raises(InputError, match=r"results/harden/mine: holds the model of the run 'a'.*another name"):
         frozen.own(folder, "b")
+
+
+@pytest.mark.parametrize("name", frozen.FILES)
+def test_a_config_that_was_damaged_is_refused(name: str) -> None:
+    """Also by commands by hand, which read the file itself; the next run writes it anew."""
+    texts = frozen.texts_of(config())
+    frozen.keep(HOME, texts)
+    assert parsed(HOME / "config.yaml") == 0
+    path = HOME / name
+    path.write_text(path.read_text().replace("a", "b", 1))
+    for read in (frozen.load, lambda folder: parsed(folder / "config.yaml")):
+        with pytest.raises(InputError, match=r"results/tiny/config\.yaml: it, .* is not as the run has kept it"):
+            read(HOME)
+    frozen.claim(HOME, texts).close()
+    assert frozen.load(HOME)
+    (HOME / frozen.SEAL).unlink()  # of an older program
+    assert frozen.load(HOME)
+
+
+def parsed(path: Path) -> int:
+    """Read a config as `--config` does."""
+    (convert,) = {argument.convert for argument in ARGUMENTS["cost"] if argument.name == "--config"}
+    assert convert
+    convert(path)
+    return 0
 
 
 def test_what_is_no_config() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 from support.ledgers import make_ledger, make_record
 
-from dfshield.core.hashing import canonical_json
+from dfshield.core.hashing import canonical_json, sha256_file
 from dfshield.models.checkpoints import Card, build_network, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.planning.paths import (
@@ -14,6 +14,7 @@ from dfshield.planning.paths import (
     IMAGES,
     IMAGES_DIVERSITY,
     LEDGER,
+    METRICS,
     NONE,
     STUDENT,
     TEACHER,
@@ -24,6 +25,7 @@ from dfshield.registry import DIVERSITY_METRICS
 from dfshield.sources.trainset import Writer
 
 SHAPE = (1, 8, 8)
+HISTORY = "epoch,loss\n1,0.5\n"
 
 
 def save(path: Path, weights: int, kind: str, factory: str | None = None, **provenance: object) -> str:
@@ -88,6 +90,9 @@ def fake_run(plan: Plan, cells: list) -> None:
             student = place.path(STUDENT)
             if student not in students:
                 options = described(plan, plan.recipe_stage(place.recipe), place)
+                Path(student).parent.mkdir(parents=True, exist_ok=True)
+                Path(place.path(METRICS)).write_text(HISTORY)
+                hashes["metrics_sha256"] = sha256_file(Path(place.path(METRICS)))
                 students[student] = save(
                     Path(student), 1 + number, "student", real_data=real_data, options=options, source=place.source,
                     recipe=plan.recipes[place.recipe][0], seed=cell.seed, **hashes,

@@ -23,7 +23,8 @@ from dfshield.planning.paths import (
     STUDENT,
 )
 from dfshield.planning.plan import Plan
-from dfshield.report import model_card
+from dfshield.report import cost, model_card
+from dfshield.report.content import measurements
 from dfshield.report.rows import read_csv, write_csv
 from dfshield.report.table import run as make_table
 from dfshield.sources.trainset import header
@@ -436,7 +437,42 @@ def test_bad_input(tmp_path: Path) -> None:
         verify(tmp_path / "empty.csv")
 
 
-def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_metrics_that_were_edited(table: Callable[[str], Path], capsys: pytest.CaptureFixture[str]) -> None:
+    path = table("table8")
+    metrics = next(Path("results").rglob("metrics.csv"))
+    metrics.write_text(metrics.read_text().replace("0.5", "0.4"))
+    assert verify(path) == 1
+    assert f"{metrics}: is not as the training of " in capsys.readouterr().out
+    metrics.unlink()  # nothing is read from it
+    assert verify(path) == 0
+
+
+@pytest.mark.parametrize("name", ["table2", "cost"])
+@pytest.mark.parametrize("suffix", [".csv", ".md", ".tex"])
+def test_tables_without_cells(
+    table: Callable[[str], Path], capsys: pytest.CaptureFixture[str], name: str, suffix: str
+) -> None:
+    """Formulas, and the cost of methods: made again and compared."""
+    table("table4")
+    plan = Plan.of(frozen.load(Path("results/demo")))
+    for benchmark in map(Path, measurements(plan)):
+        benchmark.parent.mkdir(parents=True, exist_ok=True)
+        benchmark.write_text("s\n2.5\n")
+    out = Path(f"results/{name}.csv")
+    if name == "cost":
+        cost.run(plan, out)
+    else:
+        make_table(plan, name, out)
+    assert verify(out) == 0
+    file = out.with_suffix(suffix)
+    file.write_bytes(file.read_bytes().replace(b"e", b"f", 1))
+    assert verify(out) == 1
+    assert f"BROKEN  {file.absolute()}: line " in capsys.readouterr().out.replace(f" {file}", f" {file.absolute()}")
+
+
+def test_hardened_model_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     """The card stage writes model, report and card; the report verifies; a foreign ledger is refused."""
     monkeypatch.chdir(tmp_path)
     entry = {
@@ -458,6 +494,13 @@ def test_hardened_model_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     out = Path("results/harden/mine")
     model_card.run(plan, "mine", student, out)
     assert (out / "model.safetensors").read_bytes() == student.read_bytes()
+    assert verify(out / "report.csv") == 0
+    for name in ("MODEL_CARD.md", "model.safetensors"):
+        whole = (out / name).read_bytes()
+        (out / name).write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+        assert verify(out / "report.csv") == 1
+        assert f"BROKEN  results/harden/mine/{name}: " in capsys.readouterr().out
+        (out / name).write_bytes(whole)
     assert verify(out / "report.csv") == 0
     text = (out / "MODEL_CARD.md").read_text()
     Path("c.yaml").write_text(yaml.safe_dump(values))
