@@ -34,6 +34,7 @@ def trials(x: Tensor) -> list[Tensor]:
 
     Extremes are the smallest and largest value of `x`, and noise is between them.
     """
+    x = x.detach()
     low, high = x.min(), x.max()
     noise = torch.rand((3, *x.shape[1:]), generator=generator("stand-in")).to(x)
     flat = torch.stack([torch.full_like(x[0], float(low)), torch.full_like(x[0], float(high))])
