@@ -22,7 +22,7 @@ from support.snakemake import environment
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "setpriv")
 """What the cluster needs; Debian's packages are munge, slurmctld, slurmd, slurm-client and util-linux."""
 PROFILE = ("--workflow-profile", "profiles/slurm", "--nocolor")
-# Without a data base of accounts the queue itself is asked, and, since jobs take seconds, soon and with little patience.
+# Without a data base of accounts the queue itself is asked; jobs take seconds, so it is asked soon.
 HERE = (
     *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"),
     *("--slurm-no-account", "--latency-wait", "5"),
@@ -57,7 +57,7 @@ KillWait=25
 ReturnToService=2
 GresTypes=gpu
 SlurmdParameters=config_overrides
-NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{node1},{node2}] CPUs=1 RealMemory={memory} Gres=gpu:1
+NodeName=node[1-2] NodeHostname=localhost NodeAddr=127.0.0.1 Port=[{node1},{node2}] {size}
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 """Memory is checked once a second by what processes hold, which works without control groups."""
@@ -113,7 +113,12 @@ class Cluster:
             for each in sockets:
                 each.bind(("127.0.0.1", 0))
             controller, node1, node2 = (each.getsockname()[1] for each in sockets)
-        values = {"controller": controller, "node1": node1, "node2": node2, "memory": self.memory}
+        values = {
+            "controller": controller,
+            "node1": node1,
+            "node2": node2,
+            "size": f"CPUs=1 RealMemory={self.memory} Gres=gpu:1",
+        }
         (folder / "slurm.conf").write_text(CONF.format(folder=folder, user=getpass.getuser(), **values))
         (folder / "nvidia0").symlink_to("/dev/null")
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/nvidia0\n")
@@ -129,7 +134,11 @@ class Cluster:
         self._daemon("slurmctld", "-D", "-c")
         for node in ("node1", "node2"):
             self.start_node(node)
-        wait_until(lambda: self.slurm("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split() == ["node1", "node2"], 60, self.told)
+        wait_until(lambda: self.idle() == ["node1", "node2"], 60, self.told)
+
+    def idle(self) -> list[str]:
+        """Names of idle nodes."""
+        return self.slurm("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").split()
 
     def start_node(self, node: str) -> None:
         """Start the daemon of a node."""
@@ -158,8 +167,8 @@ class Cluster:
     def job(self, rule: str, state: str = "RUNNING") -> str:
         """The number of a job of a rule in a state; empty if there is none."""
         lines = self.slurm("squeue", "-h", "-o", "%i %T %k").splitlines()
-        found = [number for number, own, comment in map(str.split, lines) if own == state and f"rule_{rule}_" in f"{comment}_"]
-        return found[0] if found else ""
+        found = [line.split() for line in lines if f" {state} rule_{rule}_" in f"{line}_"]
+        return found[0][0] if found else ""
 
     def snakemake(self, folder: Path, *words: str) -> subprocess.Popen[bytes]:
         """Start Snakemake on the cluster; what it says is appended to snakemake.out in the cluster's folder."""
@@ -219,7 +228,7 @@ class Cluster:
 
 def _read(process: int, name: str) -> str:
     try:
-        return Path(f"/proc/{process}/{name}").read_text(errors="replace").replace("", "")
+        return Path(f"/proc/{process}/{name}").read_text(errors="replace")
     except OSError:
         return ""
 
