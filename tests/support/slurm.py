@@ -16,17 +16,30 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TypeVar
 
 from support.snakemake import environment
 
+T = TypeVar("T")
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "setpriv")
 """What the cluster needs; Debian's packages are munge, slurmctld, slurmd, slurm-client and util-linux."""
-PROFILE = ("--workflow-profile", "profiles/slurm", "--nocolor")
-# Without a data base of accounts the queue itself is asked; jobs take seconds, so it is asked soon.
-HERE = (
-    *("--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "1"),
-    *("--slurm-no-account", "--latency-wait", "5"),
+# Without a data base of accounts the queue itself is asked.
+PROFILE = (
+    *("--workflow-profile", "profiles/slurm", "--slurm-status-command", "squeue", "--slurm-no-account"),
+    *("--slurm-init-seconds-before-status-checks", "1", "--latency-wait", "5", "--nocolor"),
 )
+# Jobs here take seconds; the executor waits ten seconds more after each look in vain.
+SNAKEMAKE = """
+import asyncio, sys
+from snakemake.cli import main
+from snakemake_executor_plugin_slurm import Executor
+
+async def sleep(self):
+    await asyncio.sleep(1)
+
+Executor.sleep = sleep
+main()
+"""
 CONF = """
 ClusterName=test
 SlurmctldHost=localhost(127.0.0.1)
@@ -78,7 +91,7 @@ def _found(command: str) -> str | None:
     return shutil.which(command, path=f"{os.environ.get('PATH', '')}:/usr/local/sbin:/usr/sbin:/sbin")
 
 
-def wait_until(what: Callable[[], object], seconds: float = 60, why: Callable[[], str] = str) -> object:
+def wait_until(what: Callable[[], T], seconds: float = 60, why: Callable[[], str] = str) -> T:
     """The first true value of `what`; fails, with what `why` tells, if there is none within the time."""
     end = time.monotonic() + seconds
     while not (found := what()):
@@ -94,12 +107,13 @@ class Cluster:
         self.folder, self.memory = folder, memory
         self.daemons: dict[str, subprocess.Popen[bytes]] = {}
         self.runs: list[subprocess.Popen[bytes]] = []
+        (folder / "tmp").mkdir()
         # The plugin's inner srun drops SLURM_CONF, which only a cluster without /etc/slurm/slurm.conf needs.
         (folder / "bin").mkdir()
         wrapper = folder / "bin/srun"
         wrapper.write_text(f'#!/bin/sh\nSLURM_CONF={folder}/slurm.conf exec {_found("srun")} "$@"\n')
         wrapper.chmod(0o755)
-        self.environment = environment() | {"SLURM_CONF": f"{folder}/slurm.conf"}
+        self.environment = environment() | {"SLURM_CONF": f"{folder}/slurm.conf", "TMPDIR": f"{folder}/tmp"}
         self.environment["PATH"] = f"{folder}/bin:{Path(sys.executable).parent}:{self.environment['PATH']}"
         for name in list(self.environment):  # of a queue that runs the tests themselves
             if name.startswith(("SLURM_", "SBATCH_", "SRUN_")) and name != "SLURM_CONF":
@@ -164,16 +178,24 @@ class Cluster:
         run = subprocess.run(words, env=self.environment, capture_output=True, text=True, check=False)
         return run.stdout.strip()
 
-    def job(self, rule: str, state: str = "RUNNING") -> str:
-        """The number of a job of a rule in a state; empty if there is none."""
-        lines = self.slurm("squeue", "-h", "-o", "%i %T %k").splitlines()
-        found = [line.split() for line in lines if f" {state} rule_{rule}_" in f"{line}_"]
-        return found[0][0] if found else ""
+    def jobs(self, rule: str, form: str = "%i", *words: str) -> list[str]:
+        """Facts of the jobs of a rule that are in the queue, in the words of ``squeue --format``."""
+        lines = self.slurm("squeue", "-h", "-S", "i", "-o", f"%k {form}", *words).splitlines()
+        return [line.split(maxsplit=1)[1] for line in lines if line.startswith((f"rule_{rule} ", f"rule_{rule}_"))]
+
+    def running(self, rule: str, count: int = 1) -> list[str]:
+        """Wait until jobs of a rule run, and return their numbers."""
+
+        def enough() -> list[str]:
+            found = self.jobs(rule, "%i", "-t", "RUNNING")
+            return found if len(found) >= count else []
+
+        return wait_until(enough, 120, self.said)
 
     def snakemake(self, folder: Path, *words: str) -> subprocess.Popen[bytes]:
         """Start Snakemake on the cluster; what it says is appended to snakemake.out in the cluster's folder."""
         with (self.folder / "snakemake.out").open("ab") as told:
-            command = [sys.executable, "-m", "snakemake", *words, *PROFILE, *HERE]
+            command = [sys.executable, "-c", SNAKEMAKE, *words, *PROFILE]
             run = subprocess.Popen(command, cwd=folder, env=self.environment, stdout=told, stderr=told)
         self.runs.append(run)
         return run
