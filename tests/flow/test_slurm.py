@@ -4,7 +4,6 @@ Whatever happens, the files are those of a run on one machine, byte for byte.
 """
 
 import hashlib
-import os
 import re
 import signal
 import subprocess
@@ -13,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import support.slurm
 import torch
 import yaml
-from support.slurm import Cluster, cluster, lacking, wait_until
+from support.slurm import Cluster, cluster, needed, wait_until
 from support.snakemake import TINY, environment, workspace
 
 from dfshield.planning.queue import largest_node
@@ -64,9 +64,7 @@ def hashes(folder: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def slurm() -> Iterator[Cluster]:
-    if missing := lacking():
-        told = f"SLURM: this machine lacks {', '.join(missing)}"
-        pytest.fail(told) if os.environ.get("DFSHIELD_NEEDS_SLURM") else pytest.skip(told)
+    needed()
     with cluster() as started:
         yield started
 
@@ -87,12 +85,22 @@ def undisturbed(slurm: Cluster, tmp_path_factory: pytest.TempPathFactory) -> tup
     return home / "cluster", hashes(home / "local")
 
 
+def test_without_slurm_the_tests_are_skipped_but_not_where_it_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(support.slurm, "COMMANDS", ("sh", "no-such-command"))
+    monkeypatch.delenv("DFSHIELD_NEEDS_SLURM", raising=False)
+    with pytest.raises(pytest.skip.Exception, match=r"^SLURM: this machine lacks no-such-command"):
+        needed()
+    monkeypatch.setenv("DFSHIELD_NEEDS_SLURM", "1")
+    with pytest.raises(pytest.fail.Exception, match=r"^SLURM: this machine lacks no-such-command"):
+        needed()
+
+
 def test_the_files_are_those_of_one_machine(slurm: Cluster, undisturbed: tuple[Path, dict[str, str]]) -> None:
     folder, expected = undisturbed
     assert hashes(folder) == expected
     assert len(expected) > 12
-    gpus = slurm.slurm("squeue", "-h", "-t", "all", "-o", "%b %k").splitlines()
-    assert len(gpus) == 9 and all(line.startswith("N/A rule_") for line in gpus), "device: cpu asks for no GPU"
+    jobs = slurm.slurm("scontrol", "--oneliner", "show", "jobs").splitlines()
+    assert len(jobs) == 9 and not any("gpu" in job for job in jobs), "device: cpu asks for no GPU"
 
 
 def test_jobs_cancelled_signalled_and_lost(
@@ -163,4 +171,4 @@ def test_a_gpu_that_the_queue_gives_and_pytorch_does_not_see_is_refused(slurm: C
     assert run.wait(120) == 1
     (log,) = (folder / ".snakemake/slurm_logs/rule_teacher/gpu_digits_cnn-s").glob("*.log")
     assert "device: CUDA_VISIBLE_DEVICES is 0, but PyTorch" in log.read_text()
-    assert slurm.slurm("squeue", "-h", "-t", "all", "-o", "%b", "-j", log.stem) != "N/A"
+    assert "TresPerJob=gres:gpu:1" in slurm.slurm("scontrol", "show", "job", log.stem)

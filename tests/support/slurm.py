@@ -5,8 +5,8 @@ by its process id. Whatever else the cluster starts has the folder in its enviro
 """
 
 import contextlib
-import getpass
 import os
+import pwd
 import shutil
 import signal
 import socket
@@ -18,11 +18,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
 from support.snakemake import environment
 
 T = TypeVar("T")
 COMMANDS = ("munged", "slurmctld", "slurmd", "sbatch", "squeue", "scancel", "scontrol", "sinfo", "srun", "setpriv")
-"""What the cluster needs; Debian's packages are munge, slurmctld, slurmd, slurm-client and util-linux."""
+"""What the cluster needs; `.ci/run` has the names of Debian's packages."""
 # Without a data base of accounts the queue itself is asked.
 PROFILE = (
     *("--workflow-profile", "profiles/slurm", "--slurm-status-command", "squeue", "--slurm-no-account"),
@@ -77,13 +78,24 @@ PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 
 
 def lacking() -> list[str]:
-    """Commands of SLURM, and the Python plugin, that this machine does not have."""
+    """What this machine does not have of what the cluster needs."""
     missing = [name for name in COMMANDS if _found(name) is None]
     try:
         import snakemake_executor_plugin_slurm  # noqa: F401
     except ImportError:
         missing.append("snakemake-executor-plugin-slurm")
+    try:
+        pwd.getpwuid(os.getuid())
+    except KeyError:  # SLURM refuses a user without one
+        missing.append("a name for this user")
     return missing
+
+
+def needed() -> None:
+    """Skip the test where SLURM is missing, or fail it where the variable DFSHIELD_NEEDS_SLURM is set."""
+    if missing := lacking():
+        told = f"SLURM: this machine lacks {', '.join(missing)}"
+        pytest.fail(told) if os.environ.get("DFSHIELD_NEEDS_SLURM") else pytest.skip(told)
 
 
 def _found(command: str) -> str | None:
@@ -133,7 +145,7 @@ class Cluster:
             "node2": node2,
             "size": f"CPUs=1 RealMemory={self.memory} Gres=gpu:1",
         }
-        (folder / "slurm.conf").write_text(CONF.format(folder=folder, user=getpass.getuser(), **values))
+        (folder / "slurm.conf").write_text(CONF.format(folder=folder, user=os.getuid(), **values))
         (folder / "nvidia0").symlink_to("/dev/null")
         (folder / "gres.conf").write_text(f"Name=gpu File={folder}/nvidia0\n")
         key = folder / "munge.key"
@@ -204,7 +216,7 @@ class Cluster:
         """All that Snakemake has said."""
         return (self.folder / "snakemake.out").read_text()
 
-    def ends_well(self, run: subprocess.Popen[bytes], seconds: float = 240) -> None:
+    def ends_well(self, run: subprocess.Popen[bytes], seconds: float = 400) -> None:
         """Wait for a run of Snakemake; fails unless all its jobs ended well."""
         try:
             status = run.wait(seconds)
