@@ -112,7 +112,7 @@ def test_it_is_not_estimated(copy):
     assert "Not estimated, and so not in these figures: attack signs." in text
 
 
-@pytest.mark.parametrize("document", ["docs/developing.md", "docs/cost.md", "README.md"])
+@pytest.mark.parametrize("document", ["docs/developing.md", "docs/cost.md", "docs/cluster.md", "README.md"])
 def test_files_that_are_named_are_there(document):
     text = (ROOT / document).read_text(encoding="utf-8")
     named = re.findall(

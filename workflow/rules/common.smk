@@ -13,6 +13,7 @@ from snakemake.settings.types import DeploymentMethod
 from dfshield.core.device import cuda_devices
 from dfshield.core.hashing import canonical_json
 from dfshield.options.flags import as_flags
+from dfshield.planning import queue
 from dfshield.planning.inputs import below_data, own_model, sha256_of
 from dfshield.planning.jobs import CARD, TABLE, default_tables
 from dfshield.planning.paths import DATA, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVERSITY, LEDGER, METRICS
@@ -24,6 +25,7 @@ from dfshield.report.content import card_files, evidence, measurements, table_co
 STATE = f"{RESULTS}/.state"
 CONFIG = frozen.folder_of(plan.config.name) / frozen.CONFIG
 COST = f"{RESULTS}/cost.csv"
+PARTITION = workflow.resource_settings._parsed_default_resources.get("slurm_partition").raw
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
 
@@ -54,7 +56,7 @@ def job_options(stage, wildcards):
 
 
 def ask(stage):
-    """Resources of a rule: one GPU where the job will use CUDA, memory and time."""
+    """Resources of a rule: one GPU where the job will use CUDA; memory and time, more where they were too little."""
     own = STAGES[stage]
 
     def gpu(wildcards):
@@ -63,11 +65,17 @@ def ask(stage):
             return 1 if cuda_devices() else 0
         return 0 if device == "cpu" else 1
 
-    return {
-        "gpu": gpu,
-        "mem_mb": lambda wildcards, attempt: own.memory_mb * min(attempt, 4),
-        "runtime": own.minutes if own.resumes else lambda wildcards, attempt: own.minutes * attempt,
-    }
+    def logs(rulename, wildcards):
+        return queue.job_folder(getattr(workflow.executor_settings, "logdir", None), rulename, wildcards)
+
+    def memory(wildcards, rulename):
+        return queue.memory_mb(own.memory_mb, logs(rulename, wildcards), PARTITION)
+
+    def minutes(wildcards, rulename):
+        return queue.minutes(own.minutes, logs(rulename, wildcards))
+
+    # A job that resumes goes on in as much time again.
+    return {"gpu": gpu, "mem_mb": memory, "runtime": own.minutes if own.resumes else minutes}
 
 
 def cores(stage):
