@@ -124,8 +124,8 @@ def test_two_runs_do_not_write_one_hardened_model(folder: Path) -> None:
     check_config(values)
     (folder / "mine.yaml").write_text(yaml.safe_dump(values))
     (folder / "data").mkdir(exist_ok=True)
-    (folder / "data/net.pt").touch()
-    (folder / "net.py").touch()
+    (folder / "data/net.pt").write_text("weights")
+    (folder / "net.py").write_text("def net(): ...\n")
     frozen.own(folder / "results/harden/mine", "a")
     run = snakemake(folder, "harden", "-n", *CONFIG)
     assert run.returncode != 0

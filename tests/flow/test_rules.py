@@ -11,6 +11,7 @@ from support.commands import SHOWN, counted, kept, options, parsed, plan_of, pri
 from support.snakemake import ROOT, cpu_seconds, jobs, python, snakemake, workspace
 from support.workflow import PAPER
 
+from dfshield.planning import frozen
 from dfshield.planning.config import load_config
 from dfshield.planning.jobs import Job, Jobs
 from dfshield.planning.paths import DATA, HARDEN, IMAGES_DIVERSITY, Place, log_of
@@ -265,7 +266,7 @@ def test_from_elsewhere(folder, tmp_path):
     assert jobs(snakemake(tmp_path / "own", *words))["table"] == 1
     assert "table" in jobs(snakemake(tmp_path / "own", *words, "--configfile", str(tmp_path / "mine.yaml")))
     kept = tmp_path / "own/results/mine/config.yaml"
-    assert Plan.of(load_config(kept)).tables.keys() == {"table4"}
+    assert Plan.of(frozen.load(kept.parent)).tables.keys() == {"table4"}
     (tmp_path / "own.yaml").unlink()
     line = refusal(snakemake(tmp_path / "own", *words, "--configfile", str(tmp_path / "mine.yaml")))
     assert f"tables: own.yaml: cannot be read, there is no such file ({tmp_path}/own.yaml or {tmp_path}/own/" in line

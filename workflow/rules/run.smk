@@ -23,7 +23,7 @@ def begin():
 
 
 def current(stage, template):
-    """Input function of a rule that adds no file: has the rule's output made again if it is of another config.
+    """Input function of a rule that adds no file. It has the output made again if that is of another config.
 
     Snakemake knows by its own records, in .snakemake. Where it has none, or one of another file, what the output says
     of itself decides.
