@@ -148,7 +148,7 @@ def _load(card: Card) -> list[str]:
         place, _, function = card.factory.rpartition(":")
         module = Path(place).stem if place.endswith(".py") else place
         arguments = ", ".join(f"{key}={value!r}" for key, value in card.arguments.items())
-        names = f"from {module} import {function}", f"net = {function}({arguments})"
+        names = f"from {module} import {function}", f"net = {function}({arguments}).float()"
     else:
         arguments = f'"{card.model}", {tuple(card.input_shape)}, {card.classes}'
         names = "from dfshield.models.checkpoints import build_network", f"net = build_network({arguments})"
@@ -157,8 +157,11 @@ def _load(card: Card) -> list[str]:
     code = [
         "from safetensors.torch import load_file",
         names[0],
-        f"{names[1]}.eval()",
-        f'net.load_state_dict(load_file("{MODEL}"))',
+        names[1],
+        "net.eval()",
+        "state = net.state_dict()",
+        f'state.update(load_file("{MODEL}"))',
+        "net.load_state_dict(state)",
         f"logits = net((images - {mean}) / {std})  # images: (N, {shape}) in [0,1]",
     ]
     return ["## Use", "", "```python", *code, "```", ""]

@@ -16,6 +16,7 @@ from dfshield.evaluation import attack
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.options import AttackOptions, TeacherOptions, TrainOptions
 from dfshield.options.sources import Inversion
+from dfshield.report import model_card
 from dfshield.sources import inversion, trainset
 from dfshield.training import train
 from dfshield.training.teacher import run
@@ -88,11 +89,28 @@ def through_all_stages(name, folder, monkeypatch, factory):
     return trainset.read(synthetic).images, weights, ledgers
 
 
+def as_the_model_card_says(student, factory, x):
+    """Logits of a student by the code of its model card, and by the program."""
+    model, card = load_checkpoint(student, factory=factory)
+    (code,) = re.findall(r"```python\n(.*?)```", model_card.model_card("mine", card, [], None), re.DOTALL)
+    *loading, computing = code.replace(model_card.MODEL, str(student)).splitlines()
+    space = {"images": x}
+    exec("\n".join(loading), space)
+    with seeded(0), torch.no_grad():
+        exec(computing, space)
+    with seeded(0), torch.no_grad():
+        return space["logits"], model(x)
+
+
 @pytest.mark.parametrize("name", USED)
 def test_what_is_accepted_is_as_its_plain_self_in_all_stages(name, tmp_path, monkeypatch):
     images, (before, after), ledgers = through_all_stages(name, tmp_path / "own", monkeypatch, "support.zoo:build")
     assert any(not torch.equal(before[key], value) for key, value in after.items())
     assert all(len(ledger.label) == 20 for ledger in ledgers)
+    by_hand = as_the_model_card_says(
+        tmp_path / "own/student.safetensors", "support.zoo:build", torch.rand(5, 3, 16, 16)
+    )
+    torch.testing.assert_close(*by_hand)
     if ZOO[name].plainly is None:
         return
     plain, weights, verdicts = through_all_stages(name, tmp_path / "plain", monkeypatch, "support.zoo:plain")

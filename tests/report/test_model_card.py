@@ -29,7 +29,7 @@ def test_model_card_says_what_the_ledgers_say_and_its_code_runs(tmp_path: Path, 
     monkeypatch.chdir(tmp_path)
     images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     code = re.search(r"```python\n(.*?)```", text, re.DOTALL)[1]  # type: ignore[index]
-    assert len(code.splitlines()) == 5
+    assert len(code.splitlines()) == 8
     space: dict = {"images": images}
     exec(code, space)
     assert torch.allclose(space["logits"], classifier(images), atol=1e-6)
