@@ -96,6 +96,8 @@ def to_images(
     count = min(limit or shape[0], shape[0])
     check_memory(4 * count * channels * height * width, where)
     x, done = torch.empty(count, *input_shape, dtype=torch.float32), 0
+    if channels == 1:  # either layout in one; the strides decide which convolution PyTorch takes, so they are kept
+        x = x.view(count, height, width, 1).permute(0, 3, 1, 2)
     low, high = np.inf, -np.inf
     for block in _blocks(pixels, count):
         values = _floats(block, where)

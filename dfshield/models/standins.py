@@ -137,21 +137,20 @@ def settle(classifier: Classifier, input_shape: tuple[int, int, int]) -> None:
 def settle_layout(classifier: Classifier, x: Tensor) -> None:
     """Choose channels_last, the fastest layout, if it changes nothing for images `x` (N,C,H,W); else contiguous.
 
-    A network that views or strides through memory raises in channels_last, or answers otherwise. The weights are
-    contiguous afterwards; `arranged` lays them out.
+    A network that views or strides through memory raises in channels_last, or answers otherwise. The weights stay as
+    they are; `arranged` lays them out.
     """
     inputs = trials(x)
-    classifier.layout = torch.contiguous_format
-    expected = answers(arranged(classifier), inputs)
-    classifier.layout = torch.channels_last
-    arranged(classifier)
-    found = answers(classifier, [part.contiguous(memory_format=torch.channels_last) for part in inputs])
-    reason = "" if alike(found, expected) else "its answers differ there"
-    reason = _fails(classifier, x) or reason
+    with restored(classifier):  # strides, too: weights of one channel are contiguous in either layout, and not the same
+        classifier.layout = torch.contiguous_format
+        expected = answers(arranged(classifier), inputs)
+        classifier.layout = torch.channels_last
+        arranged(classifier)
+        found = answers(classifier, [part.contiguous(memory_format=torch.channels_last) for part in inputs])
+        reason = _fails(classifier, x) or ("" if alike(found, expected) else "its answers differ there")
     if reason:
         classifier.layout = torch.contiguous_format
         log(f"the network does not work in channels_last memory, which is faster ({reason}); contiguous is used")
-    classifier.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _fails(classifier: Classifier, x: Tensor) -> str:

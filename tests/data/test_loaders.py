@@ -367,3 +367,10 @@ def test_photographs_are_crops_of_the_two():
     assert 10 <= found <= 30  # a quarter of the eighty
     with pytest.raises(InputError, match="data set photographs has no split 'test'; it has train"):
         sets.load("photographs", "test", Path("nowhere"))
+
+
+def test_images_of_one_channel_have_one_layout():
+    """Theirs fit either layout, and PyTorch takes the convolution by the strides: other strides, other roundings."""
+    pixels, labels = np.zeros((3, 4, 5), np.uint8), np.arange(3)
+    assert sets.to_images(pixels, labels, (1, 4, 5), 3, "here").x.stride() == (20, 1, 5, 1)
+    assert sets.to_images(pixels[..., None].repeat(3, -1), labels, (3, 4, 5), 3, "here").x.is_contiguous()
