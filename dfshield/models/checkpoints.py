@@ -72,7 +72,7 @@ def load_checkpoint(
     if _name(card.factory) != _name(factory):
         raise InputError(f"{path}: {_factory_remedy(card.factory, factory)}")
     state, _ = read_safetensors(path)
-    build: Callable[[], nn.Module] | None = None
+    build: Callable[..., nn.Module] | None = None
     if card.factory is None:
         with torch.device("meta"):  # no memory and no time for weights that are replaced at once
             net = build_network(card.model, card.input_shape, card.classes)

@@ -27,7 +27,7 @@ class Classifier(nn.Module):
         net: nn.Module,
         mean: Sequence[float],
         std: Sequence[float],
-        build: Callable[[], nn.Module] | None = None,
+        build: Callable[..., nn.Module] | None = None,
     ) -> None:
         super().__init__()
         self.net, self.build = net, build

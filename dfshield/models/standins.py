@@ -27,6 +27,12 @@ REMEDY = (
     "return everything from forward, and keep no feature map, module or tensor of the network in closures of hooks, "
     "globals or plain lists"
 )
+OTHER_SEED = 1
+"""Seed of the first weights of a second network."""
+REGISTER = (
+    "register all layers (nn.ModuleList in place of a list) and keep all that it needs in parameters and buffers, "
+    "with no random numbers drawn by the factory"
+)
 
 
 def trials(x: Tensor) -> list[Tensor]:
@@ -132,6 +138,21 @@ def settle(classifier: Classifier, input_shape: tuple[int, int, int]) -> None:
         raise InputError(f"no copy of the network computes what the network computes; {REMEDY}")
     if classifier.anew:
         log("a copy of the network answers from the original; where a second one is needed the factory builds it")
+
+
+def check_second(classifier: Classifier, input_shape: tuple[int, int, int]) -> None:
+    """Raise InputError unless a second network, from other first weights, is the same once it has the tensors.
+
+    Tensors are all that is stored of a student. `input_shape` is (C,H,W).
+    """
+    assert classifier.build is not None
+    x = torch.rand((3, *input_shape), generator=generator("second")).to(classifier.mean.device)
+    net = classifier.build(seed=OTHER_SEED).to(x.device)
+    net.load_state_dict(classifier.net.state_dict())
+    second = Classifier(net, classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()).to(x.device)
+    second.layout = classifier.layout
+    if not stands_for(second, classifier, x):
+        raise InputError(f"a second network with the same weights computes something else; {REGISTER}")
 
 
 def settle_layout(classifier: Classifier, x: Tensor) -> None:

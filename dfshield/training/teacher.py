@@ -28,7 +28,7 @@ from dfshield.models.factory import build_network
 from dfshield.models.formats import weights_sha256
 from dfshield.models.probe import probe
 from dfshield.models.pytorchcv import find_pretrained
-from dfshield.models.standins import settle
+from dfshield.models.standins import check_second, settle
 from dfshield.models.user_code import as_author
 from dfshield.models.weights import load_weights
 from dfshield.options import TeacherOptions
@@ -85,7 +85,7 @@ def run(
         found = find_pretrained(model, dataset, folder)
     else:
         found = None
-    build = partial(build_network, model, expected.input_shape, expected.classes, factory, arguments, options.seed)
+    build = partial(build_network, model, expected.input_shape, expected.classes, factory, arguments, seed=options.seed)
     classifier = Classifier(build(), expected.mean, expected.std, build)
     kept = None
     if found:
@@ -124,6 +124,7 @@ def _probed(classifier: Classifier, expected: Input, model: str, factory: str | 
         try:
             if factory:
                 settle(classifier, expected.input_shape)
+                check_second(classifier, expected.input_shape)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
     for line in said:

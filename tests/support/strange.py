@@ -227,6 +227,39 @@ def in_eval_without_graph(self, x):
         return Plain.forward(self, x)
 
 
+class InPlainList(Plain):
+    """A layer in a list, which PyTorch does not see: it is in no file of weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.layers = [nn.Conv2d(12, 12, 1)]
+
+    def head(self, x):
+        return super().head(F.relu(self.layers[0](x)))
+
+
+class DrawsConstant(Plain):
+    """A random projection that the constructor draws, as an attribute."""
+
+    def __init__(self):
+        super().__init__()
+        self.projection = torch.randn(12, 12)
+
+    def head(self, x):
+        return self.fc(x.mean((2, 3)) @ self.projection)
+
+
+class NotKept(Plain):
+    """A random projection in a buffer that is not stored."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("projection", torch.randn(12, 12), persistent=False)
+
+    def head(self, x):
+        return self.fc(x.mean((2, 3)) @ self.projection)
+
+
 def ends(self, x):
     raise SystemExit(3)
 

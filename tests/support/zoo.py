@@ -20,8 +20,11 @@ from dfshield.core.rng import seeded
 from .kept import KEPT
 from .strange import (
     ActiveNorm,
+    DrawsConstant,
     Extra,
     FrozenNorm,
+    InPlainList,
+    NotKept,
     Outputs,
     Plain,
     ReturnsNothing,
@@ -126,6 +129,7 @@ def of_plain(build: Callable[[], nn.Module]) -> Entry:
 
 
 NOTHING_TO_MATCH = "no BatchNorm2d layer with running statistics"
+SECOND = "a second network with the same weights computes something else; register all layers"
 SMALL = {
     "plain": Entry(Plain),
     **{name: of_plain(build) for name, build in KEPT.items()},
@@ -246,6 +250,9 @@ SMALL = {
     "activation checkpoints": Entry(
         changed(checkpointed), refusal="calls bn1, bn2 again in its backward pass.*checkpoint"
     ),
+    "layer in a plain list": Entry(InPlainList, refusal=SECOND),
+    "random constant": Entry(DrawsConstant, refusal=SECOND),
+    "random buffer that is not stored": Entry(NotKept, refusal=SECOND),
     "ends the program": Entry(changed(ends), refusal=r"it ended the program \(SystemExit: 3\)"),
 }
 """Networks of one idea each, which take milliseconds."""
