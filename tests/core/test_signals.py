@@ -19,6 +19,14 @@ from dfshield.core.signals import Stopped, handled, stop_if_asked
 ASKED = [signal.SIGTERM, signal.SIGUSR1]
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """SIGINT is as in a terminal, also where a shell runs the tests in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 def wait(seconds: float) -> None:
     """Work in Python, where handlers run."""
     end = time.monotonic() + seconds

@@ -259,17 +259,17 @@ def test_from_elsewhere(folder, tmp_path):
     """Default tables lie beside the Snakefile; a config's own beside the config; commands by hand find them again."""
     values = yaml.safe_load((ROOT / "config/config.yaml").read_text())
     (tmp_path / "own").mkdir()
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"tables": "own.yaml", "name": "mine"}))
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"tables": "theirs.yaml", "name": "mine"}))
     rows = yaml.safe_load((ROOT / "config/tables.yaml").read_text())
-    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"table4": rows["table4"]}))
+    (tmp_path / "theirs.yaml").write_text(yaml.safe_dump({"table4": rows["table4"]}))
     words = ("-n", "-s", str(folder / "Snakefile"))
     assert jobs(snakemake(tmp_path / "own", *words))["table"] == 1
     assert "table" in jobs(snakemake(tmp_path / "own", *words, "--configfile", str(tmp_path / "mine.yaml")))
     kept = tmp_path / "own/results/mine/config.yaml"
     assert Plan.of(frozen.load(kept.parent)).tables.keys() == {"table4"}
-    (tmp_path / "own.yaml").unlink()
+    (tmp_path / "theirs.yaml").unlink()
     line = refusal(snakemake(tmp_path / "own", *words, "--configfile", str(tmp_path / "mine.yaml")))
-    assert f"tables: own.yaml: cannot be read, there is no such file ({tmp_path}/own.yaml or {tmp_path}/own/" in line
+    assert f"tables: theirs.yaml: cannot be read, there is no such file ({tmp_path}/theirs.yaml or {tmp_path}/own/" in line
 
 
 @pytest.mark.parametrize(
