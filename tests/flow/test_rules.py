@@ -269,7 +269,8 @@ def test_from_elsewhere(folder, tmp_path):
     assert Plan.of(frozen.load(kept.parent)).tables.keys() == {"table4"}
     (tmp_path / "theirs.yaml").unlink()
     line = refusal(snakemake(tmp_path / "own", *words, "--configfile", str(tmp_path / "mine.yaml")))
-    assert f"tables: theirs.yaml: cannot be read, there is no such file ({tmp_path}/theirs.yaml or {tmp_path}/own/" in line
+    places = f"({tmp_path}/theirs.yaml or {tmp_path}/own/"
+    assert f"tables: theirs.yaml: cannot be read, there is no such file {places}" in line
 
 
 @pytest.mark.parametrize(
