@@ -25,7 +25,6 @@ BUDGET = 2_000_000_000
 OF_A_NUMBER = 50
 """Multiply-adds that take as long as writing one number of a layer's output and reading it again."""
 NORMS = nn.modules.batchnorm._BatchNorm
-CHANNELS_LAST = torch.channels_last
 
 
 class Setting(NamedTuple):
@@ -34,7 +33,6 @@ class Setting(NamedTuple):
     rows: slice
     """Which of the images."""
     train: bool = False
-    layout: torch.memory_format = torch.contiguous_format
     bf16: bool = False
     gradient: bool = True
 
@@ -42,7 +40,7 @@ class Setting(NamedTuple):
     def text(self) -> str:
         """For a person, without the number of images."""
         mode = "training mode" if self.train else "eval mode"
-        return mode + ", channels_last" * (self.layout is CHANNELS_LAST) + ", bf16 autocast" * self.bf16
+        return mode + ", bf16 autocast" * self.bf16
 
 
 ONE, TWO, MANY = slice(0, 1), slice(1, 3), slice(None)
@@ -171,9 +169,9 @@ def _size(classifier: Classifier, input_shape: tuple[int, int, int]) -> int:
 
 def _pass(classifier: Classifier, x: Tensor, setting: Setting) -> Pass:
     found = Pass(len(x), f"{len(x)} image{'s' if len(x) > 1 else ''} in {setting.text}")
-    net = classifier.net.to(memory_format=setting.layout)  # type: ignore[call-overload]
+    net = classifier.net
     net.train(setting.train)
-    x = x.contiguous(memory_format=setting.layout).requires_grad_(setting.gradient)
+    x = x.clone().requires_grad_(setting.gradient)
     try:
         with torch.set_grad_enabled(setting.gradient):
             z = (x - classifier.mean) / classifier.std

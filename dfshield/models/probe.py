@@ -1,6 +1,6 @@
 """What a strange network is checked for before any work: the ways in which one computes right and yet cannot be used.
 
-A network is run as the stages run it (`dfshield.models.passes`): both modes, forwards and backwards, both layouts, fp32
+A network is run as the stages run it (`dfshield.models.passes`): both modes, forwards and backwards, fp32
 and bf16, batches of several sizes. Each entry of `CHECKS` knows one trouble and its remedy. A refusal is an InputError
 of one line; what can be worked with is said.
 """

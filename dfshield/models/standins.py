@@ -195,16 +195,15 @@ def generated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     chosen: list[Callable[..., Tensor]] = []
 
     def call(*arguments: Any) -> Tensor:
-        if chosen:
-            return chosen[0](*arguments)
-        with kept_buffers(function), seeded(0), torch.no_grad():
-            expected = function(*arguments)
-        found: Tensor = made(*arguments)
-        chosen.append(made if alike([found.detach()], [expected]) else function)
-        if chosen == [made]:
-            return found
-        log("generated code of the network answers otherwise than the network; it is not used")
-        return function(*arguments)
+        if not chosen:
+            with kept_buffers(function), seeded(0), torch.no_grad():
+                expected = function(*arguments)
+            with kept_buffers(function), seeded(0):
+                found = made(*arguments).detach()
+            chosen.append(made if alike([found], [expected]) else function)
+            if chosen == [function]:
+                log("generated code of the network answers otherwise than the network; it is not used")
+        return chosen[0](*arguments)
 
     return call
 

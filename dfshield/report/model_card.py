@@ -158,10 +158,10 @@ def _load(card: Card) -> list[str]:
         "from safetensors.torch import load_file",
         names[0],
         names[1],
-        "net.eval()",
         "state = net.state_dict()",
         f'state.update(load_file("{MODEL}"))',
         "net.load_state_dict(state)",
+        "net.eval()",
         f"logits = net((images - {mean}) / {std})  # images: (N, {shape}) in [0,1]",
     ]
     return ["## Use", "", "```python", *code, "```", ""]

@@ -83,14 +83,9 @@ def _watched_norm(x: torch.Tensor, layer: nn.BatchNorm2d, k: int) -> tuple[torch
     output = F.batch_norm(
         x, layer.running_mean, layer.running_var, layer.weight, layer.bias, training=False, eps=layer.eps
     )
-    return output, *_statistics(x, k)
-
-
-def _statistics(x: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Means and biased variances, each (k,C), of k stacked batches (k·B,C,H,W)."""
     parts = x.float().unflatten(0, (k, -1))
     mean = parts.mean((1, 3, 4))
-    return mean, parts.square().mean((1, 3, 4)) - mean.square()
+    return output, mean, parts.square().mean((1, 3, 4)) - mean.square()
 
 
 class BatchStatistics:
@@ -122,7 +117,9 @@ class BatchStatistics:
 
     def _look(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
         assert isinstance(layer, nn.BatchNorm2d)
-        self.seen.append((layer, *_statistics((*inputs, *named.values())[0], self.k)))
+        parts = (*inputs, *named.values())[0].float().unflatten(0, (self.k, -1))
+        variance, mean = torch.var_mean(parts, (1, 3, 4), correction=0)
+        self.seen.append((layer, mean, variance))
 
     def feature_loss(self) -> torch.Tensor:
         """Shape (k,); forgets what was recorded."""

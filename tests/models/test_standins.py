@@ -122,8 +122,16 @@ def test_generated_code_is_compared_once(monkeypatch, capsys):
         live = classifier(Plain())
         call = generated(live)
         assert all(torch.equal(call(X), live(X)) for _ in range(3))
-    assert calls == [0.0, 0.0, 0.0, 0.1]
+    assert calls == [0.0, 0.0, 0.0, 0.0, 0.1]
     assert "generated code of the network answers otherwise" in capsys.readouterr().err
+
+
+def test_generated_code_moves_statistics_as_often_as_it_is_called(monkeypatch):
+    for wrong in (0.0, 0.1):
+        monkeypatch.setattr(standins, "compiled", lambda f, wrong=wrong: lambda x: f(x) + wrong)
+        live = classifier(Plain()).train()
+        generated(live)(X)
+        assert live.net.bn1.num_batches_tracked == 1
 
 
 def test_a_copy_that_does_not_follow_is_found():
@@ -164,6 +172,13 @@ def test_layers_that_share_a_weight_go_on_sharing_it(tmp_path, monkeypatch):
 class Doubling(nn.BatchNorm2d):
     def forward(self, input):
         return 2 * super().forward(input)
+
+
+def test_variance_far_from_zero():
+    net = changed(Plain.forward, bn1=lambda: Doubling(8))().eval()
+    statistics = BatchStatistics(net)
+    net.bn1(1000 + torch.randn(64, 8, 16, 16))
+    torch.testing.assert_close(statistics.seen[0][2], torch.ones(1, 8), rtol=0.05, atol=0)
 
 
 @pytest.mark.parametrize("kind", [nn.BatchNorm2d, Doubling])
