@@ -146,7 +146,9 @@ class Cotrainer(EpochLoop):
         if self.options.student_start == "teacher":
             return copy.deepcopy(teacher)
         net = build_network(card.model, card.input_shape, card.classes, card.factory, card.arguments, self.options.seed)
-        return Classifier(net, card.mean, card.std).to(self.device)
+        student = Classifier(net, card.mean, card.std, teacher.build).to(self.device)
+        student.layout, student.anew = teacher.layout, teacher.anew
+        return student
 
     def fit(self, checkpoint: Path | None = None) -> None:
         """Train all epochs, as `EpochLoop.fit`; a student that sees one class where the teacher sees several failed."""

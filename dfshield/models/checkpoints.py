@@ -15,10 +15,12 @@ from torch import Tensor, nn
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
 from dfshield.core.hashing import canonical_json, digest
+from dfshield.core.rng import generator
 from dfshield.models.card import FORMAT, Card, hash_values, read_card
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.formats import read_safetensors
+from dfshield.models.rehearsal import check_second
 from dfshield.models.standins import settle
 from dfshield.models.user_code import as_author
 from dfshield.models.weights import check_finite, fit
@@ -41,7 +43,8 @@ def _bytes(value: Tensor) -> memoryview:
 def save_checkpoint(path: Path, model: Classifier, card: Card) -> str:
     """Write `model`'s network with `card` and return the SHA-256 of its tensors.
 
-    Raises InputError for weights that are not finite, ValueError if card and model disagree on the normalisation.
+    Raises InputError for weights that are not finite and for a user's network that would not be the same when the file
+    is loaded, ValueError if card and model disagree on the normalisation.
     """
     for name in ("mean", "std"):
         own = getattr(model, name).flatten().cpu()
@@ -50,6 +53,10 @@ def save_checkpoint(path: Path, model: Classifier, card: Card) -> str:
     # clones: safetensors refuses tensors that share memory (tied weights)
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.net.state_dict().items()}
     check_finite(state, f"{path}: not written")
+    if card.factory and model.build:
+        images = torch.rand((4, *card.input_shape), generator=generator("written")).to(model.mean.device)
+        with as_author(card.factory, f"{path}: not written: "):
+            check_second(model, images, f"{path}: not written: ")
     card = replace(card, tensors_sha256=hash_tensors(state))
     body = {"format": FORMAT} | asdict(card)
     content = save(state, metadata={"dfshield": canonical_json(body | {"sha256": digest(body)})})

@@ -52,7 +52,7 @@ def _user_network(factory: str, input_shape: Shape, classes: int, arguments: dic
 
 
 def _check_outputs(net: nn.Module, factory: str, input_shape: Shape, classes: int) -> None:
-    training = net.training
+    training, names = net.training, set(net.state_dict())
     try:
         with torch.no_grad():
             net.eval()
@@ -65,6 +65,11 @@ def _check_outputs(net: nn.Module, factory: str, input_shape: Shape, classes: in
     finally:
         net.train(training)
     refuse_misfit(logits, 1, classes, f"factory {factory}")
+    if late := sorted(set(net.state_dict()) - names):
+        raise InputError(
+            f"factory {factory}: makes {late[0]} at its first call, so no weights can be loaded into a new network; "
+            "make all layers in its constructor"
+        )
 
 
 def check_batchnorm(net: nn.Module, where: str) -> None:

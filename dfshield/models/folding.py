@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from dfshield.core.errors import InputError
+from dfshield.core.progress import log
 from dfshield.models.standins import REMEDY, arranged, generated, stands_for
 
 
@@ -18,7 +19,8 @@ class Folded(nn.Module):
     """Images (N,C,H,W) to the logits of the live model in eval mode; `refresh` follows the live model's weights.
 
     The folded network is compared with the live one at the first call, and again after one, two, four, eight, ...
-    refreshes. A plain copy takes its place if they differ: a network that tracing misreads is slow rather than wrong.
+    refreshes. A plain copy takes its place if they differ, and where that does not follow the live model either, a new
+    one at every refresh, which is said: slow rather than wrong.
     Raises InputError at that call for a network whose copies compute something else.
     """
 
@@ -27,7 +29,7 @@ class Folded(nn.Module):
         traced, self._pairs = _trace(live)
         self.net: nn.Module = traced or _frozen_copy(live)
         self._live = [live]  # in a list: not a submodule
-        self._refreshes = 0
+        self._refreshes, self._settled, self._follows = 0, False, True
         self._size, self._generated = 0, None  # type: tuple[int, Any]
         self._link()
         self.refresh()
@@ -60,6 +62,9 @@ class Folded(nn.Module):
         """Recompute the weights in place from the live model, after an optimiser step or a BatchNorm update."""
         self._due = self._refreshes & (self._refreshes - 1) == 0
         self._refreshes += 1
+        if not self._follows:
+            self.net = _frozen_copy(self._live[0])
+            return
         torch._foreach_copy_(self._targets, self._sources)
         for conv, norm, own in self._folds:
             scale = torch.rsqrt(norm.running_var + norm.eps)
@@ -90,12 +95,17 @@ class Folded(nn.Module):
         """Compare with the live model, on images like `x`."""
         self._due = False
         live = self._live[0]
+        before, self._settled = self._settled, True
         if stands_for(self.net, live, x):
             return
+        if before:
+            self._follows, self._size = False, 0
+            log("copies of the network do not follow its weights; a new one is made at every update, which is slow")
+        else:
+            log("the network with BatchNorm folded into its convolutions answers otherwise; a plain copy is used")
         self.net, self._pairs, self._generated = _frozen_copy(live), [], None
+        self._refreshes = 0  # compared at the next refresh again
         self._link()
-        self.refresh()
-        self._due = False
         if not stands_for(self.net, live, x):
             raise InputError(f"no copy of the network computes what the network computes; {REMEDY}")
 
@@ -142,6 +152,7 @@ def _trace(live: nn.Module) -> tuple[nn.Module | None, list[tuple[str, str]]]:
         once = len(source.users) == 1 and calls.count(source.target) == calls.count(node.target) == 1
         if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d or not once or norm.running_mean is None:
             continue
+        conv.weight = nn.Parameter(conv.weight.clone(), requires_grad=False)  # another may share it
         if conv.bias is None:
             conv.bias = nn.Parameter(torch.zeros_like(conv.weight[:, 0, 0, 0]), requires_grad=False)
         node.replace_all_uses_with(source)

@@ -156,7 +156,8 @@ def _size(classifier: Classifier, input_shape: tuple[int, int, int]) -> int:
         if isinstance(output, Tensor):
             work.append(output.numel() * (products + OF_A_NUMBER))
 
-    handles = [layer.register_forward_hook(count) for layer in classifier.net.modules()]
+    layers = [layer for layer in classifier.net.modules() if not isinstance(layer, torch.jit.ScriptModule)]
+    handles = [layer.register_forward_hook(count) for layer in layers]
     classifier.net.eval()
     try:
         with contextlib.suppress(Exception), torch.no_grad():  # its errors show in the passes

@@ -23,37 +23,38 @@ from dfshield.models.passes import restored
 M = TypeVar("M", bound=nn.Module)
 TOLERANCE = 1e-3
 """Largest deviation of a stand-in's logits, relative to the largest logit."""
+LOOSE_TOLERANCE = 0.1
+"""Norm of the deviation, relative to the whole, of what enlarges rounding: gradients at kinks, statistics of a batch.
+
+Measured on the networks of torchvision in both layouts: up to 0.03 for gradients of 4 images in eval mode, up to 0.001
+for logits of 8 images in training mode.
+"""
 REMEDY = (
     "return everything from forward, and keep no feature map, module or tensor of the network in closures of hooks, "
     "globals or plain lists"
 )
-OTHER_SEED = 1
-"""Seed of the first weights of a second network."""
-REGISTER = (
-    "register all layers (nn.ModuleList in place of a list) and keep all that it needs in parameters and buffers, "
-    "with no random numbers drawn by the factory"
-)
 
 
 def trials(x: Tensor) -> list[Tensor]:
-    """Inputs to compare on, of the size of the images `x` (N,C,H,W): some of them, one alone, and noise and extremes.
+    """Inputs to compare on, of the size of the images `x` (N,C,H,W): some of them, noise, extremes, and one alone.
 
-    Extremes are the smallest and largest value of `x`, and noise is between them.
+    Extremes are the smallest and largest value of `x`, everywhere and in random places; noise is between them.
     """
     x = x.detach()
     low, high = x.min(), x.max()
     noise = torch.rand((3, *x.shape[1:]), generator=generator("stand-in")).to(x)
-    flat = torch.stack([torch.full_like(x[0], float(low)), torch.full_like(x[0], float(high))])
+    flat = torch.stack([torch.full_like(x[0], float(low)), torch.full_like(x[0], float(high)), noise[0].round()])
+    flat[2] = low + (high - low) * flat[2]
     return [x[:2], low + (high - low) * noise, flat, x[:1]]
 
 
-def answers(net: nn.Module, inputs: list[Tensor]) -> list[Tensor] | None:
-    """Logits (N,classes) in eval mode, on the same random draws at every call; None where the network raises.
+def answers(net: nn.Module, inputs: list[Tensor], training: bool = False) -> list[Tensor] | None:
+    """Logits (N,classes) in either mode, on the same random draws at every call; None where the network raises.
 
     The network is as before afterwards.
     """
     device = inputs[0].device
-    with in_eval_mode(net), seeded(0, device), torch.no_grad(), torch.autocast(device.type, enabled=False):
+    with in_mode(net, training), seeded(0, device), torch.no_grad(), torch.autocast(device.type, enabled=False):
         try:
             return [net(x) for x in inputs]
         except Exception:  # the user's code may raise anything
@@ -61,11 +62,11 @@ def answers(net: nn.Module, inputs: list[Tensor]) -> list[Tensor] | None:
 
 
 @contextlib.contextmanager
-def in_eval_mode(net: nn.Module) -> Iterator[None]:
-    """Eval mode inside the block; modes and buffers are put back afterwards."""
+def in_mode(net: nn.Module, training: bool) -> Iterator[None]:
+    """Training or eval mode inside the block; modes and buffers are put back afterwards."""
     modes = [(module, module.training) for module in net.modules()]
-    for module, _ in modes:  # a network's own eval() may do anything
-        module.training = False
+    for module, _ in modes:  # a network's own train() may do anything
+        module.training = training
     try:
         with kept_buffers(net):
             yield
@@ -74,35 +75,37 @@ def in_eval_mode(net: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def alike(found: list[Tensor] | None, expected: list[Tensor] | None) -> bool:
-    """Whether logits agree but for rounding."""
+def alike(found: list[Tensor] | None, expected: list[Tensor] | None, loosely: bool = False) -> bool:
+    """Whether logits agree but for rounding; `loosely` where that is enlarged."""
     if found is None or expected is None:
         return False
-    return all(_alike(f, e) for f, e in zip(found, expected, strict=True))
+    return all(_alike(f, e, loosely) for f, e in zip(found, expected, strict=True))
 
 
-def _alike(found: Tensor, expected: Tensor) -> bool:
-    if found.shape != expected.shape or not torch.equal(found.isfinite(), expected.isfinite()):
-        return False
+def _alike(found: Tensor, expected: Tensor, loosely: bool) -> bool:
     finite = expected.isfinite()
-    largest = expected[finite].abs().max().clamp(min=1e-6) if finite.any() else torch.tensor(1e-6)
-    return not finite.any() or bool((found - expected)[finite].abs().max() <= TOLERANCE * largest)
+    if found.shape != expected.shape or not torch.equal(found.isfinite(), finite):
+        return False
+    if not finite.any():
+        return True
+    difference, whole = (found - expected)[finite], expected[finite]
+    if loosely:
+        return bool(difference.norm() <= LOOSE_TOLERANCE * whole.norm() + 1e-9)
+    return bool(difference.abs().max() <= TOLERANCE * whole.abs().max().clamp(min=1e-6))
 
 
-def stands_for(standin: nn.Module, live: nn.Module, x: Tensor) -> bool:
-    """Whether `standin` answers as `live` does in eval mode, without looking into `live`, whose weights may change.
+def stands_for(standin: nn.Module, live: nn.Module, x: Tensor, training: bool = False) -> bool:
+    """Whether `standin` answers as `live` does, in either mode, without looking into `live`, whose weights may change.
 
-    `x` (N,C,H,W) is what both are called with. Comparison is on `trials`, and once more while every tensor of `live`
-    holds NaN, which must not show. Random layers draw the same in both.
+    `x` (N,C,H,W) is what both are called with. Comparison is on `trials`, and the stand-in answers while every tensor
+    of `live` holds NaN, which must not show. Random layers draw the same in both.
     """
-    inputs = trials(x)
-    with in_eval_mode(live):  # also while the other answers, who may call its layers
-        expected, found = answers(live, inputs), answers(standin, inputs)
-        if not alike(found, expected):
-            return False
+    inputs = [part for part in trials(x) if len(part) > 1 or not training]  # batch statistics need two
+    with in_mode(live, training):  # also while the other answers, who may call its layers
+        expected = answers(live, inputs, training)
         with poisoned(live):
-            again = answers(standin, inputs)
-    return alike(again, found)
+            found = answers(standin, inputs, training)
+    return alike(found, expected, loosely=training)
 
 
 @contextlib.contextmanager
@@ -125,14 +128,15 @@ def settle(classifier: Classifier, input_shape: tuple[int, int, int]) -> None:
     The fastest way that computes what the network computes is taken; another than the usual one is said. Raises
     InputError for a network that cannot be copied.
     """
-    x = torch.rand((3, *input_shape), generator=generator("layout")).to(classifier.mean.device)
+    x = torch.rand((8, *input_shape), generator=generator("layout")).to(classifier.mean.device)
+    x[0], x[1] = 0, 1
     settle_layout(classifier, x)
     for classifier.anew in (False, True):
         try:
-            whole = stands_for(copy.deepcopy(classifier), classifier, x)
+            made = copy.deepcopy(classifier)
         except Exception:  # the user's attributes may be of any kind
-            whole = False
-        if whole:
+            continue
+        if all(stands_for(made, classifier, x, training) for training in (False, True)):
             break
     else:
         raise InputError(f"no copy of the network computes what the network computes; {REMEDY}")
@@ -140,50 +144,51 @@ def settle(classifier: Classifier, input_shape: tuple[int, int, int]) -> None:
         log("a copy of the network answers from the original; where a second one is needed the factory builds it")
 
 
-def check_second(classifier: Classifier, input_shape: tuple[int, int, int]) -> None:
-    """Raise InputError unless a second network, from other first weights, is the same once it has the tensors.
-
-    Tensors are all that is stored of a student. `input_shape` is (C,H,W).
-    """
-    assert classifier.build is not None
-    x = torch.rand((3, *input_shape), generator=generator("second")).to(classifier.mean.device)
-    net = classifier.build(seed=OTHER_SEED).to(x.device)
-    net.load_state_dict(classifier.net.state_dict())
-    second = Classifier(net, classifier.mean.flatten().tolist(), classifier.std.flatten().tolist()).to(x.device)
-    second.layout = classifier.layout
-    if not stands_for(second, classifier, x):
-        raise InputError(f"a second network with the same weights computes something else; {REGISTER}")
-
-
 def settle_layout(classifier: Classifier, x: Tensor) -> None:
     """Choose channels_last, the fastest layout, if it changes nothing for images `x` (N,C,H,W); else contiguous.
 
-    A network that views or strides through memory raises in channels_last, or answers otherwise. The weights stay as
-    they are; `arranged` lays them out.
+    A network that views or strides through memory raises in channels_last, or answers otherwise. Compared are logits
+    and gradients of the images in eval mode, and logits in training mode. The weights stay as they are; `arranged` lays
+    them out.
     """
-    inputs = trials(x)
     with restored(classifier):  # strides, too: weights of one channel are contiguous in either layout, and not the same
         classifier.layout = torch.contiguous_format
-        expected = answers(arranged(classifier), inputs)
+        expected = _reactions(arranged(classifier), x, seed=0)
+        other = _reactions(classifier, x, seed=1)
         classifier.layout = torch.channels_last
-        arranged(classifier)
-        found = answers(classifier, [part.contiguous(memory_format=torch.channels_last) for part in inputs])
-        reason = _fails(classifier, x) or ("" if alike(found, expected) else "its answers differ there")
+        found = _reactions(arranged(classifier), x, seed=0)
+    reason = ""
+    if isinstance(found, str):
+        reason = found
+    elif not isinstance(expected, str) and not isinstance(other, str):
+        # what random numbers change anyway, they change in the order of the memory
+        pairs = zip(_differ(found, expected), _differ(other, expected), strict=True)
+        reason = "it computes something else there" if any(wrong and not drawn for wrong, drawn in pairs) else ""
     if reason:
         classifier.layout = torch.contiguous_format
         log(f"the network does not work in channels_last memory, which is faster ({reason}); contiguous is used")
 
 
-def _fails(classifier: Classifier, x: Tensor) -> str:
-    """What a forward and backward pass raises in the classifier's layout, in either mode; empty for nothing."""
+def _differ(found: list[Tensor], expected: list[Tensor]) -> list[bool]:
+    """Which of two `_reactions` are others; all but the first, logits in eval mode, are compared loosely."""
+    return [not alike([f], [e], i > 0) for i, (f, e) in enumerate(zip(found, expected, strict=True))]
+
+
+def _reactions(classifier: Classifier, x: Tensor, seed: int) -> list[Tensor] | str:
+    """What `settle_layout` compares, in the classifier's layout; what a pass raises where one does, backwards too."""
+    found = []
     for training in (False, True):
-        with restored(classifier), seeded(0, x.device), torch.enable_grad():
+        with restored(classifier), seeded(seed, x.device), torch.enable_grad():
             classifier.train(training)
+            images = x if training else x[: len(x) // 2]
+            images = images.contiguous(memory_format=classifier.layout).requires_grad_()
             try:
-                classifier(x.contiguous(memory_format=classifier.layout).requires_grad_()).sum().backward()
+                logits = classifier(images)
+                (gradient,) = torch.autograd.grad(logits.square().sum(), images)
+                found += [logits.detach()] if training else [logits.detach(), gradient]
             except Exception as error:  # the user's code may raise anything
                 return describe(error)
-    return ""
+    return found
 
 
 def generated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -196,12 +201,13 @@ def generated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     def call(*arguments: Any) -> Tensor:
         if not chosen:
-            with kept_buffers(function), seeded(0), torch.no_grad():
-                expected = function(*arguments)
-            with kept_buffers(function), seeded(0):
+            device = arguments[0].device
+            with kept_buffers(function), seeded(0, device):
                 found = made(*arguments).detach()
-            chosen.append(made if alike([found], [expected]) else function)
-            if chosen == [function]:
+            with kept_buffers(function), seeded(0, device), torch.no_grad():
+                same = alike([found], [function(*arguments)])
+            chosen.append(made if same else function)
+            if not same:
                 log("generated code of the network answers otherwise than the network; it is not used")
         return chosen[0](*arguments)
 

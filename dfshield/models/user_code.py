@@ -43,12 +43,20 @@ UNUSABLE: tuple[tuple[Callable[[Tensor], bool], str], ...] = (
         lambda t: not is_lazy(t) and t.is_inference(),
         "was made inside torch.inference_mode, so it cannot be trained; build it outside",
     ),
+    (
+        lambda t: not is_lazy(t) and t.layout == torch.strided and _expanded(t),
+        "has elements that share one place in memory (expand), which weights cannot be loaded into; add .clone()",
+    ),
 )
 """Parameters that cannot be worked with, and the remedy."""
 
 _folders: list[Path] = []
 """Folders of users' code that are on the path."""
 _built: "weakref.WeakSet[nn.Module]" = weakref.WeakSet()
+
+
+def _expanded(value: Tensor) -> bool:
+    return any(step == 0 and size > 1 for step, size in zip(value.stride(), value.shape, strict=True))
 
 
 def call_factory(factory: str, arguments: Mapping[str, Any]) -> nn.Module:

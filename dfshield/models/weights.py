@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfshield.core.errors import InputError
+from dfshield.core.errors import InputError, describe
 from dfshield.core.progress import log
 from dfshield.models.card import NOT_FINITE
 from dfshield.models.formats import read_weights
@@ -99,7 +99,10 @@ def fit(net: nn.Module, state: Mapping[str, Tensor], where: str, assign: bool = 
         raise InputError(f"{where}: {misfit}")
     values = OrderedDict((key, value.to(own[key].dtype)) for key, value in state.items())
     values._metadata = net.state_dict()._metadata  # type: ignore[attr-defined]  # some layers ask for their version
-    net.load_state_dict(values, strict=False, assign=assign)
+    try:
+        net.load_state_dict(values, strict=False, assign=assign)
+    except Exception as error:  # a user's layers may load in a way of their own
+        raise InputError(f"{where}: the network does not take the weights: {describe(error)}") from None
 
 
 def _tensors(net: nn.Module) -> dict[str, Tensor]:

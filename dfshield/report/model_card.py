@@ -161,7 +161,7 @@ def _load(card: Card) -> list[str]:
         "state = net.state_dict()",
         f'state.update(load_file("{MODEL}"))',
         "net.load_state_dict(state)",
-        "net.eval()",
+        "net.eval()",  # last, as a network may compute something of its weights there
         f"logits = net((images - {mean}) / {std})  # images: (N, {shape}) in [0,1]",
     ]
     return ["## Use", "", "```python", *code, "```", ""]

@@ -118,7 +118,7 @@ class BatchStatistics:
     def _look(self, layer: nn.Module, inputs: tuple[torch.Tensor, ...], named: dict[str, torch.Tensor]) -> None:
         assert isinstance(layer, nn.BatchNorm2d)
         parts = (*inputs, *named.values())[0].float().unflatten(0, (self.k, -1))
-        variance, mean = torch.var_mean(parts, (1, 3, 4), correction=0)
+        variance, mean = torch.var_mean(parts, (1, 3, 4), correction=0)  # exact for any mean, as the quick way is
         self.seen.append((layer, mean, variance))
 
     def feature_loss(self) -> torch.Tensor:

@@ -28,7 +28,8 @@ from dfshield.models.factory import build_network
 from dfshield.models.formats import weights_sha256
 from dfshield.models.probe import probe
 from dfshield.models.pytorchcv import find_pretrained
-from dfshield.models.standins import check_second, settle
+from dfshield.models.rehearsal import rehearse
+from dfshield.models.standins import settle
 from dfshield.models.user_code import as_author
 from dfshield.models.weights import load_weights
 from dfshield.options import TeacherOptions
@@ -124,7 +125,7 @@ def _probed(classifier: Classifier, expected: Input, model: str, factory: str | 
         try:
             if factory:
                 settle(classifier, expected.input_shape)
-                check_second(classifier, expected.input_shape)
+                rehearse(classifier, expected.input_shape)
         except InputError as error:
             raise InputError(f"{where}: {error}") from None
     for line in said:

@@ -130,6 +130,10 @@ FAILS = {
         "on the meta device",
     ),
     "inference mode": (NET + "@torch.inference_mode()\ndef build():\n    return Net()", "inside torch.inference_mode"),
+    "elements in one place": (
+        NET + "def build():\n    net = Net()\n    net.register_buffer('ones', torch.ones(1).expand(3))\n    return net",
+        r"ones has elements that share one place.*add .clone\(\)",
+    ),
     "a GPU": (
         "def build():\n    raise AssertionError('Torch not compiled with CUDA enabled')",
         r"build the network on the CPU, without .cuda\(\)",

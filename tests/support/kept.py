@@ -3,6 +3,10 @@
 Each computes what `Plain` does. `support.zoo` has them as entries.
 """
 
+import threading
+import weakref
+
+import torch
 import torch.nn.functional as F
 from torch import nn
 
@@ -158,15 +162,220 @@ class Delegating(nn.Module):
         return self.inner(x)
 
 
-SINGLE = Plain()
+class WhileTraining(Plain):
+    """A closure has the head of the first network, and is called in training mode alone."""
 
-
-class Shared(Plain):
-    """All networks of this kind use the head of one network of the module."""
+    def __init__(self):
+        super().__init__()
+        self.last = lambda x: self.fc(x)
 
     def forward(self, x):
-        return SINGLE.fc(self.features(x).mean((2, 3)))
+        x = self.features(x).mean((2, 3))
+        return self.last(x) if self.training else self.fc(x)
 
+
+class Weakly(Plain):
+    """A weak reference, which copies keep as it is."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = weakref.ref(self.fc)
+
+    def forward(self, x):
+        return self.last()(self.features(x).mean((2, 3)))
+
+
+class Itself(Plain):
+    """Gives itself for its copy."""
+
+    def __deepcopy__(self, memo):
+        return self
+
+
+class Locked(Plain):
+    """Has a lock, which cannot be copied."""
+
+    def __init__(self):
+        super().__init__()
+        self.lock = threading.Lock()
+
+    def forward(self, x):
+        with self.lock:
+            return super().forward(x)
+
+
+class ListOfMethods(Plain):
+    """Goes through its own methods, which copies bind to themselves."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = [self.features, self.head]
+
+    def forward(self, x):
+        for step in self.steps:
+            x = step(x)
+        return x
+
+
+class MadeAtFirst(Plain):
+    """Makes its head at the first call."""
+
+    def __init__(self):
+        super().__init__()
+        del self.fc
+
+    def head(self, x):
+        if not hasattr(self, "fc"):
+            self.fc = nn.Linear(x.shape[1], 4)
+        return super().head(x)
+
+
+class Traced(Plain):
+    """Its head is generated code."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.jit.trace(nn.Linear(12, 4), torch.rand(2, 12))
+
+
+class Scripted(Plain):
+    """Its head is another kind of generated code."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = torch.jit.script(nn.Linear(12, 4))
+
+
+class Fuses(Plain):
+    """Joins its first convolution and BatchNorm whenever it is put into eval mode, as re-parametrised networks do."""
+
+    def __init__(self):
+        super().__init__()
+        self.fused = None
+
+    def train(self, mode=True):
+        super().train(mode)
+        scale = self.bn1.weight * (self.bn1.running_var + self.bn1.eps).rsqrt()
+        shift = self.bn1.bias - self.bn1.running_mean * scale
+        self.fused = None if mode else (self.conv1.weight.mul(scale.view(-1, 1, 1, 1)).detach(), shift.detach())
+        return self
+
+    def features(self, x):
+        if self.fused is None:
+            return super().features(x)
+        return F.relu(self.bn2(self.conv2(F.relu(F.conv2d(x, *self.fused, padding=1)))))
+
+
+class TiedConvolutions(Plain):
+    """Two layers with one weight, each with a BatchNorm of its own behind it, and a third that uses it alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.left, self.right = nn.Conv2d(12, 12, 3, 1, 1, bias=False), nn.Conv2d(12, 12, 3, 1, 1, bias=False)
+        self.right.weight = self.left.weight
+        self.bn3, self.bn4 = nn.BatchNorm2d(12), nn.BatchNorm2d(12)
+
+    def forward(self, x):
+        x = F.relu(self.bn3(self.left(self.features(x))))
+        x = F.relu(self.bn4(self.right(x)))
+        return self.head(10 * F.conv2d(x, self.left.weight, padding=1))
+
+
+class _InOrder(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient.as_strided(gradient.shape, torch.empty(gradient.shape).stride())
+
+
+class GradientByMemory(Plain):
+    """Its gradient, and nothing else, is wrong in another layout than the contiguous one."""
+
+    def forward(self, x):
+        return super().forward(_InOrder.apply(x))
+
+
+# Networks of which a second one with the same tensors computes something else: all are refused
+
+
+class InList(Plain):
+    """A layer in a plain list is in no weights file."""
+
+    def __init__(self):
+        super().__init__()
+        self.others = [nn.Conv2d(12, 12, 1)]
+
+    def head(self, x):
+        return super().head(F.relu(self.others[0](x)))
+
+
+class KeptWeight(Plain):
+    """Keeps in eval mode what it computed of its weight at the first call."""
+
+    def __init__(self):
+        super().__init__()
+        self.quick = None
+
+    def forward(self, x):
+        if self.training:
+            return super().forward(x)
+        self.quick = self.fc.weight.detach().clone() if self.quick is None else self.quick
+        return F.linear(self.features(x).mean((2, 3)), self.quick, self.fc.bias)
+
+
+class Merged(Plain):
+    """Low-rank weights that eval mode adds to the others, and training mode takes off them again."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.merged = nn.Parameter(torch.rand(12, 1)), nn.Parameter(torch.rand(4, 1)), False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merged == mode:
+            self.fc.weight.data += (1 - 2 * mode) * self.b @ self.a.T
+            self.merged = not mode
+        return self
+
+    def head(self, x):
+        beside = 0 if self.merged else x.mean((2, 3)) @ self.a @ self.b.T
+        return super().head(x) + beside
+
+
+class Number(Plain):
+    """Learns a plain number in training mode."""
+
+    factor = 1.0
+
+    def forward(self, x):
+        if self.training:
+            self.factor = 0.9 * self.factor + 0.1 * float(x.detach().std() + 1)
+        return self.factor * super().forward(x)
+
+
+class NotStored(Plain):
+    """A statistic of training mode that is not stored."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("middle", torch.zeros(12), persistent=False)
+
+    def forward(self, x):
+        x = self.features(x).mean((2, 3))
+        if self.training:
+            self.middle.lerp_(x.detach().mean(0), 0.1)
+        return self.fc(x - self.middle)
+
+
+LOST = {
+    "keeps what it computed of a weight": KeptWeight,
+    "merges weights in eval mode": Merged,
+    "learns a number": Number,
+    "statistic that is not stored": NotStored,
+}
 
 KEPT = {
     "hook's closure": Hooked,
@@ -181,5 +390,14 @@ KEPT = {
     "what cannot be copied": Unpicklable,
     "map as an attribute": Cached,
     "delegates": Delegating,
+    "closure in training mode": WhileTraining,
+    "weak reference": Weakly,
+    "its own copy": Itself,
+    "lock": Locked,
+    "list of methods": ListOfMethods,
+    "traced part": Traced,
+    "scripted part": Scripted,
+    "one weight in three places": TiedConvolutions,
+    "gradient by place in memory": GradientByMemory,
 }
 """Builders by name; all are accepted."""

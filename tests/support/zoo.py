@@ -17,7 +17,7 @@ from torch.nn.utils import parametrizations
 
 from dfshield.core.rng import seeded
 
-from .kept import KEPT
+from .kept import KEPT, LOST, Fuses, MadeAtFirst
 from .strange import (
     ActiveNorm,
     DrawsConstant,
@@ -133,6 +133,11 @@ SECOND = "a second network with the same weights computes something else; regist
 SMALL = {
     "plain": Entry(Plain),
     **{name: of_plain(build) for name, build in KEPT.items()},
+    "fuses in eval mode": Entry(Fuses, says="not called: bn1; the others are matched"),
+    "layer made at the first call": Entry(MadeAtFirst, refusal="makes fc.bias at its first call.*constructor"),
+    "symbolically traced": Entry(lambda: torch.fx.symbolic_trace(Plain()), Plain),
+    **{name: Entry(build, refusal="a second network with the same weights comp") for name, build in LOST.items()},
+    "scripted": Entry(lambda: torch.jit.script(Plain()), refusal=r"no BatchNorm2d .* \(it has RecursiveScriptModule"),
     "view of a map": Entry(
         changed(by_view, fc=lambda: nn.Linear(768, 4)), changed(by_flatten, fc=lambda: nn.Linear(768, 4))
     ),
