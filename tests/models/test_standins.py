@@ -10,14 +10,13 @@ from support.kept import (
     Fuses,
     GradientByMemory,
     Hooked,
-    InList,
     KeptWeight,
     Number,
     TiedConvolutions,
     TiedWeight,
     WhileTraining,
 )
-from support.strange import Plain, always_drops, by_memory, by_view, changed, drops
+from support.strange import InPlainList, Plain, always_drops, by_memory, by_view, changed, drops
 from support.zoo import ZOO
 from torch import nn
 
@@ -275,7 +274,7 @@ def test_layers_that_share_a_weight_are_folded():
     torch.testing.assert_close(fold(live)(X), live(X), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [InList, KeptWeight, Number])
+@pytest.mark.parametrize("kind", [InPlainList, KeptWeight, Number])
 def test_a_second_network_that_computes_something_else_is_refused_before_any_work(kind):
     def build(seed=0):
         with seeded(seed), torch.no_grad():

@@ -301,17 +301,6 @@ class GradientByMemory(Plain):
 # Networks of which a second one with the same tensors computes something else: all are refused
 
 
-class InList(Plain):
-    """A layer in a plain list is in no weights file."""
-
-    def __init__(self):
-        super().__init__()
-        self.others = [nn.Conv2d(12, 12, 1)]
-
-    def head(self, x):
-        return super().head(F.relu(self.others[0](x)))
-
-
 class KeptWeight(Plain):
     """Keeps in eval mode what it computed of its weight at the first call."""
 
