@@ -37,6 +37,8 @@ NO_ENTRY: dict[str, tuple[str, tuple[str, ...]]] = {
 """Stages whose first key names no registry entry with options: the field that it stands for, and its values."""
 OLD_KEYS = ("kind", "synthesis", "generation", "augmentation", "loss", "method", "targets")
 """Keys of entries before they had one form."""
+SURROGATE, TEACHER = "surrogate", "teacher"
+"""The key of a protocol whose attack is crafted on another classifier, and its value without a say."""
 BASE = "base"
 """The key of an augmented training set that names what it is made of."""
 
@@ -54,6 +56,9 @@ class Choice:
     """The training set that an augmented one is made of."""
     threat: str = ""
     """A protocol's own threat model, such as ``linf:10/255``; empty where it is the table's."""
+    surrogate: str = ""
+    """The classifier that a protocol's attack is crafted on, ``teacher`` or ``SOURCE/RECIPE``; empty where it needs
+    none."""
 
     @property
     def options_class(self) -> type[StageOptions] | None:
@@ -83,7 +88,7 @@ def parse(value: Any, vocabulary: str, where: str) -> Choice:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"{where}.{stage}: {name!r} is not known; {hint}")
-    base, threat = rest.pop(BASE, None) if stage == "augment" else None, ""
+    base, threat, surrogate = rest.pop(BASE, None) if stage == "augment" else None, "", ""
     if stage == "augment" and not isinstance(base, str):
         raise ValueError(f"{where}: base is missing; an augmented training set needs the one that it is made of")
     if stage == "attack":
@@ -92,15 +97,26 @@ def parse(value: Any, vocabulary: str, where: str) -> Choice:
             threat = check_threat(threat) if threat else ""
         except ValueError as error:
             raise ValueError(f"{where}.threat: {error}") from None
+        surrogate = _surrogate(str(name), rest, where)
     if field in rest:
         raise ValueError(f"{where}.{field}: is said by {stage}: already; take it out")
-    choice = Choice(stage, str(name), rest | ({field: str(name)} if base_options else {}), base, threat)
+    choice = Choice(stage, str(name), rest | ({field: str(name)} if base_options else {}), base, threat, surrogate)
     if base_options is None:
         if rest:
             raise ValueError(f"{where}: {stage} has no options; take out {', '.join(map(str, rest))}")
         return choice
     check_keys(dict(choice.options), base_options.class_for(choice.name), where)
     return choice
+
+
+def _surrogate(attack: str, rest: dict[str, Any], where: str) -> str:
+    """Take the surrogate out of a protocol's options; raises ValueError for one that its attack has no use for."""
+    needed, given = SURROGATE in registry.ATTACKS[attack].needs, rest.pop(SURROGATE, None)
+    if given is not None and not needed:
+        raise ValueError(f"{where}.{SURROGATE}: attack {attack} is crafted on the attacked model itself; take it out")
+    if given is not None and given != TEACHER and len(str(given).split("/")) != 2:
+        raise ValueError(f"{where}.{SURROGATE}: {given!r} is neither {TEACHER} nor SOURCE/RECIPE, such as dss/std")
+    return str(given or TEACHER) if needed else ""
 
 
 def merged(vocabulary: str, given: Mapping[str, Any], built_in: Mapping[str, Any]) -> dict[str, Choice]:

@@ -246,6 +246,11 @@ class Config(StageOverrides):
             _among(dataset.by_model, dataset.models, f"datasets.{name}.by_model")
             for key, vocabulary in (("by_source", "sources"), ("by_recipe", "recipes"), ("by_protocol", "protocols")):
                 self._check_overrides(getattr(dataset, key), vocabulary, f"datasets.{name}.{key}")
+        for name, choice in self.choices["protocols"].items():
+            source, _, recipe = choice.surrogate.partition("/")
+            if recipe:
+                _among([source], {*sources, "none"}, f"protocols.{name}.surrogate")
+                _among([recipe], recipes, f"protocols.{name}.surrogate")
         for name, harden in self.harden.items():
             _among([harden.source], sources, f"harden.{name}.source")
             _among([harden.recipe], recipes, f"harden.{name}.recipe")

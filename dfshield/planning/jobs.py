@@ -11,6 +11,7 @@ from typing import Any
 from dfshield.core.errors import InputError
 from dfshield.core.progress import log
 from dfshield.planning.cells import Cell
+from dfshield.planning.companions import others
 from dfshield.planning.config import Config
 from dfshield.planning.inputs import below_data, check_file
 from dfshield.planning.limits import missed_classes
@@ -112,8 +113,8 @@ class Jobs:
             return path
         ledger = Place.parse(LEDGER, path)
         if ledger is not None:
-            model = self.teacher(ledger) if ledger.recipe == NONE else self.student(ledger)
-            return self._add("attack", path, [model], ledger)
+            models = [ledger, *others(self.plan, ledger).values()]
+            return self._add("attack", path, map(self.classifier, models), ledger)
         record = Place.parse(DIVERSITY, path)
         if record is not None:
             return self._add("diversity", path, [self.teacher(record), self.data(record)], record)
@@ -121,6 +122,10 @@ class Jobs:
         assert kept is not None, path
         self.student(kept)
         return self._add("diversity", path, [self.teacher(kept), kept.path(IMAGES)], kept)
+
+    def classifier(self, place: Place) -> str:
+        """A student, or the teacher where nothing is trained."""
+        return self.teacher(place) if place.recipe == NONE else self.student(place)
 
     def student(self, place: Place) -> str:
         """A trained or co-trained student."""

@@ -54,6 +54,11 @@ class Place:
         """The same place but for some fields."""
         return replace(self, **changes)
 
+    @property
+    def checkpoint(self) -> str:
+        """The path of its classifier: the teacher itself where nothing was trained."""
+        return self.path(TEACHER if self.recipe == NONE else STUDENT)
+
     @classmethod
     def of(cls, wildcards: dict[str, Any]) -> "Place":
         """The place that Snakemake's wildcards name; other wildcards are left out."""

@@ -14,6 +14,7 @@ from dfshield.core.threat import threat_name
 from dfshield.options import PROFILES, DefendOptions
 from dfshield.planning.cells import Cell, variant
 from dfshield.planning.choices import Choice, layer
+from dfshield.planning.companions import own_surrogate
 from dfshield.planning.config import Config, HardenConfig, shipped
 from dfshield.planning.grid import FIELDS, OF_STAGE, Grid
 from dfshield.planning.inputs import check_files
@@ -292,8 +293,10 @@ class Plan(Grid):
         return found
 
     def _measures(self, metric: str, place: Place) -> bool:
-        """Whether a metric is of a place: diversity needs training images."""
-        return metric_entry(metric).evidence == "ledger" or (place.source, place.recipe) != (NONE, NONE)
+        """Whether a metric is of a place: diversity needs training images, a transferred attack another model."""
+        if metric_entry(metric).evidence == "diversity":
+            return (place.source, place.recipe) != (NONE, NONE)
+        return not own_surrogate(self, place.at(protocol=metric))
 
     def _shared_recipe(self, dataset: str, model: str, row: RowSpec, overrides: dict[str, Any]) -> str:
         """The base recipe where the swept values are its own, so that nothing is trained twice."""
@@ -342,6 +345,8 @@ class Plan(Grid):
         found = []
         for (method, (source, recipe)), (metric, protocol) in product(rows.items(), metrics.items()):
             place = self.place(HARDEN, name, source=source, recipe=recipe, seed=self.config.seeds[0])
+            if not self._measures(protocol, place):
+                continue
             found.append(
                 Cell(
                     table=HARDEN,

@@ -76,7 +76,11 @@ def _of_ledger(path: Path) -> Origin:
         stated = hdf5.attributes(file)
         options, defence = json.loads(stated["options"]), json.loads(stated["defence_options"])
         behind = defence | {"defence": stated["defence"]} if stated["defence"] != NONE else None
-        hashes, code, seed = (stated["model_sha256"],), stated["code"], stated["seed"]
+        hashes, code, seed = (
+            (stated["model_sha256"], *json.loads(stated["others"]).values()),
+            stated["code"],
+            stated["seed"],
+        )
         return Origin(stated["content_sha256"], hashes, stated["real_data"], code, seed, options, behind)
 
 
@@ -181,8 +185,11 @@ def broken_link(job: Job, made: Mapping[str, Origin]) -> str | None:
             continue
         if made[path].content not in own.made_of:
             return f"it was not made from {path} as it is now"
-        teacher = made[path].card is not None and job.stage != "attack"
-        if made[path].real_data != own.real_data and not teacher and not own.defence:
+        attacked = (
+            job.stage == "attack" and path == job.inputs[0]
+        )  # others that the attack needs may have seen any data
+        trained_on = made[path].card is None or attacked
+        if made[path].real_data != own.real_data and trained_on and not own.defence:
             return f"real_data is {own.real_data}, that of {path} is {made[path].real_data}"
     return None
 

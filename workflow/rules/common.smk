@@ -14,6 +14,7 @@ from dfshield.core.device import cuda_devices
 from dfshield.core.hashing import canonical_json
 from dfshield.options.flags import as_flags
 from dfshield.planning import queue
+from dfshield.planning.companions import others
 from dfshield.planning.inputs import below_data, own_model, sha256_of
 from dfshield.planning.jobs import CARD, TABLE, default_tables
 from dfshield.planning.paths import DATA, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVERSITY, LEDGER, METRICS

@@ -5,6 +5,7 @@
 rule attack:
     input:
         current("attack", LEDGER),
+        other_models,
         model=attacked,
     output:
         LEDGER,
@@ -26,11 +27,12 @@ rule attack:
         images_sha256=images_sha256,
         factory=factory_flags,
         defence=defence_flags,
+        others=other_flags,
         subject=subject,
         state=STATE,
     shell:
         "{params.dfshield} attack --model {input.model} --out {output} {params.images} {params.data}"
-        " --protocol {wildcards.protocol} --subject {params.subject:q} {params.defence} {params.factory}"
+        " --protocol {wildcards.protocol} --subject {params.subject:q} {params.defence} {params.others} {params.factory}"
         " --state {params.state} {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 

@@ -54,7 +54,18 @@ def recipes(stage):
 
 def attacked(wildcards):
     """The checkpoint to attack: the teacher itself where nothing was trained."""
-    return (TEACHER if wildcards.recipe == NONE else STUDENT).format(**wildcards)
+    return Place.of(dict(wildcards.items())).checkpoint
+
+
+def other_models(wildcards):
+    """Checkpoints of the further models that the attack needs."""
+    return [place.checkpoint for place in others(plan, Place.of(dict(wildcards.items()))).values()]
+
+
+def other_flags(wildcards):
+    """The further models that the attack needs, by name."""
+    found = others(plan, Place.of(dict(wildcards.items())))
+    return " ".join(f"--other {name}={place.checkpoint}" for name, place in found.items())
 
 
 def evaluation_file(wildcards):
