@@ -1,0 +1,31 @@
+"""What an evaluation takes besides the attacked classifier: the other classifiers that its attack needs."""
+
+from typing import TYPE_CHECKING
+
+from dfshield import registry
+from dfshield.options.attacks import GUIDE
+from dfshield.planning.choices import SURROGATE
+from dfshield.planning.paths import Place
+
+if TYPE_CHECKING:
+    from dfshield.planning.plan import Plan
+
+
+def others(plan: "Plan", place: Place) -> dict[str, Place]:
+    """The further classifiers, by name, that the attack of a protocol needs on the classifier at `place`.
+
+    They are of the same data set, model and seed. A place without a recipe is the teacher.
+    """
+    needs = registry.ATTACKS[plan.protocols[place.protocol].name].needs
+    return {need: _other(plan, place, need) for need in needs if need != GUIDE}
+
+
+def _other(plan: "Plan", place: Place, need: str) -> Place:
+    source, _, recipe = plan.protocols[place.protocol].surrogate.partition("/") if need == SURROGATE else ("", "", "")
+    teacher = plan.place(place.dataset, place.model)
+    return plan.place(place.dataset, place.model, source=source, recipe=recipe, seed=place.seed) if recipe else teacher
+
+
+def own_surrogate(plan: "Plan", place: Place) -> bool:
+    """Whether the attack of a protocol would be crafted on the very classifier that it attacks: no transfer at all."""
+    return any(other.checkpoint == place.checkpoint for need, other in others(plan, place).items() if need == SURROGATE)
