@@ -27,6 +27,8 @@ class Cell:
     seed: int
     ledger: str
     """path of what the figure is read from: the evaluation ledger, or the record of diversity metrics"""
+    checks: str = ""
+    """path of the robustness checks of the attacked classifier, whose failures mark the figure; empty without any"""
 
     @property
     def evidence(self) -> metrics.Evidence:

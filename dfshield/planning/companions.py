@@ -1,11 +1,12 @@
-"""What an evaluation takes besides the attacked classifier: the other classifiers that its attack needs."""
+"""What an evaluation takes besides the attacked classifier: other classifiers, and ledgers for the checks."""
 
 from typing import TYPE_CHECKING
 
 from dfshield import registry
+from dfshield.core.threat import threat_name
 from dfshield.options.attacks import GUIDE
 from dfshield.planning.choices import SURROGATE
-from dfshield.planning.paths import Place
+from dfshield.planning.paths import NONE, Place
 
 if TYPE_CHECKING:
     from dfshield.planning.plan import Plan
@@ -29,3 +30,15 @@ def _other(plan: "Plan", place: Place, need: str) -> Place:
 def own_surrogate(plan: "Plan", place: Place) -> bool:
     """Whether the attack of a protocol would be crafted on the very classifier that it attacks: no transfer at all."""
     return any(other.checkpoint == place.checkpoint for need, other in others(plan, place).items() if need == SURROGATE)
+
+
+def checked_ledgers(plan: "Plan", place: Place) -> list[Place]:
+    """The ledgers that the robustness checks of the classifier at `place` read: the config's ``checked`` protocols."""
+    threats = ((name, plan.protocols[name].threat) for name in plan.config.checked)
+    ledgers = [place.at(protocol=name, threat=threat_name(own) if own else place.threat) for name, own in threats]
+    return [ledger for ledger in ledgers if not own_surrogate(plan, ledger)]
+
+
+def checks_others(plan: "Plan", place: Place) -> dict[str, Place]:
+    """The classifier that the checks transfer an attack from: the teacher, for all that is not the teacher itself."""
+    return {} if place.recipe == NONE else {SURROGATE: plan.place(place.dataset, place.model)}

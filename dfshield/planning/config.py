@@ -178,6 +178,8 @@ class Config(StageOverrides):
     """rows of the tables that compare methods, such as undefended, ours, original; none: all"""
     split: Literal["test", "dev"] = "test"
     """evaluation split: test for tables, dev for choices"""
+    checked: tuple[Name, ...] = ("pgd10", "autoattack")
+    """every attacked model undergoes the robustness checks, which read its ledgers of these protocols; []: no checks"""
     datasets: dict[DatasetName, DatasetConfig] = {}
     """the grid: data sets and their models"""
     sources: dict[Name, dict[str, Any] | None] = {}
@@ -246,6 +248,7 @@ class Config(StageOverrides):
             _among(dataset.by_model, dataset.models, f"datasets.{name}.by_model")
             for key, vocabulary in (("by_source", "sources"), ("by_recipe", "recipes"), ("by_protocol", "protocols")):
                 self._check_overrides(getattr(dataset, key), vocabulary, f"datasets.{name}.{key}")
+        _among(self.checked, self.choices["protocols"], "checked")
         for name, choice in self.choices["protocols"].items():
             source, _, recipe = choice.surrogate.partition("/")
             if recipe:

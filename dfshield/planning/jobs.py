@@ -11,11 +11,12 @@ from typing import Any
 from dfshield.core.errors import InputError
 from dfshield.core.progress import log
 from dfshield.planning.cells import Cell
-from dfshield.planning.companions import others
+from dfshield.planning.companions import checked_ledgers, checks_others, others
 from dfshield.planning.config import Config
 from dfshield.planning.inputs import below_data, check_file
 from dfshield.planning.limits import missed_classes
 from dfshield.planning.paths import (
+    CHECKS,
     DATA,
     DIVERSITY,
     HARDEN,
@@ -97,14 +98,18 @@ class Jobs:
     def target(self, name: str) -> None:
         """A table by its name and all that its cells are read from, or ``harden``: the config's own models."""
         if name != HARDEN:
-            self._add("table", TABLE.format(table=name), [self.evidence(cell) for cell in self.plan.cells(name)])
+            self._add("table", TABLE.format(table=name), self.files(self.plan.cells(name)))
             return
         for own, entry in self.plan.config.harden.items():
-            inputs = [self.evidence(cell) for cell in self.plan.harden_cells(own)]
+            inputs = self.files(self.plan.harden_cells(own))
             seed = self.plan.config.seeds[0]
             place = self.plan.place(HARDEN, own, source=entry.source, recipe=entry.recipe, seed=seed)
             inputs += [self.student(place), self.data(place)]
             self._add("harden", CARD.format(name=own), inputs, place)
+
+    def files(self, cells: Iterable[Cell]) -> list[str]:
+        """All that cells are made from: what their figures are read from, and the checks that mark them."""
+        return [path for cell in cells for path in (self.evidence(cell), *self.checks(cell))]
 
     def evidence(self, cell: Cell) -> str:
         """The ledger or record that a cell is read from; returns its path, as all that follow."""
@@ -113,8 +118,7 @@ class Jobs:
             return path
         ledger = Place.parse(LEDGER, path)
         if ledger is not None:
-            models = [ledger, *others(self.plan, ledger).values()]
-            return self._add("attack", path, map(self.classifier, models), ledger)
+            return self.ledger(ledger)
         record = Place.parse(DIVERSITY, path)
         if record is not None:
             return self._add("diversity", path, [self.teacher(record), self.data(record)], record)
@@ -122,6 +126,20 @@ class Jobs:
         assert kept is not None, path
         self.student(kept)
         return self._add("diversity", path, [self.teacher(kept), kept.path(IMAGES)], kept)
+
+    def ledger(self, place: Place) -> str:
+        """The ledger of an attack."""
+        models = [place, *others(self.plan, place).values()]
+        return self._add("attack", place.path(LEDGER), map(self.classifier, models), place)
+
+    def checks(self, cell: Cell) -> list[str]:
+        """The robustness checks that mark a cell, if any."""
+        place = Place.parse(CHECKS, cell.checks) if cell.checks else None
+        if place is None:
+            return []
+        models = [place, *checks_others(self.plan, place).values()]
+        ledgers = map(self.ledger, checked_ledgers(self.plan, place))
+        return [self._add("checks", cell.checks, [*map(self.classifier, models), *ledgers], place)]
 
     def classifier(self, place: Place) -> str:
         """A student, or the teacher where nothing is trained."""

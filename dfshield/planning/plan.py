@@ -20,6 +20,7 @@ from dfshield.planning.grid import FIELDS, OF_STAGE, Grid
 from dfshield.planning.inputs import check_files
 from dfshield.planning.limits import check_job, images_in
 from dfshield.planning.paths import (
+    CHECKS,
     DIVERSITY,
     HARDEN,
     IMAGES_DIVERSITY,
@@ -321,6 +322,7 @@ class Plan(Grid):
             metric=metric,
             seed=place.seed,
             ledger=self._evidence(place, metric, spec.clean_from if metric == "clean" else metric, threat),
+            checks=self._checks(place, metric, threat),
         )
 
     def _threat(self, metric: str, threat: str) -> str:
@@ -333,6 +335,12 @@ class Plan(Grid):
             split = self.options("diversity", self.place(place.dataset, place.model)).split
             return place.at(split=split).path(IMAGES_DIVERSITY if place.source == NONE else DIVERSITY)
         return place.at(protocol=protocol, threat=threat_name(self._threat(protocol, threat))).path(LEDGER)
+
+    def _checks(self, place: Place, metric: str, threat: str) -> str:
+        """The robustness checks that mark a figure: of accuracy under attack, at the threat model of its table."""
+        if not self.config.checked or metric == "clean" or metric_entry(metric).evidence != "ledger":
+            return ""
+        return place.at(threat=threat_name(threat)).path(CHECKS)
 
     def harden_cells(self, name: str) -> list[Cell]:
         """The figures of one hardened model: Undefended and Hardened by every protocol of its evaluation."""
@@ -359,6 +367,7 @@ class Plan(Grid):
                     metric=metric,
                     seed=place.seed,
                     ledger=self._evidence(place, metric, protocol, entry.threat),
+                    checks=self._checks(place, metric, entry.threat),
                 )
             )
         return found

@@ -17,8 +17,8 @@ MAKING = ("synthesize", "merge", "generate", "augment", "export", "public")
 
 
 def evidence(cells: list[Cell]) -> list[str]:
-    """The ledgers and records that cells are read from, each once."""
-    return sorted({cell.ledger for cell in cells})
+    """The ledgers and records that cells are read from, and the checks that mark them, each once."""
+    return sorted({path for cell in cells for path in (cell.ledger, cell.checks) if path})
 
 
 def table_content(plan: Plan, table: str) -> str:
