@@ -6,7 +6,7 @@ classifies as labelled. It may return anything: the evaluation projects and judg
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +17,9 @@ from dfshield.core.lp import project, step
 from dfshield.core.threat import Threat
 from dfshield.options import AttackOptions
 
-Objective = Callable[[Tensor, Tensor], Tensor]
+Objective = Callable[..., Tensor]
+"""``(logits, y)`` to one value an image (N,), which is maximised; where an attack has an aim for every image, such as a
+target class, ``(logits, y, aim)``."""
 
 
 class Problem(NamedTuple):
@@ -88,15 +90,19 @@ def differentiable(model: nn.Module) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-def input_gradient(model: nn.Module, x: Tensor, y: Tensor, objective: Objective | None = None) -> tuple[Tensor, Tensor]:
+def input_gradient(
+    model: nn.Module, x: Tensor, y: Tensor, objective: Objective | None = None, aim: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Logits (N,classes), and the gradient (N,C,H,W) of each image's `objective` with respect to its pixels.
 
-    The objective maps logits and `y` (N,) to one value an image; without one it is the cross entropy.
+    The objective maps logits, `y` (N,) and `aim` (N,…), if there is one, to one value an image; without an objective it
+    is the cross entropy.
     """
     with torch.enable_grad():
         x = x.detach().requires_grad_()
         logits = differentiable(model)(x)
-        values = objective(logits, y) if objective else F.cross_entropy(logits, y, reduction="none")
+        told = (logits, y) if aim is None else (logits, y, aim)
+        values = objective(*told) if objective else F.cross_entropy(logits, y, reduction="none")
         (gradient,) = torch.autograd.grad(values.sum(), x)
     return logits.detach(), gradient.nan_to_num(0, 0, 0)
 
@@ -135,24 +141,33 @@ def ascend(
     x_adv: Tensor,
     threat: Threat,
     options: AttackOptions,
-    steps: int,
-    size: float,
+    sizes: Sequence[float],
     objective: Objective | None = None,
+    aim: Tensor | None = None,
+    momentum: float = 0,
 ) -> Tensor:
     """Projected gradient ascent from `x_adv` (N,C,H,W); the last points, each within ε of `x` and in [0,1].
 
+    There is one step of each of the `sizes`. With `momentum` μ a step follows μ times the direction of the step before
+    plus the gradient over its mean magnitude (Dong et al. 2018, Eq 6), else the gradient.
     An image takes no further step once it is misclassified by more than the rounding of the arithmetic, which is
     `MISCLASSIFICATION_MARGIN` of its largest logit. With `options.reference` every image takes every step.
     """
     result = x_adv.clone()
     running = torch.arange(len(x), device=x.device)
-    for _ in range(steps):
-        logits, gradient = input_gradient(model, x_adv, y, objective)
+    direction = torch.zeros_like(x) if momentum else None
+    for size in sizes:
+        logits, gradient = input_gradient(model, x_adv, y, objective, aim)
+        if direction is not None:
+            mean = gradient.flatten(1).abs().mean(dim=1).view(-1, 1, 1, 1)
+            gradient = direction = momentum * direction + gradient / mean.clamp_min(torch.finfo(mean.dtype).tiny)
         if not options.reference:
             rest = margin(logits, y) > -MISCLASSIFICATION_MARGIN[options.precision] * logits.abs().amax(dim=1)
             if not rest.all():
                 result[running] = x_adv
                 running, x, y, x_adv, gradient = (values[rest] for values in (running, x, y, x_adv, gradient))
+                aim = aim if aim is None else aim[rest]
+                direction = direction if direction is None else gradient
             if not len(running):
                 return result
         x_adv = project(x, step(x_adv, gradient, size, threat.norm), threat)

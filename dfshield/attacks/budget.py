@@ -3,9 +3,12 @@
 from dataclasses import dataclass
 
 from dfshield.options.attacks import AttackOptions, AutoAttack, Pgd
+from dfshield.options.attacks_gradients import Latent, MarginDecomposition, MiFgsm, MinimumMargin, Tpgd
 
 TARGETS = 9
 """Most target classes of AutoAttack's targeted attacks, by its definition."""
+HALVINGS = 10
+"""Trials of a line search of L-BFGS; each halves the step."""
 PREFILTER_STEPS = 10
 """Steps of the pre-filter, which is ours."""
 
@@ -42,6 +45,33 @@ def fgsm_passes(options: AttackOptions, images: int, robust: float, classes: int
 def pgd_passes(options: Pgd, images: int, robust: float, classes: int) -> float:
     """Forward passes of PGD: a gradient an image, step and restart."""
     return GRADIENT * images * options.steps * options.restarts * options.eot
+
+
+def steps_passes(options: MiFgsm | Tpgd, images: int, robust: float, classes: int) -> float:
+    """Forward passes of an ascent without restarts: a gradient an image and step."""
+    return GRADIENT * images * options.steps * options.eot
+
+
+def modified_passes(options: Tpgd, images: int, robust: float, classes: int) -> float:
+    """Forward passes of PGD away from outputs: of the clean image by one or two models, then the ascent."""
+    return 2 * images * options.eot + steps_passes(options, images, robust, classes)
+
+
+def latent_passes(options: Latent, images: int, robust: float, classes: int) -> float:
+    """Forward passes of the latent attack at most: a gradient and a whole line search an image and iteration."""
+    iteration = GRADIENT + HALVINGS
+    return images * (1 + GRADIENT + options.iterations * iteration) * options.eot
+
+
+def md_passes(options: MarginDecomposition, images: int, robust: float, classes: int) -> float:
+    """Forward passes of margin decomposition: a gradient an image, step and restart, and one to see what fell."""
+    return images * options.restarts * (GRADIENT * options.steps + 1) * options.eot
+
+
+def mm_passes(options: MinimumMargin, images: int, robust: float, classes: int) -> float:
+    """Forward passes of minimum margin: a gradient an image, step and target, and one to see what fell."""
+    targets = min(options.targets, classes - 1)
+    return images * (1 + targets * (GRADIENT * options.steps + 1)) * options.eot
 
 
 def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: int) -> float:

@@ -17,13 +17,13 @@ def pgd(problem: Problem, options: Pgd) -> Tensor:
     did not break.
     """
     model, x, y, threat, generator, _ = problem
-    size = step_size(threat, options.l2_step)
+    sizes = [step_size(threat, options.l2_step)] * options.steps
     result = x.clone()
     alive = torch.arange(len(x), device=x.device)
     with frozen(model):
         for left in reversed(range(options.restarts)):
             start = random_start(x[alive], threat, generator)
-            found = ascend(model, x[alive], y[alive], start, threat, options, options.steps, size)
+            found = ascend(model, x[alive], y[alive], start, threat, options, sizes)
             result[alive] = found
             if left:
                 with torch.no_grad():
@@ -36,7 +36,7 @@ def pgd(problem: Problem, options: Pgd) -> Tensor:
 def pgd_prefilter(problem: Problem, options: AttackOptions) -> Tensor:
     """A few steps of ε/4 down the margin: breaks cheaply what a strong attack would break at length."""
     model, x, y, threat, generator, _ = problem
-    size = threat.eps / 4
+    sizes = [threat.eps / 4] * PREFILTER_STEPS
     with frozen(model):
         start = random_start(x, threat, generator)
-        return ascend(model, x, y, start, threat, options, PREFILTER_STEPS, size, lambda logits, y: -margin(logits, y))
+        return ascend(model, x, y, start, threat, options, sizes, lambda logits, y: -margin(logits, y))

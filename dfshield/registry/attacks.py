@@ -15,6 +15,8 @@ class Attack(Entry):
     """The target is ``(options, input_shape, classes) -> Ensemble`` instead."""
     access: Literal["none", "gradients", "scores", "labels"] = "gradients"
     """What it asks of the model."""
+    aim: Literal["label", "output"] = "label"
+    """What it moves an image away from: its label, or the output, whichever way that leads."""
     norms: tuple[str, ...] = ("linf", "l2")
     """Norms of the threat models that it can attack within."""
     needs: tuple[str, ...] = ()
@@ -48,6 +50,63 @@ ATTACKS = {
         about="projected gradient ascent from random starts (Madry et al. 2018)",
         options="dfshield.options.attacks:Pgd",
         passes="dfshield.attacks.budget:pgd_passes",
+    ),
+    "mi-fgsm": Attack(
+        "dfshield.attacks.mifgsm:mi_fgsm",
+        "MI-FGSM",
+        about="gradient ascent with momentum (Dong et al. 2018)",
+        options="dfshield.options.attacks_gradients:MiFgsm",
+        passes="dfshield.attacks.budget:steps_passes",
+    ),
+    "transfer": Attack(
+        "dfshield.attacks.transfer:transfer",
+        "Transfer",
+        about="PGD on another model, tried on this one (Papernot et al. 2017)",
+        options="dfshield.options.attacks_gradients:Transfer",
+        access="none",
+        needs=("surrogate",),
+        passes="dfshield.attacks.budget:pgd_passes",
+    ),
+    "tpgd": Attack(
+        "dfshield.attacks.modified:tpgd",
+        "TPGD",
+        about="PGD away from the model's own output on the clean image (Zhang et al. 2019)",
+        options="dfshield.options.attacks_gradients:Tpgd",
+        aim="output",
+        passes="dfshield.attacks.budget:modified_passes",
+    ),
+    "modified-pgd": Attack(
+        "dfshield.attacks.modified:modified_pgd",
+        "Modified PGD",
+        about="PGD away from the teacher's output on the clean image, or from both models' (Lee et al. 2024)",
+        options="dfshield.options.attacks_gradients:ModifiedPgd",
+        aim="output",
+        needs=("teacher",),
+        passes="dfshield.attacks.budget:modified_passes",
+    ),
+    "latent": Attack(
+        "dfshield.attacks.latent:latent",
+        "Latent",
+        about="towards the penultimate features of another class's image, by L-BFGS (Sabour et al. 2016)",
+        options="dfshield.options.attacks_gradients:Latent",
+        aim="output",
+        norms=("linf",),
+        needs=("guide",),
+        passes="dfshield.attacks.budget:latent_passes",
+    ),
+    "md": Attack(
+        "dfshield.attacks.margins:margin_decomposition",
+        "MD",
+        about="margin decomposition: one term of the margin, then the margin (Ma et al. 2020)",
+        options="dfshield.options.attacks_gradients:MarginDecomposition",
+        passes="dfshield.attacks.budget:md_passes",
+    ),
+    "mm": Attack(
+        "dfshield.attacks.margins:minimum_margin",
+        "MM",
+        about="minimum margin: towards the likeliest wrong classes one by one (Gao et al. 2022)",
+        options="dfshield.options.attacks_gradients:MinimumMargin",
+        passes="dfshield.attacks.budget:mm_passes",
     ),
     "autoattack": Attack(
         "dfshield.attacks.autoattack:autoattack",

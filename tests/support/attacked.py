@@ -40,13 +40,20 @@ class Linear(nn.Module):
 
     def __init__(self, size: int = 16, seed: int = 0, classes: int = 2) -> None:
         super().__init__()
-        self.w = nn.Parameter(torch.randn(size, generator=key(seed)))
-        self.b = nn.Parameter(-self.w.detach().sum() / 2)
+        self.layer = nn.Linear(size, 1)
+        with torch.no_grad():
+            self.layer.weight[0] = torch.randn(size, generator=key(seed))
+            self.layer.bias[0] = -self.w.sum() / 2
         self.classes = classes
+
+    @property
+    def w(self) -> Tensor:
+        """Weights (D,)."""
+        return self.layer.weight[0]
 
     def score(self, x: Tensor) -> Tensor:
         """w·x + b (N,)."""
-        return x.flatten(1) @ self.w + self.b
+        return self.layer(x.flatten(1))[:, 0]
 
     def forward(self, x: Tensor) -> Tensor:
         """Logits (N,classes)."""
