@@ -73,8 +73,16 @@ class Grid:
         """Threat models that a table has for a data set: its own, or those that the table states."""
         if spec.threats is None:
             return [self.config.datasets[dataset].threat]
-        papers = dataset in spec.paper.datasets or self.config.grid == "full"
-        return list(spec.threats.full if papers else spec.threats.demo)
+        return list(getattr(spec.threats, self._scale(spec, dataset)))
+
+    def metric_threat(self, spec: TableSpec, dataset: str, metric: str) -> str | None:
+        """The threat model that a table evaluates a metric at if that is not the one of its training."""
+        own = spec.by_metric.get(metric)
+        return getattr(own, self._scale(spec, dataset)) if own else None
+
+    def _scale(self, spec: TableSpec, dataset: str) -> str:
+        """Which of a table's threat models a data set has."""
+        return "full" if dataset in spec.paper.datasets or self.config.grid == "full" else "demo"
 
     def sweeps(self, spec: TableSpec) -> list[dict[str, Any]]:
         """The combinations of swept options of a table; one empty combination where nothing is swept."""

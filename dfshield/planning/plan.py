@@ -108,8 +108,10 @@ class Plan(Grid):
         found = {key: [subject.threat, *of_protocols] for key, subject in self.subjects.items()}
         for spec in self.tables.values():
             for dataset, models in self.blocks(spec):
+                own = (self.metric_threat(spec, dataset, metric) for metric in spec.by_metric)
+                threats = [*self.table_threats(spec, dataset), *filter(None, own)]
                 for model in models:
-                    found[dataset, model] += self.table_threats(spec, dataset)
+                    found[dataset, model] += threats
         return {key: {threat_name(text): text for text in texts} for key, texts in found.items()}
 
     @cached_property
@@ -310,7 +312,9 @@ class Plan(Grid):
         return row.recipe if same else swept
 
     def _cell(self, spec: TableSpec, place: Place, method: str, variant: str, metric: str, threat: str) -> Cell:
-        """One cell: a figure by `metric` at `place`, evaluated at `threat` or at its protocol's own."""
+        """One cell: a figure by `metric` at `place`, evaluated at `threat`, at the metric's or at its protocol's own."""
+        protocol = spec.clean_from if metric == "clean" else metric
+        at = {name: self.metric_threat(spec, place.dataset, name) or threat for name in (metric, protocol)}
         return Cell(
             table=spec.key,
             dataset=place.dataset,
@@ -318,10 +322,10 @@ class Plan(Grid):
             method=method,
             variant=variant,
             defence=place.defence,
-            threat=self._threat(metric, threat),
+            threat=self._threat(metric, at[metric]),
             metric=metric,
             seed=place.seed,
-            ledger=self._evidence(place, metric, spec.clean_from if metric == "clean" else metric, threat),
+            ledger=self._evidence(place, metric, protocol, at[protocol]),
             checks=self._checks(place, metric, threat),
         )
 

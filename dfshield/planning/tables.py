@@ -1,5 +1,6 @@
 """What each table is: config/tables.yaml as typed specifications."""
 
+import itertools
 from pathlib import Path
 from typing import Literal
 
@@ -34,6 +35,15 @@ class ThreatSpec(Options):
     demo: tuple[ThreatText, ...] = Field(min_length=1)
     """of stand-ins at demo scale"""
     full: tuple[ThreatText, ...] = Field(min_length=1)
+    """the paper's"""
+
+
+class MetricThreat(Options):
+    """The threat model that a table evaluates one metric at, whatever it trains at."""
+
+    demo: ThreatText
+    """of stand-ins at demo scale"""
+    full: ThreatText
     """the paper's"""
 
 
@@ -101,8 +111,14 @@ class TableSpec(Options):
     """swept training options; a matrix has its first option along the rows, its second along the columns"""
     threats: ThreatSpec | None = None
     """threat models, for a table that compares them or has another than the data sets' own"""
+    by_metric: dict[Name, MetricThreat] = Field(default_factory=dict)
+    """metrics that are evaluated at a threat model of their own"""
     metrics: tuple[Name, ...] = ()
     """what is measured: names of `registry.METRICS` or of the config's protocols; nothing in a table of formulas"""
+    groups: dict[str, tuple[Name, ...]] = Field(default_factory=dict)
+    """headings that span columns, in the layout of models: metrics that stand side by side"""
+    clean_of: Name | None = None
+    """the metric whose ledger clean accuracy is read from; by default the table's first attack"""
     gain_of: Name | None = None
     """metric that is printed with its gain over another row, such as ``45.50 (+8.79)``"""
     gain_from: Literal["first", "best"] = "first"
@@ -129,9 +145,24 @@ class TableSpec(Options):
             raise ValueError(f"rows: {unknown[0]!r} is none of {', '.join(registry.BASELINES)}, which have formulas")
         if any(list(row.marks) != list(self.rows[0].marks) for row in self.rows):
             raise ValueError("rows: every row needs the same marks, in the same order")
+        self._check_metrics()
         if self.gain_of and (swept or self.gain_of not in self.metrics):
             raise ValueError(f"gain_of: {self.gain_of!r} is none of the metrics, or the layout has no rows of methods")
         return self
+
+    def _check_metrics(self) -> None:
+        """ValueError for metrics that are named beside those measured."""
+        named = {"by_metric": tuple(self.by_metric), "clean_of": tuple(filter(None, [self.clean_of]))}
+        for key, names in (named | {f"groups: {title}": names for title, names in self.groups.items()}).items():
+            unknown = [name for name in names if name not in self.metrics]
+            if unknown:
+                raise ValueError(f"{key}: {unknown[0]!r} is none of the metrics")
+        if self.by_metric and self.threats:
+            raise ValueError("by_metric: a table that compares threat models evaluates every metric at each of them")
+        if self.groups and self.layout != "models":
+            raise ValueError(f"groups: layout {self.layout} has none")
+        if sorted(filter(None, (title for title, _ in self.headings))) != sorted(self.groups):
+            raise ValueError("groups: each needs metrics that stand side by side")
 
     @property
     def key(self) -> str:
@@ -144,24 +175,35 @@ class TableSpec(Options):
         return self.title if self.name else f"{'Figure' if self.figure else 'Table'} {self.number}. {self.title}"
 
     @property
+    def headings(self) -> list[tuple[str, int]]:
+        """Headings of `groups` with the number of metrics below each, empty over those that belong to none."""
+        titles = {name: title for title, names in self.groups.items() for name in names}
+        runs = itertools.groupby(self.metrics, key=lambda name: titles.get(name, ""))
+        return [(title, len(list(names))) for title, names in runs] if titles else []
+
+    @property
     def papers_number(self) -> int:
         """The number of the paper's table whose figures are on file; 0 for a figure, which has none in print."""
         return 0 if self.figure or self.name else self.number
 
     @property
     def clean_from(self) -> str:
-        """The metric whose ledger clean accuracy is read from: the table's first attack.
+        """The metric whose ledger clean accuracy is read from: `clean_of`, or the table's first attack.
 
         Every ledger holds the clean predictions, so clean accuracy needs no job of its own beside an attack; ``clean``
         in a table without one.
         """
         attacks = (name for name in self.metrics if name != "clean" and registry.metric(name).evidence == "ledger")
-        return next(attacks, "clean")
+        return self.clean_of or next(attacks, "clean")
 
     @property
     def papers_threats(self) -> tuple[str, ...]:
         """The threat models of the paper's own table."""
         return self.threats.full if self.threats else tuple(filter(None, [self.paper.threat]))
+
+    def papers_threats_of(self, metric: str) -> tuple[str, ...]:
+        """The threat models that the paper evaluates a metric at."""
+        return (self.by_metric[metric].full,) if metric in self.by_metric else self.papers_threats
 
 
 def sweepable() -> set[str]:

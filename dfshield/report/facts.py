@@ -34,7 +34,7 @@ def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
         own = [row for row in rows if row.dataset == dataset and row.unit == "%"]
         if not own:  # diversity alone
             continue
-        threats = ", ".join(dict.fromkeys(threat_title(row.threat) for row in own if row.metric != "clean"))
+        threats = ", ".join(_threats(spec, own))
         sets: dict[tuple[int, float], dict[str, None]] = {}  # columns by their test images
         for row in own:
             sets.setdefault((row.n, row.majority), {})[metric(row.metric).title] = None
@@ -49,6 +49,16 @@ def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
     lines += _diversity_facts(rows)
     lines.append(f"Protocols: {', '.join(dict.fromkeys(row.protocol for row in rows))}.")
     return lines
+
+
+def _threats(spec: TableSpec, rows: Sequence[Row]) -> list[str]:
+    """The threat models of one data set's accuracies, with the columns that have one of their own."""
+    columns: dict[str, dict[str, None]] = {}
+    for row in rows:
+        if row.metric != "clean":
+            column = metric(row.metric).title if row.metric in spec.by_metric else ""
+            columns.setdefault(threat_title(row.threat), {})[column] = None
+    return [title if "" in own else f"{title} ({', '.join(own)})" for title, own in columns.items()]
 
 
 def _even_share(dataset: str) -> float:
@@ -145,6 +155,9 @@ def _whole_table(rows: Sequence[Row], spec: TableSpec, scale: Scale, stand_in: b
         rules += [f"fewer values of {option} (sweep: demo)" for option in swept]
         if stand_in and spec.threats and spec.threats.demo != spec.threats.full:
             rules.append("threat models for stand-ins (threats: demo)")
+        own = [metric(name).title for name, threat in spec.by_metric.items() if threat.demo != threat.full]
+        if stand_in and own:
+            rules.append(f"threat model of {', '.join(own)} for stand-ins (by_metric: demo)")
     return rules
 
 
@@ -159,7 +172,9 @@ def footnotes(marks: Marks) -> list[str]:
 
 def paper_heading(rows: Sequence[Row], spec: TableSpec) -> str:
     """Heading of the paper's own table; says so where its data are others than those above."""
-    heading = f"The paper's Table {spec.number} ({', '.join(map(threat_title, spec.papers_threats))})"
+    threats = [*map(threat_title, spec.papers_threats)]
+    threats += [f"{metric(name).title} {threat_title(own.full)}" for name, own in spec.by_metric.items()]
+    heading = f"The paper's Table {spec.number} ({', '.join(threats)})"
     if not stands_in(rows, spec):
         return heading
     models = ", ".join(model_title(name) for name in spec.paper.models)

@@ -15,7 +15,7 @@ CHARACTERS = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "τ": r"$\tau$", "ε": r"$\varepsilon$", "∞": r"$_\infty$",
     "±": r"$\pm$", "≤": r"$\leq$", "×": r"$\times$", "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",
     "¶": r"\P{}", "‖": r"$\Vert$", "–": "--", "−": "$-$", "·": r"$\cdot$", "λ": r"$\lambda$", "α": r"$\alpha$",
-    "β": r"$\beta$", "ℓ": r"$\ell$", "²": "$^2$", "₁": "$_1$", "₂": "$_2$", "₃": "$_3$",
+    "β": r"$\beta$", "ℓ": r"$\ell$", "²": "$^2$", "³": "$^3$", "₁": "$_1$", "₂": "$_2$", "₃": "$_3$",
 }  # fmt: skip
 """Characters that LaTeX reads as something else, or that pdfLaTeX's fonts lack."""
 WORDS = {"L_DFShield": r"$\mathcal{L}_{\mathrm{DFShield}}$", "λ1": r"$\lambda_1$", "λ2": r"$\lambda_2$", "B": "$B$"}
@@ -64,8 +64,9 @@ def grid(layout: Layout, marks: Marks) -> list[str]:
         spans = [rf"\multicolumn{{{n}}}{{c}}{{{tex(title)}}}" for title, n in layout.groups]
         lines.append(" & ".join([*[""] * stub, *spans]) + r" \\")
         start = stub + 1
-        for _, n in layout.groups:
-            lines.append(rf"\cmidrule(lr){{{start}-{start + n - 1}}}")
+        for title, n in layout.groups:
+            if title:
+                lines.append(rf"\cmidrule(lr){{{start}-{start + n - 1}}}")
             start += n
     lines.append(" & ".join(tex(name) for name in [*layout.stub, *layout.columns]) + r" \\")
     for block in layout.blocks:

@@ -204,17 +204,19 @@ def _formulas(spec: TableSpec, values: Values) -> Layout:
 
 
 def _models(spec: TableSpec, values: Values) -> Layout:
-    """Models below one another, each with its methods."""
+    """Models below one another, each with its methods; of one method, a row a model."""
+    single = len(spec.rows) == 1
     blocks = []
     for condition in _conditions(values):
         rows: list[list[Item]] = []
         for model in [model for other, model in _pairs(values) if other == condition]:
             for row in spec.rows:
                 title = model_title(model) if row is spec.rows[0] else ""
-                name = _row_title(spec, row.method, condition)
-                rows.append([title, *row.marks.values(), name, *_figures(spec, values, condition, model, row.method)])
+                name = [] if single else [_row_title(spec, row.method, condition)]
+                rows.append([title, *row.marks.values(), *name, *_figures(spec, values, condition, model, row.method)])
         blocks.append(Block(condition.title, rows))
-    return Layout(["Model", *spec.rows[0].marks, "Method"], [], _columns(spec), blocks)
+    stub = ["Model", *spec.rows[0].marks, *([] if single else ["Method"])]
+    return Layout(stub, spec.headings, _columns(spec), blocks)
 
 
 def _ablation(spec: TableSpec, values: Values) -> Layout:

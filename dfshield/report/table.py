@@ -63,5 +63,5 @@ def _papers_own(cell: Cell, spec: TableSpec) -> bool:
     """Whether the paper has this cell's data set and threat, without a test-time defence."""
     if cell.dataset not in spec.paper.datasets or cell.defence != "none":
         return False
-    here, papers = parse_threat(cell.threat), [parse_threat(text) for text in spec.papers_threats]
+    here, papers = parse_threat(cell.threat), map(parse_threat, spec.papers_threats_of(cell.metric))
     return any(here.norm == p.norm and math.isclose(here.eps, p.eps, rel_tol=1e-6) for p in papers)

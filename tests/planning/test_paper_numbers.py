@@ -20,6 +20,9 @@ DIVERSITY = ("recall", "coverage", "ndb", "jsd")
 BASELINES = ("DaST", "DFME", "AIT", "DFARD", "Ours")
 LOSSES = ("STD", "TRADES", "MART", "ARD", "RSLAD", "L_DFShield")
 AUGMENTATIONS = ("Base", "+ Mixup", "+ Cutout", "+ CutMix", "+ DSS")
+CASTS = ("clean", "genattack", "boundary", "spsa", "autoattack", "a3", "automated")
+STEPS = ("clean", "pgd1", "pgd2", "pgd5", "pgd10", "pgd20", "pgd-unbounded")
+MODIFIED = ("clean", "pgd10", "autoattack", "latent", "modified-a", "modified-b", "modified-c")
 ORGANS = ("organamnist", "organcmnist", "organsmnist")
 MEDICAL_DATASETS = ("tissuemnist", "bloodmnist", "dermamnist", "pathmnist", "octmnist", *ORGANS)
 EPSILONS = tuple(f"linf:{eps}/255" for eps in (2, 4, 6, 8))
@@ -30,6 +33,8 @@ GRIDS = {
     6: (("cifar10",), ("wrn28_10",), ("Qimera", "RDSKD", "IntraQ", *AUGMENTATIONS), (*ACCURACIES, *DIVERSITY)),
     7: (("svhn", "cifar10"), ("wrn28_10",), LOSSES, ACCURACIES),
     8: (("cifar10",), GENERAL, ("Base", "+ L_DFShield", "+ DSS", "+ GradRefine"), ("clean", "autoattack")),
+    9: (("svhn", "cifar10"), GENERAL, ("Ours",), CASTS),
+    10: (("svhn", "cifar10"), GENERAL, ("Ours",), STEPS),
     11: (MEDICAL_DATASETS, MEDICAL, ("Undefended",), ("clean",)),
     12: (("dermamnist", "octmnist", "organamnist", "organsmnist"), MEDICAL, ("Public", *BASELINES), ACCURACIES),
     14: (("svhn",), GENERAL, ("Original", *BASELINES), ACCURACIES, EPSILONS),
@@ -39,6 +44,8 @@ GRIDS = {
     18: (tuple(d for d in MEDICAL_DATASETS if d != "octmnist"), MEDICAL, ("Original", "Public", "Ours"), ACCURACIES),
     19: (("svhn",), GENERAL, AUGMENTATIONS, (*ACCURACIES, *DIVERSITY)),
     20: (("cifar10",), GENERAL, AUGMENTATIONS, (*ACCURACIES, *DIVERSITY)),
+    21: (("svhn", "cifar10"), GENERAL, ("Ours",), MODIFIED),
+    22: (("tissuemnist", "bloodmnist", "pathmnist", "organcmnist"), MEDICAL[:1], ("Ours",), MODIFIED),
 }
 """What the tables without a sweep of options hold: all of data sets × models × methods × metrics (× threats)."""
 
@@ -73,6 +80,8 @@ def same(names: tuple[str, ...]) -> dict[str, str]:
         (6, 8 * 7),
         (7, 6 * 2 * 3),
         (8, 3 * 4 * 2),
+        (9, 2 * 3 * 7),
+        (10, 2 * 3 * 7),
         (11, 8 * 2),
         (12, 4 * 2 * 6 * 3),
         (14, 4 * 6 * 3 * 3),
@@ -82,6 +91,8 @@ def same(names: tuple[str, ...]) -> dict[str, str]:
         (18, 7 * 3 * 2 * 3),
         (19, 3 * 5 * 7),
         (20, 3 * 5 * 7),
+        (21, 2 * 3 * 7),
+        (22, 4 * 7),
         (23, 7 * 2 * 3),
         (24, 11 * 2 * 3),
         (25, 216),
@@ -135,6 +146,15 @@ def test_rows_and_columns(number: int) -> None:
         (7, ("cifar10", "wrn28_10", "L_DFShield", "", "autoattack"), 41.40),
         (8, ("cifar10", "wrn28_10", "+ L_DFShield", "", "autoattack"), 36.34),
         (8, ("cifar10", "resnet56", "Base", "", "clean"), 78.22),
+        (9, ("svhn", "resnet20", "Ours", "", "genattack"), 90.28),
+        (9, ("svhn", "resnet56", "Ours", "", "a3"), 57.28),
+        (9, ("svhn", "wrn28_10", "Ours", "", "spsa"), 70.01),
+        (9, ("cifar10", "resnet20", "Ours", "", "boundary"), 74.73),
+        (9, ("cifar10", "wrn28_10", "Ours", "", "automated"), 43.72),
+        (10, ("svhn", "resnet20", "Ours", "", "pgd1"), 85.86),
+        (10, ("svhn", "wrn28_10", "Ours", "", "pgd20"), 68.76),
+        (10, ("cifar10", "resnet56", "Ours", "", "pgd2"), 59.98),
+        (10, ("cifar10", "wrn28_10", "Ours", "", "pgd5"), 53.26),
         (11, ("tissuemnist", "resnet18", "Undefended", "", "clean"), 67.62),
         (11, ("octmnist", "resnet50", "Undefended", "", "clean"), 84.90),
         (11, ("organsmnist", "resnet50", "Undefended", "", "clean"), 78.37),
@@ -166,6 +186,14 @@ def test_rows_and_columns(number: int) -> None:
         (20, ("cifar10", "resnet56", "+ DSS", "", "ndb"), 84),
         (20, ("cifar10", "wrn28_10", "+ Cutout", "", "jsd"), 0.443),
         (20, ("cifar10", "wrn28_10", "+ DSS", "", "jsd"), 0.211),
+        (21, ("svhn", "resnet20", "Ours", "", "latent"), 74.38),
+        (21, ("svhn", "wrn28_10", "Ours", "", "modified-c"), 70.08),
+        (21, ("cifar10", "resnet20", "Ours", "", "modified-b"), 31.05),
+        (21, ("cifar10", "resnet56", "Ours", "", "modified-a"), 60.61),
+        (22, ("tissuemnist", "resnet18", "Ours", "", "modified-a"), 31.98),
+        (22, ("bloodmnist", "resnet18", "Ours", "", "modified-c"), 24.12),
+        (22, ("pathmnist", "resnet18", "Ours", "", "latent"), 29.81),
+        (22, ("organcmnist", "resnet18", "Ours", "", "autoattack"), 45.18),
         (23, ("cifar10", "resnet20", "Ours", "B=40", "clean"), 28.87),
         (24, ("svhn", "wrn28_10", "Ours", "tau=0.3", "pgd10"), 69.13),
         (24, ("cifar10", "wrn28_10", "Ours", "tau=1", "autoattack"), 39.12),
@@ -248,7 +276,7 @@ def test_real_data_comparison_repeats_the_medical_tables() -> None:
     assert part(18, MEDICAL_DATASETS, methods) == {k: v for k, v in repeated.items() if k[0] != "octmnist"}
 
 
-@pytest.mark.parametrize("number", [n for n in NUMBERS if n not in (8, 11, 25, 26)])
+@pytest.mark.parametrize("number", [n for n in NUMBERS if n not in (8, 9, 10, 11, 25, 26)])
 def test_stronger_attacks_leave_less(number: int) -> None:
     """Clean ≥ PGD ≥ AutoAttack; where the paper prints otherwise, a flag says so."""
     rows: dict[tuple[str, ...], dict[str, Published]] = {}
@@ -299,7 +327,7 @@ def test_flags_that_follow_from_the_figures() -> None:
         )
         assert below == ("lower-than-linf" in entry.flags), entry
     majority = {"tissuemnist": 32.07, "bloodmnist": 19.47, "pathmnist": 18.64, "dermamnist": 66.88, "octmnist": 25.00}
-    for number in (1, 12, 18):
+    for number in (1, 12, 18, 22):
         for entry in published(number):
             floor = majority.get(entry.dataset, 0.0)
             near = entry.method in ("Ours", "Original") and entry.value <= floor + 0.15
@@ -320,7 +348,63 @@ def test_flags_that_follow_from_the_figures() -> None:
         assert ("not-data-free" in entry.flags) == (entry.method in ("Original", "Public"))
 
 
-MEDICAL_TABLES = dict.fromkeys((1, 11, 12, 18), ("linf:8/255",))
+def test_flags_of_the_attack_tables() -> None:
+    """What is odd in Tables 9, 21 and 22 is flagged, and nothing else."""
+    values = figures(9)
+    for entry in published(9):
+        own = {metric: values[(*entry.key[:4], metric)] for metric in CASTS}
+        above = entry.metric in ("a3", "automated") and entry.value > own["autoattack"]
+        below = entry.metric == "boundary" and entry.value < own["genattack"]
+        assert above == ("above-autoattack" in entry.flags), entry
+        assert below == ("boundary-below-genattack" in entry.flags), entry
+    repeated = [entry.key[:2] for entry in published(9) if "repeated" in entry.flags]
+    assert repeated == [("svhn", "resnet20"), ("svhn", "wrn28_10")]
+    assert len({values[(*key, "Ours", "", "boundary")] for key in repeated}) == 1
+    for number in (21, 22):
+        values = figures(number)
+        for entry in published(number):
+            own = {metric: values[(*entry.key[:4], metric)] for metric in MODIFIED}
+            weak = entry.metric == "latent" and entry.value > own["pgd10"]
+            assert weak == ("weaker-than-pgd" in entry.flags), entry
+            assert (weak and entry.value == own["clean"]) == ("equals-clean" in entry.flags), entry
+    older = figures(1)
+    for entry in published(22):
+        differs = older.get(entry.key[:5], entry.value) != entry.value
+        assert differs == ("differs-from-table1" in entry.flags), entry
+
+
+def test_attack_tables_repeat_table_4_and_one_another() -> None:
+    """Clean, PGD-10 and AutoAttack are Table 4's; more steps break more, and no bound leaves nothing."""
+    main, general = part(4, ("svhn", "cifar10"), same(("Ours",))), ("svhn", "cifar10")
+    for number in (9, 10, 21):
+        shared = {k: v for k, v in part(number, general, same(("Ours",))).items() if k[3] in ACCURACIES}
+        assert len(shared) == 6 * {9: 2, 10: 2, 21: 3}[number]
+        assert shared.items() <= main.items()
+    steps = figures(10)
+    for dataset, model in itertools.product(general, GENERAL):
+        row = [steps[dataset, model, "Ours", "", metric] for metric in STEPS]
+        assert row == sorted(row, reverse=True) and row[-1] == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "metric", "total"),
+    [
+        (9, "genattack", 507.94),
+        (9, "spsa", 332.00),
+        (9, "automated", 264.68),
+        (10, "pgd1", 475.26),
+        (10, "pgd20", 296.87),
+        (21, "modified-a", 416.03),
+        (21, "modified-c", 306.00),
+        (22, "latent", 158.80),
+        (22, "modified-b", 135.09),
+    ],
+)
+def test_columns_of_the_attack_tables_add_up(number: int, metric: str, total: float) -> None:
+    assert sum(entry.value for entry in published(number) if entry.metric == metric) == pytest.approx(total, abs=1e-6)
+
+
+MEDICAL_TABLES = dict.fromkeys((1, 11, 12, 18, 22), ("linf:8/255",))
 PAPERS_THREATS = MEDICAL_TABLES | {5: ("l2:128/255",), 14: EPSILONS, 15: EPSILONS}
 
 
