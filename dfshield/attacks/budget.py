@@ -67,7 +67,7 @@ class Round:
     restarts: int = 1
 
 
-_OPENING = (Round(0, 8), Round(7, 8), Round(7, 8))
+_OPENING: tuple[Round, ...] = (Round(0, 8), Round(7, 8), Round(7, 8))
 DISCARDING = (
     *_OPENING,
     *(Round(7, steps, share) for steps, share in ((25, 0.7), (30, 0.6), (30, 0.5), (35, 0.4), (40, 0.3), (45, 0.2))),
@@ -129,4 +129,5 @@ def automated_passes(options: Automated, images: int, robust: float, classes: in
     """Most forward passes of the searches and of the programs that they find, as if nothing fell before the last."""
     chunks, chunk = ceil(images / options.chunk), min(images, options.chunk)
     search = sum(programs * min(chunk, sample) for programs, sample in rungs(options.trials, options.base))
-    return options.attacks * chunks * (search + chunk) * (GRADIENT * options.budget + 1) * options.eot
+    trial = GRADIENT * options.budget + 1
+    return options.attacks * chunks * ((search + chunk) * trial + chunk) * options.eot
