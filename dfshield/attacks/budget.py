@@ -1,8 +1,10 @@
 """How much effort AutoAttack and its pre-filter make: what the attacks take and the cost model counts (no torch)."""
 
 from dataclasses import dataclass
+from math import ceil
 
 from dfshield.options.attacks import AttackOptions, AutoAttack, Pgd
+from dfshield.options.attacks_adaptive import A3, Automated
 from dfshield.options.attacks_gradients import Latent, MarginDecomposition, MiFgsm, MinimumMargin, Tpgd
 
 TARGETS = 9
@@ -80,3 +82,82 @@ def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: 
     runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
     full = runs * budget.iterations + budget.queries
     return images * (GRADIENT * PREFILTER_STEPS + robust * full) * options.eot
+
+
+@dataclass(frozen=True)
+class Round:
+    """One round of A³ on the survivors of a chunk."""
+
+    warm: int
+    """steps of the warm start"""
+    steps: int
+    """steps on the margin"""
+    share: float = 1.0
+    """of the survivors, those nearest to the boundary"""
+    restarts: int = 1
+
+
+_OPENING: tuple[Round, ...] = (Round(0, 8), Round(7, 8), Round(7, 8))
+DISCARDING = (
+    *_OPENING,
+    *(Round(7, steps, share) for steps, share in ((25, 0.7), (30, 0.6), (30, 0.5), (35, 0.4), (40, 0.3), (45, 0.2))),
+    Round(7, 50, 0.1),
+    Round(7, 50, 0.1, 4),
+    Round(7, 55, 0.065, 4),
+    Round(7, 60, 0.03, 50),
+)
+"""A³'s rounds where warm starts alone break little: longer and longer climbs on fewer and fewer images."""
+WARM = (
+    *_OPENING,
+    Round(10, 5, 1.0, 10),
+    *(Round(warm, steps) for warm, steps in ((15, 5), (15, 10), (10, 10), (10, 15), (10, 18), (10, 20))),
+    Round(10, 25, 0.8, 5),
+    Round(10, 35, 0.5, 5),
+    Round(10, 45, 0.5, 20),
+)
+"""A³'s rounds where warm starts alone break much."""
+
+
+def kept(survivors: int, share: float, least: int) -> int:
+    """Images of `survivors` that a round of A³ works on."""
+    return min(survivors, max(least, ceil(share * survivors)))
+
+
+def a3_passes(options: A3, images: int, robust: float, classes: int) -> float:
+    """Most forward passes of A³; what does not survive (1 - `robust`) is taken to fall to the first three rounds."""
+    chunks = ceil(images / options.chunk)
+
+    def total(rounds: tuple[Round, ...], survivors: int) -> float:
+        each = (
+            min(plan.restarts, options.restarts)
+            * kept(survivors, plan.share, options.least)
+            * (GRADIENT * (plan.warm + plan.steps) + 1)
+            for plan in rounds
+        )
+        return chunks * sum(each)
+
+    first, rest = slice(min(3, options.rounds)), slice(3, options.rounds)
+    chunk = min(images, options.chunk)
+    late = max(total(rounds[rest], ceil(robust * chunk)) for rounds in (DISCARDING, WARM))
+    return (images + total(_OPENING[first], chunk) + late) * options.eot
+
+
+TAU = 4
+"""Of how many programs one goes on to the next rung of a search."""
+
+
+def rungs(trials: int, base: int) -> list[tuple[int, int]]:
+    """Successive halving of Yao et al. 2021 (Algorithm 1): programs of each rung, and images that they are tried on."""
+    found, programs, sample = [(trials, base)], ceil(trials / TAU), base
+    while programs > 1:
+        found.append((programs, sample))
+        programs, sample = ceil(programs / TAU), 2 * sample
+    return found
+
+
+def automated_passes(options: Automated, images: int, robust: float, classes: int) -> float:
+    """Most forward passes of the searches and of the programs that they find, as if nothing fell before the last."""
+    chunks, chunk = ceil(images / options.chunk), min(images, options.chunk)
+    search = sum(programs * min(chunk, sample) for programs, sample in rungs(options.trials, options.base))
+    trial = GRADIENT * options.budget + 1
+    return options.attacks * chunks * ((search + chunk) * trial + chunk) * options.eot

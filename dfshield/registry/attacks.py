@@ -116,4 +116,18 @@ ATTACKS = {
         ensemble=True,
         passes="dfshield.attacks.budget:autoattack_passes",
     ),
+    "a3": Attack(
+        "dfshield.attacks.a3:a3",
+        "A³",
+        about="warm starts and climbs of the margin, with restarts for the images nearest to falling (Liu et al. 2022)",
+        options="dfshield.options.attacks_adaptive:A3",
+        passes="dfshield.attacks.budget:a3_passes",
+    ),
+    "automated": Attack(
+        "dfshield.attacks.automated:automated",
+        "Automated",
+        about="a sequence of attack programs that is searched for each model (Yao et al. 2021)",
+        options="dfshield.options.attacks_adaptive:Automated",
+        passes="dfshield.attacks.budget:automated_passes",
+    ),
 }

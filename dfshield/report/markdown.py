@@ -38,7 +38,9 @@ def grid(layout: Layout, marks: Marks) -> list[str]:
     """A pipe table per block; Markdown has one header line, so group titles join the column titles."""
     titles = [title for title, width in layout.groups for _ in range(width)]
     matrix = any(isinstance(item, Pair) for block in layout.blocks for row in block.rows for item in row)
-    names = [column if matrix or not titles else f"{titles[i]} {column}".lstrip() for i, column in enumerate(layout.columns)]
+    names = [
+        column if matrix or not titles else f"{titles[i]} {column}".lstrip() for i, column in enumerate(layout.columns)
+    ]
     stub = list(layout.stub)
     if matrix:
         stub[0] = f"{stub[0]} \\ {titles[0].partition(':')[0]}"

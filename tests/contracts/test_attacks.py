@@ -38,8 +38,10 @@ QUICK: dict[str, dict[str, Any]] = {
     "pgd": {"l2_step": "0.05", "steps": 20},
     "latent": {"iterations": 10},
     "md": {"steps": 20},
+    "a3": {"rounds": 4, "restarts": 2},
+    "automated": {"trials": 6, "base": 10, "budget": 20},
 }
-"""Options of an attack where its defaults are too weak for the l2 balls of these tests."""
+"""Options of an attack where its defaults are too weak for the l2 balls of these tests, or too slow."""
 
 
 @pytest.fixture(autouse=True)
