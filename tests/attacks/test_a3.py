@@ -164,7 +164,7 @@ def trained():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["a3", "automated"])
-@pytest.mark.parametrize("threat", ["linf:0.03", "l2:0.2"])
+@pytest.mark.parametrize("threat", ["linf:0.06", "l2:0.3"])
 def test_as_strong_as_long_gradient_attacks(name, threat, trained):
     net, x, y = trained
     options = {"l2_step": "0.05", "attack": "pgd"}
