@@ -111,8 +111,8 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, Tensor | None, Tensor], Tensor]] = {
     "logit": _match,
 }
 """``(values, y, target, own) -> (n,)``, to be increased; `values` (n,classes) are logits or probabilities, `own` those
-of the image itself. ``dlr`` is the hinge over its scale, the hinge alone where there are too few classes; ``l1`` moves one
-value alone; ``logit`` leaves `own`, or comes near to it with label and target exchanged."""
+of the image itself. ``dlr`` is the hinge over its scale, the hinge alone where there are too few classes; ``l1`` moves
+one value alone; ``logit`` leaves `own`, or comes near to it with label and target exchanged."""
 
 
 class Found(NamedTuple):
