@@ -59,8 +59,8 @@ def test_clean_accuracy_is_of_the_first_attack() -> None:
 def test_metrics_of_tables_are_registered_and_others_are_protocols() -> None:
     assert {name for spec in SPECS.values() for name in spec.metrics} <= set(METRICS)
     assert set(DIVERSITY_METRICS) == {"precision", "recall", "density", "coverage", "ndb", "jsd"}
-    own = metric("latent")
-    assert (own.title, own.unit, own.decimals, own.evidence) == ("latent", "%", 2, "ledger")
+    own = metric("own-attack")
+    assert (own.title, own.unit, own.decimals, own.evidence) == ("own-attack", "%", 2, "ledger")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("clean", "ledger"), ("latent", "ledger"), ("ndb", "diversity")])
