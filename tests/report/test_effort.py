@@ -1,4 +1,4 @@
-"""Tables of attacks: rows, columns, what each attack takes; metrics that are evaluated at a threat model of their own."""
+"""Tables of attacks: what each attack takes; metrics that are evaluated at a threat model of their own."""
 
 import re
 from pathlib import Path
@@ -15,6 +15,7 @@ from dfshield.planning.plan import Plan
 from dfshield.report.content import timings
 from dfshield.report.effort import efforts
 from dfshield.report.table import build, texts
+from dfshield.tools.verify import again
 
 TABLE = {
     "title": "Some attacks",
@@ -51,6 +52,16 @@ def measured(plan: Plan) -> list:
     return build(plan.cells("attacks"), plan.tables["attacks"])
 
 
+def test_verify_finds_the_times_from_any_folder(tmp_path, monkeypatch):
+    plan = made(tmp_path, monkeypatch)
+    rows = measured(plan)
+    for cell in plan.cells("attacks"):
+        time(cell.ledger, "s\tmax_rss\n7\t1\n")
+    expected = texts(plan, "attacks", rows)
+    monkeypatch.chdir("/")
+    assert again(plan, tmp_path / "results" / "attacks.csv", rows) == expected and "| 7.0 |" in expected[".md"]
+
+
 def time(path: str, text: str) -> None:
     """A benchmark file of Snakemake for the job that made `path`."""
     benchmark_of(path).parent.mkdir(parents=True, exist_ok=True)
@@ -63,16 +74,15 @@ def test_attacks_are_rows_with_passes_and_seconds(tmp_path, monkeypatch):
     for cell, seconds in zip([c for c in plan.cells("attacks") if c.metric == "pgd10"], (10, 13), strict=True):
         time(cell.ledger, f"s\tmax_rss\n{seconds}\t1\n")
     text = texts(plan, "attacks", rows)
-    columns = (
-        "| Attack | Accuracy Undefended | Accuracy Ours | Effort images | Effort passes per image | Effort seconds |"
-    )
+    effort = " | ".join(f"Effort {name}" for name in ("images", "passes per image", "seconds"))
+    columns = f"| Attack | Accuracy Undefended | Accuracy Ours | {effort} |"
     assert columns in text[".md"] and "**Digits, CNN-S**" in text[".md"]
     lines = {line.split(" | ")[0]: line for line in text[".md"].splitlines() if line.startswith("| ")}
     assert re.fullmatch(r"\| Clean \| 75\.00 .* \| 75\.00 .* \| – \| – \| – \|", lines["| Clean"])
     assert re.fullmatch(r"\| PGD-1 \| 5\.00 .* \| 10\.00 .* \| 200 \| 2 \| – \|", lines["| PGD-1"])
     assert re.fullmatch(r"\| PGD-10 \| 25\.00 .* \| 30\.00 .* \| 200 \| 20 \| 11\.5 \|", lines["| PGD-10"])
     assert "& PGD-10" not in text[".tex"] and r"PGD-10 & 25.00 & 30.00 & 200 & 20 & 11.5 \\" in text[".tex"]
-    assert "l∞ ε = 8/255, n" not in text[".md"] and "l∞ ε = 1 (PGD-1), l∞ ε = 8/255" in text[".md"]
+    assert "Digits: l∞ ε = 1 (PGD-1), l∞ ε = 8/255, n = 200" in text[".md"]
 
 
 def test_passes_are_of_the_measured_share_of_survivors(tmp_path, monkeypatch):
