@@ -312,7 +312,7 @@ class Plan(Grid):
         return row.recipe if same else swept
 
     def _cell(self, spec: TableSpec, place: Place, method: str, variant: str, metric: str, threat: str) -> Cell:
-        """One cell: a figure by `metric` at `place`, evaluated at `threat`, at the metric's or at its protocol's own."""
+        """One cell: a figure by `metric` at `place`, evaluated at `threat` or at the metric's or protocol's own."""
         protocol = spec.clean_from if metric == "clean" else metric
         at = {name: self.metric_threat(spec, place.dataset, name) or threat for name in (metric, protocol)}
         return Cell(

@@ -161,7 +161,7 @@ STAGES: dict[str, Stage] = {
     "table": Stage(
         "render one table from its ledgers and records, as CSV, Markdown and LaTeX",
         "dfshield.report.table:run",
-        code=("dfshield.report.table:build", "dfshield.report.table:RENDERERS"),
+        code=("dfshield.report.table:build", "dfshield.report.table:texts", "dfshield.report.table:RENDERERS"),
         gpu=False,
         minutes=30,
     ),

@@ -123,7 +123,7 @@ class TableSpec(Options):
     """metric that is printed with its gain over another row, such as ``45.50 (+8.79)``"""
     gain_from: Literal["first", "best"] = "first"
     """first: every row's gain over the first row · best: the last row's gain over the best of the others"""
-    layout: Literal["rows", "datasets", "models", "ablation", "sweep", "matrix", "formulas"]
+    layout: Literal["rows", "datasets", "models", "ablation", "sweep", "matrix", "formulas", "attacks"]
     grid: Grids = Field(default_factory=Grids)
 
     @model_validator(mode="after")

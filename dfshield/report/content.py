@@ -21,6 +21,13 @@ def evidence(cells: list[Cell]) -> list[str]:
     return sorted({path for cell in cells for path in (cell.ledger, cell.checks) if path})
 
 
+def timings(plan: Plan, table: str) -> list[str]:
+    """Benchmark files of the attacks in a table that states what they take; none for another table."""
+    if plan.tables[table].layout != "attacks":
+        return []
+    return [str(benchmark_of(ledger)) for ledger in evidence(plan.cells(table))]
+
+
 def table_content(plan: Plan, table: str) -> str:
     """Digest of what a table shows, for the rerun decision: its cells, its layout and the paper's figures."""
     spec = plan.tables[table]

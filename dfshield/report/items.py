@@ -1,6 +1,6 @@
 """What a cell of a printed table holds, and its text; a renderer says how figures and marks look."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from dfshield.report.notes import Marks
@@ -35,6 +35,20 @@ class Gain:
     value: Value
     difference: float
 
+
+@dataclass(frozen=True)
+class Effort:
+    """What an attack takes: mean over the models that it was run on."""
+
+    images: int
+    passes: float | None
+    """forward passes an image by the cost model; None for an attack that is not estimated"""
+    seconds: float | None
+    """of the whole job as Snakemake measured it; None where no benchmark file says it"""
+
+
+Efforts = Mapping[tuple[str, str, str], Effort]
+"""Efforts by data set, model and metric."""
 
 Item = str | bool | Value | Pair | Gain | None
 """Text, tick or cross, figures, or nothing."""

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from dfshield.planning.tables import Scale, TableSpec
 from dfshield.report.facts import facts, footnotes
-from dfshield.report.items import Item, Value, item_text, symbols
+from dfshield.report.items import Efforts, Item, Value, item_text, symbols
 from dfshield.report.layout import Layout, lay_out, measured
 from dfshield.report.notes import Marks, notes
 from dfshield.report.rows import Row
@@ -27,13 +27,13 @@ def tex(text: str) -> str:
     return "".join(WORDS.get(word) or "".join(CHARACTERS.get(c, c) for c in word) for word in words)
 
 
-def render(rows: Sequence[Row], spec: TableSpec, scale: Scale = "demo") -> str:
+def render(rows: Sequence[Row], spec: TableSpec, scale: Scale = "demo", efforts: Efforts | None = None) -> str:
     """The table as a LaTeX float with its notes beneath; `scale` is as in Markdown, which alone states it."""
     del scale
     values = measured(rows)
     marks = notes(flag for value in values.values() for flag in value.flags)
     beneath = [*facts(rows, spec, intervals=False), *footnotes(marks)]
-    return table_float(spec.key, f"{spec.title}. {spec.caption}", lay_out(spec, values), marks, beneath)
+    return table_float(spec.key, f"{spec.title}. {spec.caption}", lay_out(spec, values, efforts), marks, beneath)
 
 
 def table_float(key: str, caption: str, layout: Layout, marks: Marks, beneath: Sequence[str] = ()) -> str:

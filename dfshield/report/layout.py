@@ -11,7 +11,7 @@ from dfshield.evaluation.ledger import confidence_interval
 from dfshield.planning.cells import swept
 from dfshield.planning.tables import SYMBOLS, TableSpec, formulas
 from dfshield.registry import metric
-from dfshield.report.items import Gain, Item, Pair, Value
+from dfshield.report.items import Efforts, Gain, Item, Pair, Value
 from dfshield.report.published import Key, Published
 from dfshield.report.rows import Row
 
@@ -96,11 +96,13 @@ def of_paper(entries: Sequence[Published]) -> dict[Key, Value]:
     return {entry.key: Value(entry.value, flags=entry.flags, places=metric(entry.metric).decimals) for entry in entries}
 
 
-def lay_out(spec: TableSpec, values: Mapping[Key, Value]) -> Layout:
+def lay_out(spec: TableSpec, values: Mapping[Key, Value], efforts: Efforts | None = None) -> Layout:
     """Arrange values as the paper's table `spec` does; data sets, models and methods in order of first appearance.
 
-    Data sets at several threats are printed one threat after the other.
+    Data sets at several threats are printed one threat after the other. A table of attacks has their `efforts`.
     """
+    if spec.layout == "attacks":
+        return _attacks(spec, values, efforts or {})
     kinds = {"rows": _rows, "datasets": _datasets, "models": _models, "ablation": _ablation}
     kinds |= {"sweep": _sweep, "matrix": _matrix, "formulas": _formulas}
     compared = spec.threats is not None and len({key[-1] for key in values}) > 1
@@ -229,6 +231,26 @@ def _ablation(spec: TableSpec, values: Values) -> Layout:
         for name, title in zip(spec.metrics, full.columns, strict=True)
     ]
     return Layout(full.stub[:method], [], columns, blocks)
+
+
+def _attacks(spec: TableSpec, values: Mapping[Key, Value], efforts: Efforts) -> Layout:
+    """Attacks below one another, methods side by side, beside them what each attack takes; a block a model."""
+    methods = list(dict.fromkeys(key[2] for key in values))
+    figures = {key[:3] + key[4:5]: value for key, value in values.items()}
+    blocks = []
+    for dataset, model in dict.fromkeys(key[:2] for key in values):
+        rows: list[list[Item]] = []
+        for name in spec.metrics:
+            own = efforts.get((dataset, model, name))
+            taken = [str(own.images), _plain(own.passes, 0), _plain(own.seconds, 1)] if own else [None] * 3
+            rows.append([metric(name).title, *(figures.get((dataset, model, m, name)) for m in methods), *taken])
+        blocks.append(Block(f"{dataset_title(dataset)}, {model_title(model)}", rows))
+    columns = [*methods, "images", "passes per image", "seconds"]
+    return Layout(["Attack"], [("Accuracy", len(methods)), ("Effort", 3)], columns, blocks)
+
+
+def _plain(number: float | None, places: int) -> Value | None:
+    return None if number is None else Value(number, places=places)
 
 
 def _symbol(option: str) -> str:

@@ -4,21 +4,21 @@ from collections.abc import Sequence
 
 from dfshield.planning.tables import Scale, TableSpec
 from dfshield.report.facts import facts, footnotes, paper_heading, scope
-from dfshield.report.items import Item, Pair, Value, item_text, symbols
+from dfshield.report.items import Efforts, Item, Pair, Value, item_text, symbols
 from dfshield.report.layout import Layout, lay_out, measured, of_paper
 from dfshield.report.notes import Marks, notes
 from dfshield.report.published import published
 from dfshield.report.rows import Row
 
 
-def render(rows: Sequence[Row], spec: TableSpec, scale: Scale = "demo") -> str:
+def render(rows: Sequence[Row], spec: TableSpec, scale: Scale = "demo", efforts: Efforts | None = None) -> str:
     """The table in Markdown with intervals and notes, and below it the paper's own numbers.
 
     `scale` is the config's `grid`, which decides about how much of the table is computed.
     """
     values = measured(rows)
     marks = notes(flag for value in values.values() for flag in value.flags)
-    lines = [f"## {spec.heading}", "", spec.caption, "", *grid(lay_out(spec, values), marks)]
+    lines = [f"## {spec.heading}", "", spec.caption, "", *grid(lay_out(spec, values, efforts), marks)]
     lines += paragraphs([*facts(rows, spec, intervals=True), *scope(rows, spec, scale), *footnotes(marks)])
     entries = published(spec.papers_number)
     if entries:

@@ -10,7 +10,9 @@ from dfshield.core.threat import parse_threat
 from dfshield.planning.cells import Cell
 from dfshield.planning.tables import Scale, TableSpec
 from dfshield.report import latex, markdown
+from dfshield.report.effort import efforts
 from dfshield.report.evidence import EVIDENCE
+from dfshield.report.items import Efforts
 from dfshield.report.origin import check
 from dfshield.report.published import figure
 from dfshield.report.rows import Row, csv_of, csv_of_formulas, key_of
@@ -18,7 +20,7 @@ from dfshield.report.rows import Row, csv_of, csv_of_formulas, key_of
 if TYPE_CHECKING:
     from dfshield.planning.plan import Plan
 
-RENDERERS: dict[str, Callable[[Sequence[Row], TableSpec, Scale], str]] = {
+RENDERERS: dict[str, Callable[[Sequence[Row], TableSpec, Scale, Efforts | None], str]] = {
     ".md": markdown.render,
     ".tex": latex.render,
 }
@@ -40,7 +42,8 @@ def run(plan: "Plan", table: str, out: Path) -> None:
 def texts(plan: "Plan", table: str, rows: Sequence[Row]) -> dict[str, str]:
     """The text of a table by the suffix of its file, the CSV last."""
     spec = plan.tables[table]
-    found = {suffix: render(rows, spec, plan.config.grid) for suffix, render in RENDERERS.items()}
+    taken = efforts(plan, table, rows) if spec.layout == "attacks" else None
+    found = {suffix: render(rows, spec, plan.config.grid, taken) for suffix, render in RENDERERS.items()}
     return found | {".csv": csv_of(rows) if spec.metrics else csv_of_formulas(spec)}
 
 

@@ -5,8 +5,9 @@ from pathlib import Path
 import pytest
 
 from dfshield.core.errors import InputError
+from dfshield.core.validation import build
 from dfshield.planning.cells import Cell, swept, variant
-from dfshield.planning.tables import load_tables
+from dfshield.planning.tables import TableSpec, load_tables
 from dfshield.registry import DIVERSITY_METRICS, METRICS, metric
 
 FILE = Path(__file__).parents[2] / "config" / "tables.yaml"
@@ -59,8 +60,8 @@ def test_clean_accuracy_is_of_the_first_attack() -> None:
 def test_metrics_of_tables_are_registered_and_others_are_protocols() -> None:
     assert {name for spec in SPECS.values() for name in spec.metrics} <= set(METRICS)
     assert set(DIVERSITY_METRICS) == {"precision", "recall", "density", "coverage", "ndb", "jsd"}
-    own = metric("latent")
-    assert (own.title, own.unit, own.decimals, own.evidence) == ("latent", "%", 2, "ledger")
+    own = metric("own-attack")
+    assert (own.title, own.unit, own.decimals, own.evidence) == ("own-attack", "%", 2, "ledger")
 
 
 @pytest.mark.parametrize(("name", "kind"), [("clean", "ledger"), ("latent", "ledger"), ("ndb", "diversity")])
@@ -79,3 +80,33 @@ def test_evidence_of_a_cell(name: str, kind: str) -> None:
 def test_the_papers_tables_have_its_numbers_and_others_have_none(key: str, heading: str) -> None:
     spec = SPECS[key]
     assert (spec.key, spec.heading) == (key, heading)
+
+
+@pytest.mark.parametrize(
+    ("key", "changes", "message"),
+    [
+        ("table9", {"groups": {"Far": ["genattack", "spsa"]}}, "side by side"),
+        ("table9", {"groups": {"One": ["spsa"], "Other": ["spsa"]}}, "side by side"),
+        ("table9", {"groups": {"None": ["jsd"]}}, "'jsd' is none of the metrics"),
+        ("table4", {"groups": {"PGD": ["pgd10"]}}, "layout rows has none"),
+        ("table9", {"clean_of": "pgd20"}, "clean_of: 'pgd20' is none of the metrics"),
+        ("table10", {"by_metric": {"latent": {"demo": "linf:1", "full": "linf:1"}}}, "by_metric: 'latent' is none"),
+        ("table10", {"by_metric": {"pgd1": {"demo": "linf:1"}}}, "by_metric.pgd1.full"),
+        ("table5", {"by_metric": {"pgd10": {"demo": "l2:1", "full": "l2:1"}}}, "at each of them"),
+    ],
+)
+def test_bad_metrics_of_a_table_are_refused(key: str, changes: dict, message: str) -> None:
+    given = SPECS[key].model_dump(mode="json", exclude_defaults=True) | changes
+    with pytest.raises(InputError, match=message):
+        build(TableSpec, given, key)
+
+
+def test_headings_span_the_metrics_of_their_groups() -> None:
+    assert SPECS["table9"].headings == [("", 1), ("Gradient-free", 3), ("Adaptive", 3)]
+    assert SPECS["table21"].headings == [("", 3), ("Modified attack", 4)]
+    assert SPECS["table19"].headings == []
+    assert SPECS["table9"].clean_from == "autoattack"
+    assert (SPECS["table22"].papers_threats_of("latent"), SPECS["table22"].papers_threats_of("pgd10")) == (
+        ("linf:10/255",),
+        ("linf:8/255",),
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support.cells import SPECS, grid
 
-from dfshield.report import markdown
+from dfshield.report import latex, markdown
 from dfshield.report.table import build
 
 
@@ -134,3 +134,28 @@ def test_a_missing_base_has_no_gain(tmp_path: Path) -> None:
     rows = build(grid(tmp_path, spec, "digits", ["cnn-s"], 1), spec)
     own, _, _ = markdown.render([row for row in rows if row.method != "Base"], spec).partition("The paper's")
     assert "(+" not in own and "| CNN-S | ✗ | ✗ | ✗ | – | – |" in own
+
+
+def test_table_9_has_models_as_rows_and_groups_of_attacks(tmp_path: Path) -> None:
+    spec = SPECS["table9"]
+    rows = build(grid(tmp_path, spec, "digits", ["cnn-s", "cnn-m"], 1), spec)
+    text = markdown.render(rows, spec)
+    free, adaptive = ("GenAttack", "Boundary", "SPSA"), ("AA", "A³", "Automated")
+    columns = [*(f"Gradient-free {name}" for name in free), *(f"Adaptive {name}" for name in adaptive)]
+    assert f"| Model | Clean | {' | '.join(columns)} |" in text
+    assert text.count("| CNN-S | 75.00 [") == text.count("| CNN-M | 75.00 [") == 1
+    assert "| ResNet-20 | 74.79 | 72.92 | 74.73 | 34.58 | 22.65 | 22.62 | 22.65 |" in text
+    lines = latex.render(rows, spec).splitlines()
+    assert r" &  & \multicolumn{3}{c}{Gradient-free}" in "\n".join(lines).replace(r"\multicolumn{1}{c}{}", "")
+    assert [line for line in lines if "cmidrule" in line] == [r"\cmidrule(lr){3-5}", r"\cmidrule(lr){6-8}"]
+
+
+def test_table_22_has_data_sets_as_rows_and_the_latent_attack_its_own_size(tmp_path: Path) -> None:
+    spec = SPECS["table22"]
+    cells = [c for d in ("bloodmnist", "pathmnist") for c in grid(tmp_path, spec, d, ["resnet18"], 1)]
+    text = markdown.render(build(cells, spec), spec)
+    assert "(l∞ ε = 8/255, Latent l∞ ε = 10/255)" in text
+    assert re.search(r"\| Path \| 33\.06 \| 29\.78 \| 25\.38 \| 29\.81\S* \| 32\.10 \| 30\.04 \| 29\.99 \|", text)
+    papers = {(row.dataset, row.metric): row.paper for row in build(cells, spec)}
+    assert papers["pathmnist", "pgd10"] == 29.78
+    assert papers["pathmnist", "latent"] is None  # measured at 8/255 here, the paper's is at 10/255

@@ -235,8 +235,8 @@ def test_macro_f1_stands_beside_balanced_accuracy(tmp_path: Path) -> None:
 
 
 def test_a_protocol_without_an_entry_is_a_metric_by_its_name(tmp_path: Path) -> None:
-    make_ledger(tmp_path / "l.h5", 150, 50, protocol="latent[C=10]")
-    rows = build([cell(tmp_path / "l.h5", metric="latent")])
-    spec = SPECS["table4"].model_copy(update={"metrics": ("latent",)})
+    make_ledger(tmp_path / "l.h5", 150, 50, protocol="own-attack[C=10]")
+    rows = build([cell(tmp_path / "l.h5", metric="own-attack")])
+    spec = SPECS["table4"].model_copy(update={"metrics": ("own-attack",)})
     assert (rows[0].value, rows[0].unit, rows[0].text("value")) == (25.0, "%", "25.00")
-    assert "| Method | CNN-S latent |" in markdown.render(rows, spec)
+    assert "| Method | CNN-S own-attack |" in markdown.render(rows, spec)

@@ -21,7 +21,7 @@ from dfshield.planning.paths import DATA, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVE
 from dfshield.planning.paths import NONE, RESULTS, SHARD, STUDENT, TEACHER, Place, benchmark_of, log_of
 from dfshield.planning.provenance import job_digest
 from dfshield.planning.stages import STAGES
-from dfshield.report.content import card_files, evidence, measurements, table_content
+from dfshield.report.content import card_files, evidence, measurements, table_content, timings
 
 STATE = f"{RESULTS}/.state"
 CONFIG = frozen.folder_of(plan.config.name) / frozen.CONFIG

@@ -5,6 +5,7 @@ rule table:
     input:
         current("table", TABLE),
         lambda wildcards: evidence(plan.cells(wildcards.table)),
+        lambda wildcards: timings(plan, wildcards.table),
     output:
         csv=report(TABLE, caption="../report/table.rst", category="Tables"),
         markdown=Path(TABLE).with_suffix(".md"),
