@@ -207,6 +207,8 @@ def attack_targets(
 class _Square:
     side: int | None
     """side of the square canvas that the images are put on, None to attack them as they are"""
+    queries: int | None = None
+    """queries an image, None for AutoAttack's"""
 
     def __call__(self, problem: Problem, options: AttackOptions) -> Tensor:
         model, x, y, threat, generator, _ = problem
@@ -216,7 +218,7 @@ class _Square:
             logits = CachedLogits(logits)
         attack = SquareAttack(
             (lambda image: logits(image[..., :height, :width])) if self.side else logits,
-            n_queries=BUDGET.queries,
+            n_queries=self.queries or BUDGET.queries,
             p_init=0.8,
             resc_schedule=False,
             **_common(threat, x, generator),

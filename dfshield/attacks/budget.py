@@ -1,11 +1,13 @@
-"""How much effort AutoAttack and its pre-filter make: what the attacks take and the cost model counts (no torch)."""
+"""How much effort attacks make: what they take and the cost model counts (no torch)."""
 
+import math
 from dataclasses import dataclass
 from math import ceil
 
 from dfshield.options.attacks import AttackOptions, AutoAttack, Pgd
 from dfshield.options.attacks_adaptive import A3, Automated
 from dfshield.options.attacks_gradients import Latent, MarginDecomposition, MiFgsm, MinimumMargin, Tpgd
+from dfshield.options.attacks_blackbox import Boundary, GenAttack, HopSkipJump, Spsa, Square
 
 TARGETS = 9
 """Most target classes of AutoAttack's targeted attacks, by its definition."""
@@ -13,6 +15,14 @@ HALVINGS = 10
 """Trials of a line search of L-BFGS; each halves the step."""
 PREFILTER_STEPS = 10
 """Steps of the pre-filter, which is ours."""
+SQUARE_EXTRA = 3
+"""Passes of Square beside its queries: the clean image, the start and the result."""
+STARTS = 100
+"""Random images among which an attack on labels looks for a misclassified one."""
+HALVINGS = 24
+"""Most halvings of a search for the decision boundary, and of a step of HopSkipJump: float32 resolves no more."""
+BLENDS = 10
+"""Halvings between the image and the start of the Boundary attack."""
 
 
 @dataclass(frozen=True)
@@ -161,3 +171,33 @@ def automated_passes(options: Automated, images: int, robust: float, classes: in
     search = sum(programs * min(chunk, sample) for programs, sample in rungs(options.trials, options.base))
     trial = GRADIENT * options.budget + 1
     return options.attacks * chunks * ((search + chunk) * trial + chunk) * options.eot
+def square_passes(options: Square, images: int, robust: float, classes: int) -> float:
+    """Most forward passes of Square: as if every image took all queries."""
+    return images * (options.queries + SQUARE_EXTRA) * options.eot
+
+
+def spsa_passes(options: Spsa, images: int, robust: float, classes: int) -> float:
+    """Most forward passes of SPSA: the samples and the new point of every iteration."""
+    return images * options.iterations * (options.samples + 1) * options.eot
+
+
+def genattack_passes(options: GenAttack, images: int, robust: float, classes: int) -> float:
+    """Most forward passes of GenAttack: its queries, and at least the image and the first population."""
+    return images * max(options.queries, 1 + options.population) * options.eot
+
+
+def boundary_passes(options: Boundary, images: int, robust: float, classes: int) -> float:
+    """Most forward passes of the Boundary attack: the image, the starts, two queries a step."""
+    return images * (1 + STARTS + BLENDS + 2 * options.steps) * options.eot
+
+
+def hopskipjump_draws(options: HopSkipJump, iteration: int) -> int:
+    """Queries of the estimate of the gradient's direction in `iteration` (from 1)."""
+    return min(int(options.init_evaluations * math.sqrt(iteration)), options.max_evaluations)
+
+
+def hopskipjump_passes(options: HopSkipJump, images: int, robust: float, classes: int) -> float:
+    """Most forward passes of HopSkipJump: the image, the starts; every iteration's estimate, step and search."""
+    draws = sum(hopskipjump_draws(options, iteration) for iteration in range(1, options.steps + 1))
+    searches = (2 * options.steps + 1) * HALVINGS
+    return images * (1 + STARTS + searches + draws) * options.eot
