@@ -6,8 +6,8 @@ from math import ceil
 
 from dfshield.options.attacks import AttackOptions, AutoAttack, Pgd
 from dfshield.options.attacks_adaptive import A3, Automated
-from dfshield.options.attacks_gradients import Latent, MarginDecomposition, MiFgsm, MinimumMargin, Tpgd
 from dfshield.options.attacks_blackbox import Boundary, GenAttack, HopSkipJump, Spsa, Square
+from dfshield.options.attacks_gradients import Latent, MarginDecomposition, MiFgsm, MinimumMargin, Tpgd
 
 TARGETS = 9
 """Most target classes of AutoAttack's targeted attacks, by its definition."""
@@ -51,39 +51,39 @@ def clean_passes(options: AttackOptions, images: int, robust: float, classes: in
 
 def fgsm_passes(options: AttackOptions, images: int, robust: float, classes: int) -> float:
     """Forward passes of FGSM: one gradient an image."""
-    return GRADIENT * images * options.eot
+    return GRADIENT * images
 
 
 def pgd_passes(options: Pgd, images: int, robust: float, classes: int) -> float:
     """Forward passes of PGD: a gradient an image, step and restart."""
-    return GRADIENT * images * options.steps * options.restarts * options.eot
+    return GRADIENT * images * options.steps * options.restarts
 
 
 def steps_passes(options: MiFgsm | Tpgd, images: int, robust: float, classes: int) -> float:
     """Forward passes of an ascent without restarts: a gradient an image and step."""
-    return GRADIENT * images * options.steps * options.eot
+    return GRADIENT * images * options.steps
 
 
 def modified_passes(options: Tpgd, images: int, robust: float, classes: int) -> float:
     """Forward passes of PGD away from outputs: of the clean image by one or two models, then the ascent."""
-    return 2 * images * options.eot + steps_passes(options, images, robust, classes)
+    return 2 * images + steps_passes(options, images, robust, classes)
 
 
 def latent_passes(options: Latent, images: int, robust: float, classes: int) -> float:
     """Forward passes of the latent attack at most: a gradient and a whole line search an image and iteration."""
     iteration = GRADIENT + HALVINGS
-    return images * (1 + GRADIENT + options.iterations * iteration) * options.eot
+    return images * (1 + GRADIENT + options.iterations * iteration)
 
 
 def md_passes(options: MarginDecomposition, images: int, robust: float, classes: int) -> float:
     """Forward passes of margin decomposition: a gradient an image, step and restart, and one to see what fell."""
-    return images * options.restarts * (GRADIENT * options.steps + 1) * options.eot
+    return images * options.restarts * (GRADIENT * options.steps + 1)
 
 
 def mm_passes(options: MinimumMargin, images: int, robust: float, classes: int) -> float:
     """Forward passes of minimum margin: a gradient an image, step and target, and one to see what fell."""
     targets = min(options.targets, classes - 1)
-    return images * (1 + targets * (GRADIENT * options.steps + 1)) * options.eot
+    return images * (1 + targets * (GRADIENT * options.steps + 1))
 
 
 def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: int) -> float:
@@ -91,7 +91,7 @@ def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: 
     budget, targets = Budget(), target_classes(options, classes)
     runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
     full = runs * budget.iterations + budget.queries
-    return images * (GRADIENT * PREFILTER_STEPS + robust * full) * options.eot
+    return images * (GRADIENT * PREFILTER_STEPS + robust * full)
 
 
 @dataclass(frozen=True)
@@ -149,7 +149,7 @@ def a3_passes(options: A3, images: int, robust: float, classes: int) -> float:
     first, rest = slice(min(3, options.rounds)), slice(3, options.rounds)
     chunk = min(images, options.chunk)
     late = max(total(rounds[rest], ceil(robust * chunk)) for rounds in (DISCARDING, WARM))
-    return (images + total(_OPENING[first], chunk) + late) * options.eot
+    return images + total(_OPENING[first], chunk) + late
 
 
 TAU = 4
@@ -170,25 +170,27 @@ def automated_passes(options: Automated, images: int, robust: float, classes: in
     chunks, chunk = ceil(images / options.chunk), min(images, options.chunk)
     search = sum(programs * min(chunk, sample) for programs, sample in rungs(options.trials, options.base))
     trial = GRADIENT * options.budget + 1
-    return options.attacks * chunks * ((search + chunk) * trial + chunk) * options.eot
+    return options.attacks * chunks * ((search + chunk) * trial + chunk)
+
+
 def square_passes(options: Square, images: int, robust: float, classes: int) -> float:
     """Most forward passes of Square: as if every image took all queries."""
-    return images * (options.queries + SQUARE_EXTRA) * options.eot
+    return images * (options.queries + SQUARE_EXTRA)
 
 
 def spsa_passes(options: Spsa, images: int, robust: float, classes: int) -> float:
     """Most forward passes of SPSA: the samples and the new point of every iteration."""
-    return images * options.iterations * (options.samples + 1) * options.eot
+    return images * options.iterations * (options.samples + 1)
 
 
 def genattack_passes(options: GenAttack, images: int, robust: float, classes: int) -> float:
     """Most forward passes of GenAttack: its queries, and at least the image and the first population."""
-    return images * max(options.queries, 1 + options.population) * options.eot
+    return images * max(options.queries, 1 + options.population)
 
 
 def boundary_passes(options: Boundary, images: int, robust: float, classes: int) -> float:
     """Most forward passes of the Boundary attack: the image, the starts, two queries a step."""
-    return images * (1 + STARTS + BLENDS + 2 * options.steps) * options.eot
+    return images * (1 + STARTS + BLENDS + 2 * options.steps)
 
 
 def hopskipjump_draws(options: HopSkipJump, iteration: int) -> int:
@@ -200,4 +202,4 @@ def hopskipjump_passes(options: HopSkipJump, images: int, robust: float, classes
     """Most forward passes of HopSkipJump: the image, the starts; every iteration's estimate, step and search."""
     draws = sum(hopskipjump_draws(options, iteration) for iteration in range(1, options.steps + 1))
     searches = (2 * options.steps + 1) * HALVINGS
-    return images * (1 + STARTS + searches + draws) * options.eot
+    return images * (1 + STARTS + searches + draws)

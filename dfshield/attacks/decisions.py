@@ -264,7 +264,7 @@ def hopskipjump_search(problem: Problem, options: HopSkipJump) -> Search:
 
 
 def _direction(search: Search, points: Tensor, rows: Tensor, radius: Tensor, draws: int) -> Tensor:
-    """Estimate of the direction (M,C,H,W) into the misclassified region at `points` (M,C,H,W) (Chen et al. 2020, Eq 16)."""
+    """Estimate of the direction (M,C,H,W) into the misclassified region at `points` (M,C,H,W) (Chen et al., Eq 16)."""
     noises, signed, balance = torch.zeros_like(points), torch.zeros_like(points), torch.zeros_like(radius)
     at_once = max(1, search.options.chunk // len(points))
     for done in range(0, draws, at_once):

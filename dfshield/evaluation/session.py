@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dfshield import registry
 from dfshield.attacks.base import Component, Ensemble, Eot, Problem
+from dfshield.attacks.differences import Differences
 from dfshield.core.progress import progress
 from dfshield.core.rng import generator, seeded
 from dfshield.core.signals import stop_if_asked
@@ -132,9 +133,12 @@ class Session:
         # a randomised model draws from the global generators: seeded too, so that its ledger can be made again
         with seeded(random.initial_seed(), x.device):
             x_adv = x.clone()
-            victim = self.fast.bf16 if part.bf16_safe else self.fast.fp32
+            rounded = part.bf16_safe and not self.options.differences
+            victim = self.fast.bf16 if rounded else self.fast.fp32
             if self.options.eot > 1:
                 victim = Eot(victim, self.options.eot)
+            if self.options.differences:
+                victim = Differences(victim, self.options.differences, self.options.difference_step)
             problem = Problem(victim, x[select], y[select], self.threat, random, self._others(number, select))
             x_adv[select] = part.attack(problem, self.options).to(x.dtype)
             return evaluate_perturbation(self.model, x, y, x_adv, self.threat)

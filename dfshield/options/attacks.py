@@ -18,7 +18,7 @@ class AttackOptions(StageOptions):
     """Attack a model on a real evaluation set and keep a ledger of every image."""
 
     entries = ("attack", registry.ATTACKS)
-    neutral: ClassVar[dict[str, Any]] = {"eot": 1, "adaptive": True}
+    neutral: ClassVar[dict[str, Any]] = {"eot": 1, "adaptive": True, "differences": 0, "difference_step": 0.01}
 
     attack: AttackName = "autoattack"
     """attack"""
@@ -36,6 +36,11 @@ class AttackOptions(StageOptions):
     """craft as a reference library does, slowly: on the model as it is, every step for every image, no pre-filter"""
     eot: Positive = 1
     """forward passes that the crafting model's logits are averaged over (EOT), for models and defences that draw"""
+    differences: Annotated[int, Field(ge=0)] = 0
+    """estimate gradients by finite differences in so many random directions, from the number of pixels on exactly; 0:
+    take the model's own"""
+    difference_step: Annotated[float, Field(gt=0, le=1)] = 0.01
+    """length of a finite difference, in pixel values"""
     adaptive: bool = True
     """with a defence: craft through the defence, not on the bare network"""
 

@@ -193,7 +193,8 @@ def attack_passes(options: AttackOptions, images: int, robust: float, classes: i
     None for an attack whose entry does not say: it is not estimated.
     """
     count = registry.ATTACKS[options.attack].count()
-    return None if count is None else count(options, images, robust, classes)
+    factor = options.eot * (0.5 + options.differences if options.differences else 1)  # a gradient counts as two passes
+    return None if count is None else factor * count(options, images, robust, classes)
 
 
 def diversity_flops(net: Network, real: int, synthetic: int) -> float:

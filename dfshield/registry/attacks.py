@@ -129,6 +129,7 @@ ATTACKS = {
         about="a sequence of attack programs that is searched for each model (Yao et al. 2021)",
         options="dfshield.options.attacks_adaptive:Automated",
         passes="dfshield.attacks.budget:automated_passes",
+    ),
     "square": Attack(
         "dfshield.attacks.square_alone:square",
         "Square",

@@ -5,6 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from support.attacked import attack, images, network, problem
+from torch import nn
 
 from dfshield.attacks.latent import latent
 from dfshield.attacks.margins import cosine, towards
@@ -26,9 +27,19 @@ def test_more_steps_break_at_least_what_pgd_breaks(given, name):
     assert 1 > strong >= weak - 0.005 > 0.1
 
 
-def test_further_targets_only_help(given):
-    found = [attack(*given, "linf:0.02", attack="mm", targets=n)[0]["broken"] for n in (1, 9)]
-    assert (found[1] | ~found[0]).all() and found[1].sum() > found[0].sum()
+class Steep(nn.Module):
+    """Class 1 is the runner-up but out of reach, class 2 is farther in logits and near in pixels."""
+
+    def forward(self, x):
+        mean = x.flatten(1).mean(1)
+        return torch.stack((0 * mean + 1, 0.9 + 0 * mean, 10 * (mean - 0.5)), 1)
+
+
+def test_the_next_target_is_tried_where_the_likeliest_is_out_of_reach():
+    x = torch.full((3, 1, 8, 8), 0.55) + torch.tensor([0.0, 0.01, 0.03]).view(3, 1, 1, 1)
+    y = torch.zeros(3, dtype=torch.long)
+    found = [attack(Steep(), x, y, "linf:0.03", attack="mm", targets=n)[0]["broken"].tolist() for n in (1, 2)]
+    assert found == [[False] * 3, [False, False, True]]
 
 
 def test_steps_follow_the_momentum(given):
