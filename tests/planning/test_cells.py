@@ -55,6 +55,11 @@ DEMO = {
     "table6": 1 * (8 + 4) * 7,  # with the baselines' images
     "table7": 6 * 3,
     "table8": 2 * 4 * 2,
+    "table9": 7,
+    "table10": 7,
+    "table21": 7,
+    "table22": 7,
+    "attacks": 4 * 23,
     "table16": 2 * 6 * 3,
     "table17": 2 * 6 * 3,
     "table19": 2 * 5 * 7,
@@ -126,6 +131,7 @@ def test_sizes_of_perturbations_have_students_of_their_own():
     assert made.threats["digits", "cnn-s"] == {
         **{"linf-2-16": "linf:2/16", "l2-8-16": "l2:8/16"},
         **{"linf-1-16": "linf:1/16", "linf-3-16": "linf:3/16"},
+        **{"linf-1": "linf:1", "linf-5-16": "linf:5/16", "linf-5-32": "linf:5/32"},  # of single metrics
     }
     assert job(made, "train", "digits", "cnn-s", recipe="dfshield", train_threat="l2-8-16").threat == "l2:8/16"
     assert job(made, "cotrain", "digits", "cnn-s", recipe="dast", train_threat="linf-1-16").threat == "linf:1/16"
