@@ -250,7 +250,10 @@ def hopskipjump_search(problem: Problem, options: HopSkipJump) -> Search:
             distance = norms(point[rows] - search.x[rows], search.norm)
             radius = torch.full_like(distance, FIRST_RADIUS) if iteration == 1 else RADIUS * distance
             direction = _direction(search, point[rows], rows, radius, hopskipjump_draws(options, iteration))
-            direction = direction.sign() if search.norm == "linf" else direction / spread(norms(direction, "l2"))
+            if search.norm == "linf":
+                direction = direction.sign()
+            else:
+                direction /= spread(norms(direction, "l2").clamp_min(1e-12))
             far, length = point.clone(), distance / math.sqrt(iteration)
             for _ in range(HALVINGS):
                 if not len(rows):
@@ -264,7 +267,10 @@ def hopskipjump_search(problem: Problem, options: HopSkipJump) -> Search:
 
 
 def _direction(search: Search, points: Tensor, rows: Tensor, radius: Tensor, draws: int) -> Tensor:
-    """Estimate of the direction (M,C,H,W) into the misclassified region at `points` (M,C,H,W) (Chen et al., Eq 16)."""
+    """Estimate of the direction (M,C,H,W) into the misclassified region at `points` (M,C,H,W) near the boundary.
+
+    The mean of unit vectors, signed by the labels of the points that they lead to, with the mean sign as a baseline.
+    """
     noises, signed, balance = torch.zeros_like(points), torch.zeros_like(points), torch.zeros_like(radius)
     at_once = max(1, search.options.chunk // len(points))
     for done in range(0, draws, at_once):

@@ -40,8 +40,13 @@ QUICK: dict[str, dict[str, Any]] = {
     "md": {"steps": 20},
     "a3": {"rounds": 4, "restarts": 2},
     "automated": {"trials": 6, "base": 10, "budget": 20},
+    "square": {"queries": 25},
+    "spsa": {"samples": 16, "iterations": 5},
+    "genattack": {"queries": 60},
+    "boundary": {"steps": 20},
+    "hopskipjump": {"steps": 3, "init_evaluations": 10},
 }
-"""Options of an attack where its defaults are too weak for the l2 balls of these tests, or too slow."""
+"""Options of an attack where its defaults are too weak for the l2 balls of these tests, or too slow for them."""
 
 
 @pytest.fixture(autouse=True)
