@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from dfshield.options.attacks import AttackOptions, AutoAttack, Pgd
+from dfshield.options.attacks_minimal import CarliniWagner, DeepFool, Fab
 
 TARGETS = 9
 """Most target classes of AutoAttack's targeted attacks, by its definition."""
@@ -42,6 +43,23 @@ def fgsm_passes(options: AttackOptions, images: int, robust: float, classes: int
 def pgd_passes(options: Pgd, images: int, robust: float, classes: int) -> float:
     """Forward passes of PGD: a gradient an image, step and restart."""
     return GRADIENT * images * options.steps * options.restarts * options.eot
+
+
+def deepfool_passes(options: DeepFool, images: int, robust: float, classes: int) -> float:
+    """Forward passes of DeepFool: a forward pass a step and a gradient for each rival; one more at the end."""
+    rivals = min(options.candidates, classes) - 1
+    return images * (options.steps * (1 + rivals) + 1) * options.eot
+
+
+def cw_passes(options: CarliniWagner, images: int, robust: float, classes: int) -> float:
+    """Forward passes of C&W: a gradient an image and step, and one to judge the last point, for each constant."""
+    return GRADIENT * images * options.binary_steps * (options.steps + 1) * options.eot
+
+
+def fab_passes(options: Fab, images: int, robust: float, classes: int) -> float:
+    """Forward passes of FAB: a gradient and a verdict a step, three more a target, one to rank the targets."""
+    targets = min(options.targets, classes - 1)
+    return images * (1 + targets * ((GRADIENT + 1) * options.steps + 3)) * options.eot
 
 
 def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: int) -> float:

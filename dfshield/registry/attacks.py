@@ -15,6 +15,8 @@ class Attack(Entry):
     """The target is ``(options, input_shape, classes) -> Ensemble`` instead."""
     access: Literal["none", "gradients", "scores", "labels"] = "gradients"
     """What it asks of the model."""
+    minimal: bool = False
+    """It finds the smallest perturbation of an image, however large, instead of any within ε."""
     norms: tuple[str, ...] = ("linf", "l2")
     """Norms of the threat models that it can attack within."""
     needs: tuple[str, ...] = ()
@@ -48,6 +50,30 @@ ATTACKS = {
         about="projected gradient ascent from random starts (Madry et al. 2018)",
         options="dfshield.options.attacks:Pgd",
         passes="dfshield.attacks.budget:pgd_passes",
+    ),
+    "deepfool": Attack(
+        "dfshield.attacks.deepfool:deepfool",
+        "DeepFool",
+        about="steps to the nearest boundary of the linearised model (Moosavi-Dezfooli et al. 2016)",
+        options="dfshield.options.attacks_minimal:DeepFool",
+        minimal=True,
+        passes="dfshield.attacks.budget:deepfool_passes",
+    ),
+    "cw": Attack(
+        "dfshield.attacks.cw:cw",
+        "C&W",
+        about="the smallest perturbation by penalised minimisation (Carlini and Wagner 2017)",
+        options="dfshield.options.attacks_minimal:CarliniWagner",
+        minimal=True,
+        passes="dfshield.attacks.budget:cw_passes",
+    ),
+    "fab": Attack(
+        "dfshield.attacks.fab:fab",
+        "FAB-T",
+        about="projections onto linearised boundaries to the likeliest wrong classes (Croce and Hein 2020)",
+        options="dfshield.options.attacks_minimal:Fab",
+        minimal=True,
+        passes="dfshield.attacks.budget:fab_passes",
     ),
     "autoattack": Attack(
         "dfshield.attacks.autoattack:autoattack",

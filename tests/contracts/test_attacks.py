@@ -34,8 +34,12 @@ INDEPENDENT = [name for name, entry in registry.ATTACKS.items() if GUIDE not in 
 CASES = [(name, norm) for name, entry in registry.ATTACKS.items() for norm in entry.norms]
 SMALL = {"linf": "linf:0.03", "l2": "l2:0.3"}
 ROWS = ("broken", "component", "margin", "prediction", "clean_prediction", "perturbation")
-QUICK: dict[str, dict[str, Any]] = {"pgd": {"l2_step": "0.05", "steps": 20}}
-"""Options of an attack where its defaults are too weak for the l2 balls of these tests."""
+QUICK: dict[str, dict[str, Any]] = {
+    "pgd": {"l2_step": "0.05", "steps": 20},
+    "cw": {"binary_steps": 6, "steps": 30, "lr": 0.1},
+    "fab": {"steps": 15},
+}
+"""Options of an attack where its defaults are too weak for the l2 balls of these tests, or too slow."""
 
 
 @pytest.fixture(autouse=True)
@@ -192,7 +196,7 @@ def test_forward_passes_are_not_more_than_the_cost_model_says(name, norm, classe
     """Counted with every component on all images: the share that survives everything is one."""
     net = network(classes)
     x, y = images(net, n=12)
-    options = AttackOptions.of(attack=name, threat=SMALL[norm])
+    options = AttackOptions.of(attack=name, threat=SMALL[norm], **QUICK.get(name, {}))
     passes: list[int] = []
     handle = net.register_forward_pre_hook(lambda module, inputs: passes.append(len(inputs[0])))
     given_problem = problem(net, x, y, SMALL[norm])
