@@ -21,7 +21,7 @@ def deepfool(problem: Problem, options: DeepFool) -> Tensor:
 
     - The lengthened perturbation is judged at every step, and the gradients are taken there, as the released code has
       it since 2017; the paper lengthens it once at the end.
-    - Points are cut to [0,1].
+    - Points are cut to [0,1], and pixels at 0 or 1 take no part in a step that would take them out.
     - An image keeps its candidates, which are those of its clean logits; the paper looks at all classes.
     """
     model, x, y, threat, _, _ = problem
@@ -51,10 +51,12 @@ def deepfool(problem: Problem, options: DeepFool) -> Tensor:
 
 
 def _differences(logits: Tensor, points: Tensor, y: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor]:
-    """z_k - z_y of every rival k, shape (n,K), and their gradients (n,K,C,H,W)."""
+    """z_k - z_y of every rival k, shape (n,K), and their gradients (n,K,C,H,W), zero where the box ends."""
     gaps = logits.gather(1, rivals) - logits.gather(1, y[:, None])
     parts = [torch.autograd.grad(gap.sum(), points, retain_graph=True)[0] for gap in gaps.unbind(1)]
-    return gaps.detach(), torch.stack(parts, dim=1).nan_to_num(0, 0, 0)
+    gradients, here = torch.stack(parts, dim=1).nan_to_num(0, 0, 0), points.detach()[:, None]
+    ends = ((here >= 1) & (gradients > 0)) | ((here <= 0) & (gradients < 0))
+    return gaps.detach(), gradients.masked_fill(ends, 0)
 
 
 def _step(gaps: Tensor, gradients: Tensor, norm: Norm) -> Tensor:

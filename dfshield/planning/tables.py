@@ -102,7 +102,8 @@ class TableSpec(Options):
     threats: ThreatSpec | None = None
     """threat models, for a table that compares them or has another than the data sets' own"""
     metrics: tuple[Name, ...] = ()
-    """what is measured: names of `registry.METRICS` or of the config's protocols; nothing in a table of formulas"""
+    """what is measured: names of `registry.METRICS` or of the config's protocols, or ``median-`` and
+    ``largest-`` before a protocol that looks for the smallest perturbation; nothing in a table of formulas"""
     gain_of: Name | None = None
     """metric that is printed with its gain over another row, such as ``45.50 (+8.79)``"""
     gain_from: Literal["first", "best"] = "first"
