@@ -8,6 +8,7 @@ from dfshield.options.attacks import AttackOptions, AutoAttack, Pgd
 from dfshield.options.attacks_adaptive import A3, Automated
 from dfshield.options.attacks_blackbox import Boundary, GenAttack, HopSkipJump, Spsa, Square
 from dfshield.options.attacks_gradients import Latent, MarginDecomposition, MiFgsm, MinimumMargin, Tpgd
+from dfshield.options.attacks_minimal import CarliniWagner, DeepFool, Fab
 
 TARGETS = 9
 """Most target classes of AutoAttack's targeted attacks, by its definition."""
@@ -84,6 +85,23 @@ def mm_passes(options: MinimumMargin, images: int, robust: float, classes: int) 
     """Forward passes of minimum margin: a gradient an image, step and target, and one to see what fell."""
     targets = min(options.targets, classes - 1)
     return images * (1 + targets * (GRADIENT * options.steps + 1))
+
+
+def deepfool_passes(options: DeepFool, images: int, robust: float, classes: int) -> float:
+    """Forward passes of DeepFool: a forward pass a step and a gradient for each rival; one more at the end."""
+    rivals = min(options.candidates, classes) - 1
+    return images * (options.steps * (1 + rivals) + 1) * options.eot
+
+
+def cw_passes(options: CarliniWagner, images: int, robust: float, classes: int) -> float:
+    """Forward passes of C&W: a gradient an image and step, and one to judge the last point, for each constant."""
+    return GRADIENT * images * options.binary_steps * (options.steps + 1) * options.eot
+
+
+def fab_passes(options: Fab, images: int, robust: float, classes: int) -> float:
+    """Forward passes of FAB: a gradient and a verdict a step, three more a target, one to rank the targets."""
+    targets = min(options.targets, classes - 1)
+    return images * (1 + targets * ((GRADIENT + 1) * options.steps + 3)) * options.eot
 
 
 def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: int) -> float:

@@ -45,6 +45,8 @@ class Contract(NamedTuple):
     """What mends a file that is damaged."""
     datasets: Mapping[str, Any]
     """Data sets that must be there, with their number types; None for any."""
+    optional: Mapping[str, Any] = {}
+    """Data sets that may be there, in the same way."""
 
 
 @contextlib.contextmanager
@@ -54,7 +56,8 @@ def opened(path: Path, contract: Contract) -> Iterator[h5py.File]:
     try:
         with h5py.File(path, "r", locking=False) as file:
             _check_header(path, file, contract)
-            check_datasets(path, file, contract.datasets, contract.remedy)
+            there = {name: dtype for name, dtype in contract.optional.items() if file.get(name, getlink=True)}
+            check_datasets(path, file, {**contract.datasets, **there}, contract.remedy)
             yield file
     except NotWritten:
         raise

@@ -167,7 +167,7 @@ def components(options: AttackOptions, input_shape: tuple[int, int, int], classe
     if entry.ensemble:
         ensemble: Ensemble = entry.load()(options, input_shape, classes)
         return ensemble
-    return Ensemble((Component(options.attack, entry.load(), bf16_safe=True),))
+    return Ensemble((Component(options.attack, entry.load(), bf16_safe=not entry.minimal),))
 
 
 def _images(

@@ -16,6 +16,7 @@ from dfshield.core import hdf5
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
 from dfshield.core.hashing import canonical_json
+from dfshield.core.threat import parse_threat
 
 FORMAT = "dfshield-ledger"
 VERSION = 1
@@ -31,6 +32,8 @@ ROWS = {
 }
 PERTURBED = {"perturbed_index": np.int64, "perturbation": np.float16}
 DATASETS = ROWS | PERTURBED
+OPTIONAL = {"distances": np.float32}
+"""Data sets that a ledger has only where they hold something."""
 JSON_ATTRIBUTES = ("components", "flags", "options", "subject", "defence_options", "others")
 HEADER = ("format", "format_version", "complete")
 """Attributes that are no field of a ledger."""
@@ -44,6 +47,7 @@ CONTRACT = hdf5.Contract(
     made_by="make it with `dfshield attack`",
     remedy=REMEDY,
     datasets=DATASETS,
+    optional=OPTIONAL,
 )
 
 
@@ -93,6 +97,10 @@ class Ledger:
     """Options of the defence."""
     others: dict[str, str] = field(default_factory=dict)
     """Further models that the attack used, by name: SHA-256 of their tensors."""
+    distances: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """(N,) float32, of attacks that look for the smallest perturbation: the norm, in the threat's norm and units where
+    pixels lie in [0,1], of the nearest point that the model was seen to misclassify. 0 for images that are wrong
+    without attack, infinite where no such point was found, at most ε exactly where `broken`. Empty for others."""
     flags: tuple[str, ...] = ()
     """Reasons to distrust the accuracy under attack; ``diverged`` where the model's training ended so."""
     version: str = ""
@@ -167,7 +175,8 @@ def confidence_interval(k: int, n: int) -> tuple[float, float]:
 def write_ledger(path: Path, ledger: Ledger) -> str:
     """Write `ledger` atomically; returns its content SHA-256. Raises ValueError for rows that do not fit together."""
     _check(ledger)
-    arrays = {name: np.ascontiguousarray(getattr(ledger, name)) for name in DATASETS}
+    names = [*DATASETS, *(name for name in OPTIONAL if len(getattr(ledger, name)))]
+    arrays = {name: np.ascontiguousarray(getattr(ledger, name)) for name in names}
     attributes = _attributes(ledger)
     content = _content_hash(arrays, attributes)
     with atomic(path) as temporary, hdf5.created(temporary) as file:
@@ -190,7 +199,7 @@ def write_ledger(path: Path, ledger: Ledger) -> str:
 def read_ledger(path: Path) -> Ledger:
     """Read and check a ledger; raises InputError for a file that is missing, foreign, incomplete, newer or damaged."""
     with hdf5.opened(path, CONTRACT) as file:
-        arrays = {name: file[name][()] for name in DATASETS}
+        arrays = {name: file[name][()] for name in (*DATASETS, *OPTIONAL) if name in file}
         attributes = hdf5.attributes(file)
         if attributes["content_sha256"] != _content_hash(arrays, attributes):
             raise InputError(f"{path}: content does not match its SHA-256 (edited or damaged); {REMEDY}")
@@ -208,7 +217,7 @@ def _check(ledger: Ledger) -> None:
     for name in ROWS:
         if getattr(ledger, name).shape != (n,):
             raise ValueError(f"{name} has shape {getattr(ledger, name).shape}, expected ({n},)")
-    for name, dtype in DATASETS.items():
+    for name, dtype in (DATASETS | OPTIONAL).items():
         if getattr(ledger, name).dtype != dtype:
             raise ValueError(f"{name} is {getattr(ledger, name).dtype}, expected {np.dtype(dtype)}")
     for name in ("label", "clean_prediction", "prediction"):
@@ -225,10 +234,21 @@ def _check(ledger: Ledger) -> None:
         raise ValueError("perturbed_index does not list the images broken by an attack")
     if ledger.perturbation.ndim != 4 or len(ledger.perturbation) != len(ledger.perturbed_index):
         raise ValueError(f"perturbation has shape {ledger.perturbation.shape}, expected (M,C,H,W)")
+    if len(ledger.distances):
+        _check_distances(ledger)
+
+
+def _check_distances(ledger: Ledger) -> None:
+    if ledger.distances.shape != ledger.label.shape:
+        raise ValueError(f"distances has shape {ledger.distances.shape}, expected {ledger.label.shape}")
+    if not np.array_equal(ledger.distances == 0, ledger.component == 1):
+        raise ValueError("distances are 0 for other images than those that are wrong without attack")
+    if not np.array_equal(ledger.distances <= np.float32(parse_threat(ledger.threat).eps), ledger.broken):
+        raise ValueError("broken and distances contradict each other")
 
 
 def _attributes(ledger: Ledger) -> dict[str, Any]:
-    names = [f.name for f in fields(ledger) if f.name not in (*DATASETS, "content_sha256")]
+    names = [f.name for f in fields(ledger) if f.name not in (*DATASETS, *OPTIONAL, "content_sha256")]
     values = {name: getattr(ledger, name) for name in names}
     for name in JSON_ATTRIBUTES:
         values[name] = canonical_json(values[name])

@@ -19,7 +19,7 @@ from dfshield.core.threat import parse_threat
 from dfshield.evaluation.checks import SQUARE_POINTS, gradient_masking_checks
 from dfshield.evaluation.crafting import FastModels
 from dfshield.evaluation.needs import GUIDE, guide_images
-from dfshield.evaluation.verdict import Outcome, evaluate_perturbation, predict
+from dfshield.evaluation.verdict import Outcome, evaluate_distance, evaluate_perturbation, predict
 from dfshield.options import AttackOptions
 
 CLEAN = 1
@@ -51,7 +51,9 @@ class Session:
         self.threat = parse_threat(options.threat)
         self.victim = model if victim is None else victim
         self.fast = FastModels(self.victim, options)
-        if GUIDE in registry.ATTACKS[options.attack].needs:
+        entry = registry.ATTACKS[options.attack]
+        self.minimal = entry.minimal
+        if GUIDE in entry.needs:
             self.others[GUIDE] = self._guides()
 
     def run(self) -> tuple[dict[str, np.ndarray], tuple[str, ...]]:
@@ -97,6 +99,7 @@ class Session:
         prediction, margin = clean.prediction.copy(), clean.margin.copy()
         perturbation = clean.perturbation
         component = np.where(prediction != labels, CLEAN, 0).astype(np.uint8)
+        distances = np.where(component == CLEAN, 0, np.inf).astype(np.float32)
 
         def rows() -> dict[str, np.ndarray]:
             attacked = np.flatnonzero(component > CLEAN)
@@ -108,6 +111,7 @@ class Session:
                 "margin": margin,
                 "perturbed_index": attacked,
                 "perturbation": perturbation[attacked],
+                **({"distances": distances} if self.minimal else {}),
             }
 
         yield rows()
@@ -124,6 +128,8 @@ class Session:
                 prediction[won] = outcome.prediction[won]
                 perturbation[won] = outcome.perturbation[won]
                 margin[alive] = np.minimum(margin[alive], outcome.margin[alive])
+                if self.minimal:
+                    distances[alive] = np.minimum(distances[alive], outcome.distance[alive])
             yield rows()
 
     def attack(self, part: Component, x: Tensor, y: Tensor, number: int, alive: np.ndarray) -> Outcome:
@@ -141,7 +147,8 @@ class Session:
                 victim = Differences(victim, self.options.differences, self.options.difference_step)
             problem = Problem(victim, x[select], y[select], self.threat, random, self._others(number, select))
             x_adv[select] = part.attack(problem, self.options).to(x.dtype)
-            return evaluate_perturbation(self.model, x, y, x_adv, self.threat)
+            judge = evaluate_distance if self.minimal else evaluate_perturbation
+            return judge(self.model, x, y, x_adv, self.threat)
 
     def _others(self, number: int, select: Tensor) -> dict[str, Any]:
         """What the attack needs besides, for the images of a chunk that it has."""

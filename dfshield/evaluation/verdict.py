@@ -1,12 +1,13 @@
 """The model's own judgement of a perturbation in its stored form."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dfshield.attacks.base import frozen, margin
+from dfshield.attacks.nearest import lengths
 from dfshield.core.errors import InputError
 from dfshield.core.lp import from_half, to_half
 from dfshield.core.threat import Threat, parse_threat
@@ -23,6 +24,9 @@ class Outcome:
     """(n,) float32: z_y - max other."""
     perturbation: np.ndarray
     """(n,C,H,W) float16; zero for images that were not attacked."""
+    distance: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
+    """(n,) float32: of an attack that looks for the smallest perturbation, the norm of the nearest point judged to be
+    misclassified, infinite where there is none; of other attacks empty."""
 
 
 @torch.no_grad()
@@ -35,6 +39,27 @@ def evaluate_perturbation(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor,
     half = to_half(x, x_adv, threat)
     prediction, margin = predict(model, from_half(x, half, threat), y)
     return Outcome(prediction, margin, half.cpu().numpy())
+
+
+@torch.no_grad()
+def evaluate_distance(model: nn.Module, x: Tensor, y: Tensor, x_adv: Tensor, threat: Threat) -> Outcome:
+    """`evaluate_perturbation`, and how far the nearest misclassified point is: `x_adv` itself may lie beyond ε.
+
+    It is judged cut to [0,1] in full float32, beside its stored form within ε. A distance is at most ε exactly where
+    the stored form is misclassified. Where only `x_adv` is, and within ε, rounding decides: the distance is then said
+    to be the smallest float32 above ε, so it is never understated.
+    """
+    outcome = evaluate_perturbation(model, x, y, x_adv, threat)
+    labels, eps = y.cpu().numpy(), np.float32(threat.eps)
+    whole = torch.where(x_adv.isfinite(), x_adv, x).clamp(0, 1)
+    stored = from_half(x, torch.from_numpy(outcome.perturbation).to(x.device), threat)
+    inside = outcome.prediction != labels
+    outside = predict(model, whole, y)[0] != labels
+    far, near = (lengths(points - x, threat.norm).float().cpu().numpy() for points in (whole, stored))
+    far = np.where(outside, far, np.inf)
+    beyond = np.maximum(far, np.nextafter(eps, np.float32(np.inf)))
+    outcome.distance = np.where(inside, np.minimum(np.minimum(far, near), eps), beyond).astype(np.float32)
+    return outcome
 
 
 @torch.no_grad()

@@ -23,7 +23,8 @@ class Cell:
     threat: str
     """threat model of the evaluation, and of the training where there is one, such as ``linf:4/255``"""
     metric: str
-    """``clean``, ``autoattack``, the name of another protocol such as ``pgd10``, or a diversity metric"""
+    """``clean``, ``autoattack``, the name of another protocol such as ``pgd10``, a distance under one such as
+    ``median-cw``, or a diversity metric"""
     seed: int
     ledger: str
     """path of what the figure is read from: the evaluation ledger, or the record of diversity metrics"""

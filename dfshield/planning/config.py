@@ -23,7 +23,7 @@ from dfshield.core.validation import Options, build, check_keys
 from dfshield.options.common import DatasetName, Device, ModelName, Name, Positive, Seed
 from dfshield.planning.choices import VOCABULARIES, Choice, check_section, merged, read_defaults
 from dfshield.planning.stages import OLD_NAMES, STAGES, sections
-from dfshield.registry import DIVERSITY_METRICS
+from dfshield.registry import DIVERSITY_METRICS, metric
 
 ELSEWHERE = {
     "seed": "seeds:",
@@ -231,6 +231,8 @@ class Config(StageOverrides):
         for name in self.choices["protocols"]:
             if name in DIVERSITY_METRICS:
                 raise ValueError(f"protocols.{name}: is the name of a diversity metric; choose another")
+            if metric(name).statistic:
+                raise ValueError(f"protocols.{name}: is the name of a distance metric; choose another")
         return self
 
     @model_validator(mode="after")

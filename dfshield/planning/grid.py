@@ -9,12 +9,14 @@ from functools import cached_property
 from itertools import product
 from typing import Any
 
+from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.planning.choices import VOCABULARIES, Choice
 from dfshield.planning.config import Config
 from dfshield.planning.paths import NONE, recipe_name
 from dfshield.planning.tables import GridSpec, RowSpec, TableSpec
 from dfshield.registry.metrics import metric as metric_entry
+from dfshield.registry.metrics import protocol_of
 
 FIELDS = {"sources": "source", "recipes": "recipe", "protocols": "protocol", "defences": "defence"}
 """Vocabularies and the fields of a place that hold their names."""
@@ -135,11 +137,8 @@ class Grid:
                     f"add it under {vocabulary}: (there are {', '.join(known)})"
                 )
         for metric in self.tables[table].metrics:
-            if metric_entry(metric).evidence == "ledger" and metric not in self.protocols:
-                raise InputError(
-                    f"{table}: its metric {metric!r} is no protocol of the config; add it under protocols: "
-                    f"(there are {', '.join(self.protocols)})"
-                )
+            if metric_entry(metric).evidence == "ledger":
+                self._check_protocol(table, metric)
         for row in rows:
             if row.recipe == NONE:
                 continue
@@ -153,3 +152,18 @@ class Grid:
                 raise InputError(
                     f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
                 )
+
+    def _check_protocol(self, table: str, metric: str) -> None:
+        """InputError for a metric of no protocol, and for distances under one that does not look for the smallest."""
+        protocol = self.protocols.get(protocol_of(metric))
+        if protocol is None:
+            raise InputError(
+                f"{table}: its metric {metric!r} is no protocol of the config; add it under protocols: "
+                f"(there are {', '.join(self.protocols)})"
+            )
+        if metric_entry(metric).statistic and not registry.ATTACKS[protocol.name].minimal:
+            fitting = [name for name, one in self.protocols.items() if registry.ATTACKS[one.name].minimal]
+            raise InputError(
+                f"{table}: its metric {metric!r} needs distances, which {protocol.name} does not look for; "
+                f"protocols that do are {', '.join(fitting) or 'missing'}"
+            )

@@ -35,6 +35,7 @@ from dfshield.planning.stages import STAGES, options_of
 from dfshield.planning.subjects import Subject, look_up, subjects_of
 from dfshield.planning.tables import RowSpec, TableSpec, load_tables
 from dfshield.registry.metrics import metric as metric_entry
+from dfshield.registry.metrics import protocol_of
 
 
 def _key(cell: Cell) -> tuple[str, ...]:
@@ -331,14 +332,16 @@ class Plan(Grid):
 
     def _threat(self, metric: str, threat: str) -> str:
         """The threat model of a metric: its protocol's own, or the one given."""
-        return (self.protocols[metric].threat if metric in self.protocols else "") or threat
+        protocol = protocol_of(metric)
+        return (self.protocols[protocol].threat if protocol in self.protocols else "") or threat
 
     def _evidence(self, place: Place, metric: str, protocol: str, threat: str) -> str:
         """The file that a metric is read from."""
         if metric_entry(metric).evidence == "diversity":
             split = self.options("diversity", self.place(place.dataset, place.model)).split
             return place.at(split=split).path(IMAGES_DIVERSITY if place.source == NONE else DIVERSITY)
-        return place.at(protocol=protocol, threat=threat_name(self._threat(protocol, threat))).path(LEDGER)
+        name = threat_name(self._threat(protocol, threat))
+        return place.at(protocol=protocol_of(protocol), threat=name).path(LEDGER)
 
     def _checks(self, place: Place, metric: str, threat: str) -> str:
         """The robustness checks that mark a figure: of accuracy under attack, at the threat model of its table."""

@@ -114,7 +114,8 @@ class TableSpec(Options):
     by_metric: dict[Name, MetricThreat] = Field(default_factory=dict)
     """metrics that are evaluated at a threat model of their own"""
     metrics: tuple[Name, ...] = ()
-    """what is measured: names of `registry.METRICS` or of the config's protocols; nothing in a table of formulas"""
+    """what is measured: names of `registry.METRICS` or of the config's protocols, or ``median-`` and
+    ``largest-`` before a protocol that looks for the smallest perturbation; nothing in a table of formulas"""
     groups: dict[str, tuple[Name, ...]] = Field(default_factory=dict)
     """headings that span columns, in the layout of models: metrics that stand side by side"""
     clean_of: Name | None = None

@@ -10,7 +10,7 @@ from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
 from dfshield.registry.defences import DEFENCES
 from dfshield.registry.entry import Entry, RealData
 from dfshield.registry.losses import LOSSES, SEARCHES, Inner, Loss, Search, Start
-from dfshield.registry.metrics import DIVERSITY_METRICS, METRICS, Metric, metric
+from dfshield.registry.metrics import DIVERSITY_METRICS, METRICS, Metric, metric, protocol_of
 from dfshield.registry.models import MODELS, Model
 from dfshield.registry.sources import AUGMENTATIONS, COEFFICIENTS, GENERATED, OBJECTIVES, SOURCES, Source
 
@@ -43,4 +43,5 @@ __all__ = [
     "Source",
     "Start",
     "metric",
+    "protocol_of",
 ]

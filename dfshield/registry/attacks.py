@@ -17,6 +17,8 @@ class Attack(Entry):
     """What it asks of the model."""
     aim: Literal["label", "output"] = "label"
     """What it moves an image away from: its label, or the output, whichever way that leads."""
+    minimal: bool = False
+    """It finds the smallest perturbation of an image, however large, instead of any within ε."""
     norms: tuple[str, ...] = ("linf", "l2")
     """Norms of the threat models that it can attack within."""
     needs: tuple[str, ...] = ()
@@ -107,6 +109,29 @@ ATTACKS = {
         about="minimum margin: towards the likeliest wrong classes one by one (Gao et al. 2022)",
         options="dfshield.options.attacks_gradients:MinimumMargin",
         passes="dfshield.attacks.budget:mm_passes",
+    "deepfool": Attack(
+        "dfshield.attacks.deepfool:deepfool",
+        "DeepFool",
+        about="steps to the nearest boundary of the linearised model (Moosavi-Dezfooli et al. 2016)",
+        options="dfshield.options.attacks_minimal:DeepFool",
+        minimal=True,
+        passes="dfshield.attacks.budget:deepfool_passes",
+    ),
+    "cw": Attack(
+        "dfshield.attacks.cw:cw",
+        "C&W",
+        about="the smallest perturbation by penalised minimisation (Carlini and Wagner 2017)",
+        options="dfshield.options.attacks_minimal:CarliniWagner",
+        minimal=True,
+        passes="dfshield.attacks.budget:cw_passes",
+    ),
+    "fab": Attack(
+        "dfshield.attacks.fab_alone:fab",
+        "FAB-T",
+        about="projections onto linearised boundaries to the likeliest wrong classes (Croce and Hein 2020)",
+        options="dfshield.options.attacks_minimal:Fab",
+        minimal=True,
+        passes="dfshield.attacks.budget:fab_passes",
     ),
     "autoattack": Attack(
         "dfshield.attacks.autoattack:autoattack",

@@ -15,6 +15,10 @@ class Metric:
     unit: str = "%"
     decimals: int = 2
     evidence: Evidence = "ledger"
+    statistic: Literal["", "median", "largest"] = ""
+    """Figure of the ledger's distances; empty where the share of images that survive is measured."""
+    protocol: str = ""
+    """Protocol whose ledger a statistic is of; other metrics have the name of theirs."""
 
 
 METRICS = {
@@ -37,7 +41,7 @@ METRICS = {
     "mm3": Metric("MM3"),
     "deepfool": Metric("DeepFool"),
     "cw": Metric("C&W"),
-    "fab": Metric("FAB"),
+    "fab": Metric("FAB-T"),
     "square": Metric("Square"),
     "spsa": Metric("SPSA"),
     "genattack": Metric("GenAttack"),
@@ -58,6 +62,22 @@ DIVERSITY_METRICS = tuple(name for name, entry in METRICS.items() if entry.evide
 """Metrics of a synthetic set; every record of diversity holds all of them."""
 
 
+DISTANCES: dict[str, Literal["median", "largest"]] = {"median-": "median", "largest-": "largest"}
+"""Beginnings of the names of distance metrics, which go on with a protocol's name, and their statistics."""
+
+
 def metric(name: str) -> Metric:
-    """The metric called `name`; for a protocol without an entry, accuracy in percent under that protocol."""
+    """The metric called `name`.
+
+    ``median-PROTOCOL`` and ``largest-PROTOCOL`` are the median and the largest distance to a misclassified point under
+    that protocol, in units where pixels lie in [0,1]. A protocol without an entry is accuracy in percent under it.
+    """
+    for start, statistic in DISTANCES.items():
+        if protocol := name.removeprefix(start) if name.startswith(start) else "":
+            return Metric(f"{metric(protocol).title} {statistic}", "1", 4, statistic=statistic, protocol=protocol)
     return METRICS.get(name) or Metric(name)
+
+
+def protocol_of(name: str) -> str:
+    """The protocol whose ledger a metric called `name` is read from: all of the name, but for distance metrics."""
+    return metric(name).protocol or name

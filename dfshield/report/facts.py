@@ -46,7 +46,7 @@ def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
         lines.append(f"{dataset_title(dataset)}: {threats + ', ' if threats else ''}{sizes}.")
         if not spec.sweep and max(row.majority for row in own) >= UNBALANCED * _even_share(dataset):
             lines += _balanced(own)
-    lines += _diversity_facts(rows)
+    lines += [*_distance_facts(rows, intervals), *_diversity_facts(rows)]
     lines.append(f"Protocols: {', '.join(dict.fromkeys(row.protocol for row in rows))}.")
     return lines
 
@@ -86,6 +86,20 @@ def _balanced(rows: Sequence[Row]) -> list[str]:
 
 def _shares(rows: Sequence[Row]) -> str:
     return f"{fmean(row.balanced for row in rows):.2f} ({fmean(row.macro_f1 for row in rows):.2f})"
+
+
+def _distance_facts(rows: Sequence[Row], intervals: bool) -> list[str]:
+    own = [row for row in rows if metric(row.metric).statistic]
+    if not own:
+        return []
+    norms = " and ".join(dict.fromkeys(threat_title(row.threat).partition(" ")[0] for row in own))
+    counts = ", ".join(dict.fromkeys(f"{row.n} of {dataset_title(row.dataset)}" for row in own))
+    bracket = " Brackets of a median: 95 % interval by order statistics." if intervals else ""
+    return [
+        f"Distances are the {norms} norm of the smallest perturbation found that breaks an image, for pixels in [0,1], "
+        f"over all images ({counts}): 0 for one that is wrong without attack, inf for one that nothing broke. "
+        f"Nothing survives at the largest.{bracket}"
+    ]
 
 
 def _diversity_facts(rows: Sequence[Row]) -> list[str]:

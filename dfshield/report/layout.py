@@ -1,5 +1,6 @@
 """A table's layout as the paper prints it: rows and columns of values, before any markup."""
 
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -85,8 +86,11 @@ def _average(rows: list[Row]) -> Value:
     flags = tuple(dict.fromkeys(flag for row in rows for flag in row.flags))
     places, accuracy = metric(rows[0].metric).decimals, rows[0].unit == "%"
     if len(rows) == 1:
-        return Value(rows[0].value, None, (rows[0].ci_low, rows[0].ci_high) if accuracy else None, flags, places)
-    mean, spread = statistics.fmean(row.value for row in rows), statistics.stdev(row.value for row in rows)
+        low, high = rows[0].ci_low, rows[0].ci_high
+        return Value(rows[0].value, None, None if math.isnan(low) else (low, high), flags, places)
+    values = [row.value for row in rows]
+    mean = statistics.fmean(values)
+    spread = statistics.stdev(values) if math.isfinite(mean) else None
     n = min(row.n for row in rows)
     return Value(mean, spread, confidence_interval(round(mean * n / 100), n) if accuracy else None, flags, places)
 

@@ -61,10 +61,16 @@ def _pipe(cells: Sequence[str]) -> str:
 def _item(item: Item, marks: Marks) -> str:
     def figure(value: Value, interval: bool) -> str:
         spread = "" if value.spread is None else f" ± {value.spread:.{value.places}f}"
-        within = f" [{value.interval[0]:.1f}, {value.interval[1]:.1f}]" if value.interval and interval else ""
+        within = _within(value) if value.interval and interval else ""
         return f"{value.mean:.{value.places}f}{raised(symbols(value.flags, marks))}{spread}{within}"
 
     return item_text(item, figure, str, ("✗", "✓"))
+
+
+def _within(value: Value) -> str:
+    """A figure's interval, with a decimal less than the figure."""
+    low, high = value.interval or (0, 0)
+    return f" [{low:.{value.places - 1}f}, {high:.{value.places - 1}f}]"
 
 
 def raised(text: str) -> str:

@@ -15,27 +15,32 @@ from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file, write_text
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation import record as diversity
+from dfshield.evaluation.distances import STATISTICS
 from dfshield.evaluation.doubts import ALIKE, doubts
 from dfshield.evaluation.ledger import Ledger, confidence_interval
 from dfshield.evaluation.record import Record
 from dfshield.planning.cells import Cell, swept
 from dfshield.planning.tables import TableSpec, formulas
-from dfshield.registry import metric
+from dfshield.registry import metric, protocol_of
 from dfshield.report.published import Key
 
 MASKED = ("zero-gradients", "square-broke-after-white-box")
 """Flags of a ledger that are signs of masked gradients (Croce and Hein 2020)."""
 REAL = ("train", "test", "public")
 """Values of `real_data` that cost a model its claim to be data-free."""
-OPTIONAL = ("ci_low", "ci_high", "majority", "balanced", "macro_f1")
+SHARES = ("majority", "balanced", "macro_f1")
+OPTIONAL = ("ci_low", "ci_high", *SHARES)
 """Columns that a diversity metric leaves empty."""
+MEASURED = ("value", "ci_low", "ci_high", "paper")
+"""Columns in the metric's unit, with its decimals."""
 
 
 @dataclass(frozen=True)
 class Row:
     """One row of a table CSV; accuracies and shares in percent.
 
-    A diversity metric has no interval and no shares by class (NaN, empty in the CSV); its n counts the real images.
+    A diversity metric has no interval and no shares by class (NaN, empty in the CSV); its n counts the real images. A
+    distance has no shares by class, and the largest has no interval; both may be infinite.
     """
 
     dataset: str
@@ -66,7 +71,7 @@ class Row:
 
     def text(self, name: str) -> str:
         """The value of a column as the CSV has it."""
-        return cell_text(getattr(self, name), metric(self.metric).decimals if name in ("value", "paper") else 2)
+        return cell_text(getattr(self, name), metric(self.metric).decimals if name in MEASURED else 2)
 
 
 def key_of(place: Row | Cell) -> Key:
@@ -96,21 +101,35 @@ def ledger_row(cell: Cell, ledger: Ledger, paper: float | None) -> Row:
         flags = tuple(f for f in ledger.flags if f == ALIKE or metric_of(ledger.protocol) == "clean")
         shares = {"prediction": clean, "broken": clean != ledger.label, "components": ledger.components[:2]}
         ledger = dataclasses.replace(ledger, **shares, flags=flags)
-    low, high = confidence_interval(int(np.count_nonzero(~ledger.broken)), ledger.n)
     return Row(
         **_shared(cell),
-        value=ledger.robust_accuracy,
-        ci_low=low,
-        ci_high=high,
+        **(_distance(cell, ledger) if metric(cell.metric).statistic else _accuracy(ledger)),
         n=ledger.n,
         protocol=ledger.protocol,
         flags=flags_of(ledger),
-        majority=ledger.majority,
-        balanced=ledger.balanced_accuracy,
-        macro_f1=ledger.macro_f1,
         paper=paper,
         ledger_sha256=ledger.content_sha256,
     )
+
+
+def _accuracy(ledger: Ledger) -> dict[str, Any]:
+    low, high = confidence_interval(int(np.count_nonzero(~ledger.broken)), ledger.n)
+    return {
+        "value": ledger.robust_accuracy,
+        "ci_low": low,
+        "ci_high": high,
+        "majority": ledger.majority,
+        "balanced": ledger.balanced_accuracy,
+        "macro_f1": ledger.macro_f1,
+    }
+
+
+def _distance(cell: Cell, ledger: Ledger) -> dict[str, Any]:
+    if not len(ledger.distances):
+        raise InputError(f"{cell.ledger}: has no distances, which {cell.metric} is of; attack again")
+    figure, interval = STATISTICS[metric(cell.metric).statistic]
+    low, high = interval(ledger.distances)
+    return {"value": figure(ledger.distances), "ci_low": low, "ci_high": high} | dict.fromkeys(SHARES, math.nan)
 
 
 def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
@@ -137,7 +156,7 @@ def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
 
 def _check(cell: Cell, ledger: Ledger) -> None:
     measured = metric_of(ledger.protocol)
-    if cell.metric not in ("clean", measured):
+    if protocol_of(cell.metric) not in ("clean", measured):
         raise InputError(f"{cell.ledger}: its protocol is {ledger.protocol}, not {cell.metric}; attack again")
     if cell.metric != "clean" and parse_threat(cell.threat) != parse_threat(ledger.threat):
         raise InputError(f"{cell.ledger}: its threat is {ledger.threat}, not {cell.threat}; attack again")

@@ -16,7 +16,9 @@ def run(ledger: Path, out: Path | None) -> None:
 
     Columns: index, label, clean_prediction, prediction (under attack), broken (0 or 1), component (what broke the
     image; empty where nothing did), margin (z_y less the largest other logit), and the size of the stored perturbation
-    in both norms (empty where there is none). Raises InputError for a file that is no whole ledger.
+    in both norms (empty where there is none); of an attack that looks for the smallest perturbation also distance, the
+    norm of the nearest misclassified point that was found, within ε or not (inf where none was). Raises InputError for
+    a file that is no whole ledger.
     """
     frame = rows(read_ledger(ledger))
     if out is None:
@@ -48,4 +50,6 @@ def rows(ledger: Ledger) -> "pandas.DataFrame":
     for name, values in (("linf", np.abs(delta).max(axes, initial=0.0)), ("l2", np.sqrt((delta**2).sum(axes)))):
         frame[name] = np.nan
         frame.loc[ledger.perturbed_index, name] = values
+    if len(ledger.distances):
+        frame["distance"] = ledger.distances
     return frame

@@ -11,6 +11,7 @@ import numpy as np
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, existing_file
 from dfshield.core.threat import parse_threat
+from dfshield.evaluation import distances
 from dfshield.evaluation import ledger as ledgers
 from dfshield.evaluation.ledger import Ledger
 from dfshield.evaluation.record import Record, read_record
@@ -136,6 +137,12 @@ def describe_ledger(ledger: Ledger) -> Lines:
         (f"by {name}", f"{n} images, {100 * n / ledger.n:.2f} %")
         for name, n in zip(ledger.components, counts, strict=True)
     ]
+    if len(ledger.distances):
+        low, high = distances.median_interval(ledger.distances)
+        middle, end = distances.median(ledger.distances), distances.largest(ledger.distances)
+        lines.append(
+            ("distances", f"median {middle:.4f}, 95 % interval {low:.4f} to {high:.4f}; nothing survives at {end:.4f}")
+        )
     return [
         *lines,
         ("margin", _range(ledger.margin)),
