@@ -109,6 +109,7 @@ ATTACKS = {
         about="minimum margin: towards the likeliest wrong classes one by one (Gao et al. 2022)",
         options="dfshield.options.attacks_gradients:MinimumMargin",
         passes="dfshield.attacks.budget:mm_passes",
+    ),
     "deepfool": Attack(
         "dfshield.attacks.deepfool:deepfool",
         "DeepFool",

@@ -1,5 +1,7 @@
 """Attacks by queries: how near they come where the distance is known, what they ask, and when they stop."""
 
+import itertools
+
 import pytest
 import torch
 from support.attacked import Linear, Noisy, attack, images, key, network, norms, problem
@@ -89,7 +91,7 @@ def test_boundary_comes_nearer_with_every_step(monkeypatch):
 
     monkeypatch.setattr(decisions.Search, "attempt", watched)
     found = decisions.boundary_search(problem(model, x, y, "l2:0"), AttackOptions.of(attack="boundary", steps=300))
-    assert all((after <= before).all() for before, after in zip(seen, seen[1:], strict=False))
+    assert all((after <= before).all() for before, after in itertools.pairwise(seen))
     ratio = found.distance / distance
     assert ratio.min() > 0.9999 and ratio.max() < 1.5
     assert (model(found.nearest).argmax(1) != y).all()
@@ -260,7 +262,7 @@ def test_genattack_keeps_its_fittest():
         options = AttackOptions.of(attack="genattack", queries=queries, reference=True)
         adv = scores.genattack(problem(net, x, y, "linf:0.02"), options)
         fitness.append(scores._fitness(net(adv), target))
-    assert all((later >= earlier - 1e-5).all() for earlier, later in zip(fitness, fitness[1:], strict=False))
+    assert all((later >= earlier - 1e-5).all() for earlier, later in itertools.pairwise(fitness))
     assert (fitness[-1] > fitness[0] + 0.01).all()
 
 
