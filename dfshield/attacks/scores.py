@@ -135,7 +135,7 @@ def genattack(problem: Problem, options: GenAttack) -> Tensor:
 def _children(
     members: Tensor, fitness: Tensor, share: Tensor, step: Tensor, options: GenAttack, random: torch.Generator
 ) -> Tensor:
-    """Children (n,P-1,C,H,W) of populations (n,P,C,H,W), a `share` (n,) of pixels changed by up to `step` (n,)."""
+    """Children (n,P-1,C,H,W) of populations (n,P,C,H,W); `share` (n,) of pixels are changed by up to `step` (n,)."""
     n, size, *image = members.shape
     chances = (fitness / options.temperature).softmax(dim=1)
     drawn = torch.multinomial(chances.to(random.device), 2 * (size - 1), replacement=True, generator=random)

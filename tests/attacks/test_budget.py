@@ -24,7 +24,27 @@ def test_autoattack_by_hand(version, classes, expected):
     assert attack_passes(AttackOptions.of(version=version), 30, 0.5, classes) == 30 * 20 + survivors
 
 
-@pytest.mark.parametrize("name", ["fgsm", "pgd", "autoattack"])
+def test_query_attacks_by_hand():
+    def passes(**options):
+        return attack_passes(AttackOptions.of(**options), 30, 0.4)
+
+    assert passes(attack="square", queries=500) == 30 * 503
+    assert passes(attack="spsa", iterations=7, samples=20) == 30 * 7 * 21
+    assert passes(attack="genattack", queries=60) == 30 * 60
+    assert passes(attack="genattack", queries=1, population=9) == 30 * 10
+    assert passes(attack="boundary", steps=50) == 30 * (1 + 100 + 10 + 2 * 50)
+    # draws of 10·√t: 10, 14, 17, 20, but at most 17; a bisection at the start, and with a step's halvings in every
+    # iteration
+    iterations = 10 + 14 + 17 + 17 + 4 * 2 * 24
+    assert passes(attack="hopskipjump", steps=4, init_evaluations=10, max_evaluations=17) == 30 * (
+        101 + 24 + iterations
+    )
+
+
+QUERY = ["square", "spsa", "genattack", "boundary", "hopskipjump"]
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd", "autoattack", *QUERY])
 def test_each_draw_is_a_pass(name):
     one, five = (attack_passes(AttackOptions.of(attack=name, eot=eot), 30, 0.5) for eot in (1, 5))
     assert five == 5 * one
