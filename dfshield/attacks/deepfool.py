@@ -9,6 +9,8 @@ from dfshield.core.lp import Norm
 from dfshield.options.attacks_minimal import DeepFool
 
 TINY = 1e-30
+NUDGE = 1e-5
+"""Length by which a step goes beyond a boundary, or rounding would hold up an image that lies on one."""
 
 
 def deepfool(problem: Problem, options: DeepFool) -> Tensor:
@@ -20,7 +22,7 @@ def deepfool(problem: Problem, options: DeepFool) -> Tensor:
     Differs from the publication:
 
     - The lengthened perturbation is judged at every step, and the gradients are taken there, as the released code has
-      it since 2017; the paper lengthens it once at the end.
+      it; the paper lengthens it once at the end. Steps are longer by 1e-5 (released code: 1e-4).
     - Points are cut to [0,1], and pixels at 0 or 1 take no part in a step that would take them out.
     - An image keeps its candidates, which are those of its clean logits; the paper looks at all classes.
     """
@@ -72,5 +74,5 @@ def _step(gaps: Tensor, gradients: Tensor, norm: Norm) -> Tensor:
     chosen, dual = flat[rows, k], dual[rows, k, None]
     direction = chosen.sign() if norm == "linf" else chosen / dual.clamp_min(TINY)
     # far beyond the box no step says anything, and an infinite one would give NaN
-    step = distance.clamp_max(1e6)[:, None] * direction
+    step = (distance.clamp_max(1e6) + NUDGE)[:, None] * direction
     return step.view(len(gaps), *gradients.shape[2:])
