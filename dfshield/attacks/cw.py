@@ -13,8 +13,8 @@ FIRST_CONSTANT = 1e-3
 LARGEST_CONSTANT = 1e10
 FIRST_RADIUS = 8 / 255
 """Where ε is 0 and says nothing of the scale."""
-REACH = 0.99
-"""Share of tanh's range that [0,1] takes: at its very ends Adam would need thousands of steps to move a pixel."""
+REACH = 0.9
+"""Share of tanh's range that [0,1] takes: at its very ends no few steps of Adam move a pixel."""
 
 
 def cw(problem: Problem, options: CarliniWagner) -> Tensor:
@@ -30,7 +30,7 @@ def cw(problem: Problem, options: CarliniWagner) -> Tensor:
     - The points found are drawn back along the lines to the images while they stay misclassified, by bisection.
     - Adam has 200 steps instead of 10,000 by default, its learning rate falls to zero, and there is no early end.
       A constant succeeds if it does so in the second half: Adam's first steps are as long whatever it is.
-    - tanh spans 1/0.99 of [0,1], less its offset at the start, so that black and white pixels can move; points are cut
+    - tanh spans 1/0.9 of [0,1], less its offset at the start, so that black and white pixels can move; points are cut
       to [0,1].
     - Within l∞ the radius τ is a hard bound in place of the penalty Σ max(|δ_i| - τ, 0): f is minimised by projected
       steps along the sign of its gradient, and τ is bisected in place of shrunk by 0.9 (section VI.C).

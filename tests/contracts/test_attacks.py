@@ -36,7 +36,7 @@ SMALL = {"linf": "linf:0.03", "l2": "l2:0.3"}
 ROWS = ("broken", "component", "margin", "prediction", "clean_prediction", "perturbation")
 QUICK: dict[str, dict[str, Any]] = {
     "pgd": {"l2_step": "0.05", "steps": 20},
-    "cw": {"steps": 25, "lr": 0.05},
+    "cw": {"steps": 30, "lr": 0.1},
     "fab": {"steps": 15},
 }
 """Options of an attack where its defaults are too weak for the l2 balls of these tests, or too slow."""

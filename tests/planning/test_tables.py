@@ -3,9 +3,12 @@
 from pathlib import Path
 
 import pytest
+from support.configs import GRID
 
 from dfshield.core.errors import InputError
 from dfshield.planning.cells import Cell, swept, variant
+from dfshield.planning.config import check_config
+from dfshield.planning.plan import Plan
 from dfshield.planning.tables import load_tables
 from dfshield.registry import DIVERSITY_METRICS, METRICS, metric
 
@@ -79,3 +82,36 @@ def test_evidence_of_a_cell(name: str, kind: str) -> None:
 def test_the_papers_tables_have_its_numbers_and_others_have_none(key: str, heading: str) -> None:
     spec = SPECS[key]
     assert (spec.key, spec.heading) == (key, heading)
+
+
+def distances(tmp_path: Path, metrics: str) -> Plan:
+    """The plan of a table that measures `metrics`."""
+    (tmp_path / "tables.yaml").write_text(
+        f"own: {{title: t, caption: c, layout: rows, metrics: [{metrics}], "
+        "paper: {datasets: [cifar10], models: [resnet20], threat: 'linf:4/255'}, "
+        "rows: [{method: Undefended, source: none, recipe: none}]}\n"
+    )
+    own = {"tables": str(tmp_path / "tables.yaml"), "protocols": {"far": {"attack": "cw", "threat": "l2:0.5"}}}
+    return Plan.of(check_config(GRID | own))
+
+
+def test_a_distance_is_read_from_its_protocols_ledger(tmp_path: Path) -> None:
+    made = distances(tmp_path, "clean, median-cw, largest-cw, cw, median-far")
+    cells = {cell.metric: cell for cell in made.cells("own")}
+    assert len({cells[name].ledger for name in ("clean", "median-cw", "largest-cw", "cw")}) == 1
+    assert cells["cw"].ledger.endswith("/eval/none/cw@linf-8-255/ledger.h5")
+    assert cells["median-far"].ledger.endswith("/eval/none/far@l2-0.5/ledger.h5")
+    assert cells["median-far"].threat == "l2:0.5"
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("median-pgd10", "'median-pgd10' needs distances, which pgd does not look for; protocols that do are deepfool"),
+        ("largest-none-such", "'largest-none-such' is no protocol of the config"),
+    ],
+)
+def test_a_distance_under_another_protocol_is_refused(tmp_path: Path, metric: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        distances(tmp_path, metric).cells("own")
+    assert "\n" not in str(error.value)
