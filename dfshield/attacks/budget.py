@@ -25,6 +25,11 @@ HALVINGS = 24
 BLENDS = 10
 """Halvings between the image and the start of the Boundary attack."""
 
+CW_CANDIDATES = 10
+"""Likeliest classes, an image's own among them, of which C&W aims at the nearest."""
+CW_HALVINGS = 10
+"""Bisections by which C&W draws its points back."""
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -94,8 +99,10 @@ def deepfool_passes(options: DeepFool, images: int, robust: float, classes: int)
 
 
 def cw_passes(options: CarliniWagner, images: int, robust: float, classes: int) -> float:
-    """Forward passes of C&W: a gradient an image and step, and one to judge the last point, for each constant."""
-    return GRADIENT * images * options.binary_steps * (options.steps + 1) * options.eot
+    """Forward passes of C&W: a gradient a step and one to judge the last point, for each constant; gradients of the
+    candidates before and the bisections after."""
+    search = GRADIENT * options.binary_steps * (options.steps + 1)
+    return images * (min(CW_CANDIDATES, classes) + search + CW_HALVINGS) * options.eot
 
 
 def fab_passes(options: Fab, images: int, robust: float, classes: int) -> float:

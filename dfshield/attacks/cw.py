@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from dfshield.attacks.base import Problem, differentiable, frozen, input_gradient, margin
+from dfshield.attacks.budget import CW_CANDIDATES, CW_HALVINGS
+from dfshield.attacks.deepfool import nearest_class
 from dfshield.attacks.nearest import Nearest
 from dfshield.options.attacks_minimal import CarliniWagner
 
@@ -11,42 +13,49 @@ FIRST_CONSTANT = 1e-3
 LARGEST_CONSTANT = 1e10
 FIRST_RADIUS = 8 / 255
 """Where ε is 0 and says nothing of the scale."""
-REACH = 0.99
-"""Share of tanh's range that [0,1] takes: at its very ends Adam would need thousands of steps to move a pixel."""
+REACH = 0.9
+"""Share of tanh's range that [0,1] takes: at its very ends no few steps of Adam move a pixel."""
 
 
 def cw(problem: Problem, options: CarliniWagner) -> Tensor:
     """The nearest misclassified points (N,C,H,W) that were found, within ε or not; the image where there is none.
 
-    Within l2, Adam minimises ‖δ‖² + c·f(x + δ) with f = max(z_y - max other + κ, 0) (Eq 6 of the paper's list of
-    objectives, untargeted) through tanh, and a binary search finds each image's smallest c that succeeds (section V).
+    Within l2, Adam minimises ‖δ‖² + c·f(x + δ) with f = max(z_y - z_t + κ, 0) through tanh, and a binary search finds
+    each image's smallest c that succeeds (sections V and VI.A; f is the paper's f_6).
 
     Differs from the publication:
 
-    - Untargeted. Adam has 200 steps instead of 10,000 by default, and no early end.
-    - tanh spans 1/0.99 of [0,1], less its offset at the start, so that black and white pixels can move; points are cut
+    - Untargeted: each image has one target t, the class whose linearised boundary is the nearest in DeepFool's sense;
+      the paper tries all targets. Any misclassification counts.
+    - The points found are drawn back along the lines to the images while they stay misclassified, by bisection.
+    - Adam has 200 steps instead of 10,000 by default, its learning rate falls to zero, and there is no early end.
+      A constant succeeds if it does so in the second half: Adam's first steps are as long whatever it is.
+    - tanh spans 1/0.9 of [0,1], less its offset at the start, so that black and white pixels can move; points are cut
       to [0,1].
     - Within l∞ the radius τ is a hard bound in place of the penalty Σ max(|δ_i| - τ, 0): f is minimised by projected
-      steps along the sign of its gradient, and τ is bisected in place of shrunk by 0.9 (section V.C).
+      steps along the sign of its gradient, and τ is bisected in place of shrunk by 0.9 (section VI.C).
     """
-    with frozen(problem.model):
-        return (_smallest_l2 if problem.threat.norm == "l2" else _smallest_linf)(problem, options)
-
-
-def _smallest_l2(problem: Problem, options: CarliniWagner) -> Tensor:
-    model, x, y, _, _, _ = problem
-    nearest = Nearest(x, "l2")
-    low, high = torch.zeros(len(x), device=x.device), torch.full((len(x),), LARGEST_CONSTANT, device=x.device)
-    constant = torch.full_like(low, FIRST_CONSTANT)
-    for _ in range(options.binary_steps):
-        won = _descend(model, x, y, constant, nearest, options)
-        high, low = torch.where(won, constant, high), torch.where(won, low, constant)
-        constant = torch.where(high < LARGEST_CONSTANT, (low + high) / 2, 10 * constant)
+    model, x, y, threat, _, _ = problem
+    with frozen(model):
+        target = nearest_class(model, x, y, threat.norm, CW_CANDIDATES)
+        nearest = Nearest(x, threat.norm)
+        (_search_l2 if threat.norm == "l2" else _search_linf)(problem, target, nearest, options)
+        nearest.draw_back(lambda points: _success(margin(model(points), y), options), CW_HALVINGS)
     return nearest.points
 
 
+def _search_l2(problem: Problem, target: Tensor, nearest: Nearest, options: CarliniWagner) -> None:
+    model, x, y, _, _, _ = problem
+    low, high = torch.zeros(len(x), device=x.device), torch.full((len(x),), LARGEST_CONSTANT, device=x.device)
+    constant = torch.full_like(low, FIRST_CONSTANT)
+    for _ in range(options.binary_steps):
+        won = _descend(model, x, y, target, constant, nearest, options)
+        high, low = torch.where(won, constant, high), torch.where(won, low, constant)
+        constant = torch.where(high < LARGEST_CONSTANT, (low + high) / 2, 10 * constant)
+
+
 def _descend(
-    model: nn.Module, x: Tensor, y: Tensor, constant: Tensor, nearest: Nearest, options: CarliniWagner
+    model: nn.Module, x: Tensor, y: Tensor, target: Tensor, constant: Tensor, nearest: Nearest, options: CarliniWagner
 ) -> Tensor:
     """Minimise the penalised objective with one `constant` (N,) an image; returns which images it broke (N,)."""
     start = torch.atanh(REACH * (2 * x - 1))
@@ -54,42 +63,45 @@ def _descend(
     w = start.clone().requires_grad_()
     adam = torch.optim.Adam([w], lr=options.lr)
     won = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-    for _ in range(options.steps):
+    for number in range(options.steps):
+        adam.param_groups[0]["lr"] = options.lr * (1 - number / options.steps)
         with torch.enable_grad():
             free = (w.tanh() + 1) / 2 + offset
             points = free + (free.clamp(0, 1) - free).detach()  # the gradient passes the borders
-            gap = margin(differentiable(model)(points), y)
-            penalty = (gap + options.confidence).clamp_min(0)
+            logits = differentiable(model)(points)
+            penalty = (_gap(logits, y, target) + options.confidence).clamp_min(0)
             total = ((points - x) ** 2).flatten(1).sum(dim=1) + constant * penalty
             (gradient,) = torch.autograd.grad(total.sum(), w)
-        broken = _success(gap.detach(), options)
+        broken = _success(margin(logits.detach(), y), options)
         nearest.see(points.detach(), broken)
-        won |= broken
+        if 2 * number >= options.steps:
+            won |= broken
         w.grad = gradient.nan_to_num(0, 0, 0)
         adam.step()
     return won
 
 
-def _smallest_linf(problem: Problem, options: CarliniWagner) -> Tensor:
+def _search_linf(problem: Problem, target: Tensor, nearest: Nearest, options: CarliniWagner) -> None:
     model, x, y, threat, _, _ = problem
-    nearest = Nearest(x, "linf")
     low = torch.zeros(len(x), device=x.device)
     radius = torch.full_like(low, threat.eps or FIRST_RADIUS)
     for _ in range(options.binary_steps):
-        won = _ascend(model, x, y, radius, nearest, options)
+        won = _ascend(model, x, y, target, radius, nearest, options)
         low = torch.where(won, low, radius)
         known = nearest.distance.isfinite()
         radius = torch.where(known, (low + nearest.distance) / 2, (2 * radius).clamp_max(1))
-    return nearest.points
 
 
-def _ascend(model: nn.Module, x: Tensor, y: Tensor, radius: Tensor, nearest: Nearest, options: CarliniWagner) -> Tensor:
+def _ascend(
+    model: nn.Module, x: Tensor, y: Tensor, target: Tensor, radius: Tensor, nearest: Nearest, options: CarliniWagner
+) -> Tensor:
     """Maximise -f within a `radius` (N,) of each image until it breaks; returns which images did (N,)."""
     won = torch.zeros(len(x), dtype=torch.bool, device=x.device)
     running, points = torch.arange(len(x), device=x.device), x
     for number in range(options.steps + 1):
         own = y[running]
-        logits, gradient = input_gradient(model, points, own, lambda logits, y: -margin(logits, y))
+        aims = target[running]
+        logits, gradient = input_gradient(model, points, own, lambda logits, y, aims=aims: -_gap(logits, y, aims))  # type: ignore[misc]
         broken = _success(margin(logits, own), options)
         nearest.see(points, broken, running)
         won[running[broken]] = True
@@ -101,6 +113,11 @@ def _ascend(model: nn.Module, x: Tensor, y: Tensor, radius: Tensor, nearest: Nea
         delta = (points + size * gradient.sign() - near).clamp(-bound, bound)
         points = (near + delta).clamp(0, 1)
     return won
+
+
+def _gap(logits: Tensor, y: Tensor, target: Tensor) -> Tensor:
+    """z_y - z_t (N,)."""
+    return (logits.gather(1, y[:, None]) - logits.gather(1, target[:, None]))[:, 0]
 
 
 def _success(gap: Tensor, options: CarliniWagner) -> Tensor:

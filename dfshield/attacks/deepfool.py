@@ -1,7 +1,7 @@
 """DeepFool (Moosavi-Dezfooli et al. 2016): step after step to the nearest boundary of the linearised model."""
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dfshield.attacks.base import Problem, differentiable, frozen
 from dfshield.attacks.nearest import Nearest
@@ -9,6 +9,9 @@ from dfshield.core.lp import Norm
 from dfshield.options.attacks_minimal import DeepFool
 
 TINY = 1e-30
+FAR = 1e6
+NUDGE = 1e-5
+"""Length by which a step goes beyond a boundary, or rounding would hold up an image that lies on one."""
 
 
 def deepfool(problem: Problem, options: DeepFool) -> Tensor:
@@ -20,7 +23,7 @@ def deepfool(problem: Problem, options: DeepFool) -> Tensor:
     Differs from the publication:
 
     - The lengthened perturbation is judged at every step, and the gradients are taken there, as the released code has
-      it since 2017; the paper lengthens it once at the end.
+      it; the paper lengthens it once at the end. Steps are longer by 1e-5 (released code: 1e-4).
     - Points are cut to [0,1], and pixels at 0 or 1 take no part in a step that would take them out.
     - An image keeps its candidates, which are those of its clean logits; the paper looks at all classes.
     """
@@ -37,8 +40,7 @@ def deepfool(problem: Problem, options: DeepFool) -> Tensor:
                 logits = differentiable(model)(points)
             seen = logits.detach()
             if rivals is None:
-                others = seen.scatter(1, y[:, None], -torch.inf)
-                rivals = others.topk(min(options.candidates, seen.shape[1]) - 1).indices
+                rivals = _rivals(seen, y, options.candidates)
             broken = seen.argmax(dim=1) != y[running]
             nearest.see(points.detach(), broken, running)
             rest = ~broken
@@ -59,18 +61,43 @@ def _differences(logits: Tensor, points: Tensor, y: Tensor, rivals: Tensor) -> t
     return gaps.detach(), gradients.masked_fill(ends, 0)
 
 
-def _step(gaps: Tensor, gradients: Tensor, norm: Norm) -> Tensor:
-    """The smallest step (n,C,H,W) onto one of the linearised boundaries; none without a gradient."""
+def _dual(gradients: Tensor, norm: Norm) -> Tensor:
+    """Length (n,K) of gradients (n,K,C,H,W): how fast a step of unit `norm` can change what they are of."""
     flat = gradients.flatten(2)
+    if norm == "linf":
+        return flat.abs().sum(dim=2)
     # scaled by the largest entry first: squares of a saturated model's gradients (1e-20) underflow in float32
     largest = flat.abs().amax(dim=2, keepdim=True).clamp_min(TINY)
-    flat = flat / largest
-    dual = flat.abs().sum(dim=2) if norm == "linf" else flat.norm(dim=2)
-    distance = gaps.abs() / (largest[..., 0] * dual).clamp_min(TINY)
-    distance, k = distance.min(dim=1)
+    return largest[..., 0] * (flat / largest).norm(dim=2)
+
+
+def _step(gaps: Tensor, gradients: Tensor, norm: Norm) -> Tensor:
+    """The smallest step (n,C,H,W) onto one of the linearised boundaries; none without a gradient."""
+    dual = _dual(gradients, norm).clamp_min(TINY)
+    distance, k = (gaps.abs() / dual).min(dim=1)
     rows = torch.arange(len(gaps), device=gaps.device)
-    chosen, dual = flat[rows, k], dual[rows, k, None]
-    direction = chosen.sign() if norm == "linf" else chosen / dual.clamp_min(TINY)
+    chosen = gradients[rows, k]
+    shape = (-1, *[1] * (chosen.ndim - 1))
+    direction = chosen.sign() if norm == "linf" else chosen / dual[rows, k].view(shape)
     # far beyond the box no step says anything, and an infinite one would give NaN
-    step = distance.clamp_max(1e6)[:, None] * direction
-    return step.view(len(gaps), *gradients.shape[2:])
+    return (distance.clamp_max(FAR) + NUDGE).view(shape) * direction
+
+
+def nearest_class(model: nn.Module, x: Tensor, y: Tensor, norm: Norm, candidates: int) -> Tensor:
+    """The class (N,) whose boundary is nearest to each of `x` (N,C,H,W) by the gradients there, among the likeliest.
+
+    `y` (N,) are their classes, which count as one of the `candidates`; the runner-up where gradients tell nothing.
+    """
+    with torch.enable_grad():
+        points = x.detach().clone().requires_grad_()
+        logits = differentiable(model)(points)
+        rivals = _rivals(logits.detach(), y, candidates)
+        gaps, gradients = _differences(logits, points, y, rivals)
+    nearest = (gaps.abs() / _dual(gradients, norm).clamp_min(TINY)).argmin(dim=1, keepdim=True)
+    return rivals.gather(1, nearest)[:, 0]
+
+
+def _rivals(logits: Tensor, y: Tensor, candidates: int) -> Tensor:
+    """The likeliest other classes (n,K), K = `candidates` - 1 or all of them."""
+    others = logits.scatter(1, y[:, None], -torch.inf)
+    return others.topk(min(candidates, logits.shape[1]) - 1).indices

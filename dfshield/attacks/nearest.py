@@ -1,5 +1,7 @@
 """The nearest misclassified point of each image: what attacks that look for the smallest perturbation keep."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -32,3 +34,18 @@ class Nearest:
         better = misclassified & (found < self.distance[rows])
         self.points[rows[better]] = points[better]
         self.distance[rows[better]] = found[better]
+
+    @torch.no_grad()
+    def draw_back(self, misclassified: Callable[[Tensor], Tensor], steps: int) -> None:
+        """Look for nearer points along the lines to the images, by `steps` bisections.
+
+        `misclassified` maps points (N,C,H,W) to (N,) bool.
+        """
+        far = self.points.clone()
+        low, high = torch.zeros_like(self.distance), torch.ones_like(self.distance)
+        for _ in range(steps):
+            share = (low + high) / 2
+            points = self.x + share.view(-1, *[1] * (self.x.ndim - 1)) * (far - self.x)
+            found = misclassified(points)
+            self.see(points, found)
+            low, high = torch.where(found, low, share), torch.where(found, share, high)

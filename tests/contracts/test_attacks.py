@@ -45,7 +45,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "genattack": {"queries": 60},
     "boundary": {"steps": 20},
     "hopskipjump": {"steps": 3, "init_evaluations": 10},
-    "cw": {"steps": 25, "lr": 0.05},
+    "cw": {"steps": 30, "lr": 0.1},
     "fab": {"steps": 15},
 }
 """Options of an attack where its defaults are too weak for the l2 balls of these tests, or too slow."""

@@ -121,6 +121,31 @@ def test_a_stopped_run_resumes_to_the_same_bytes(checkpoint, monkeypatch, small)
     assert not list((folder / "state").rglob("*.npz"))
 
 
+def test_a_stopped_run_keeps_distances_and_resumes_to_the_same_bytes(checkpoint, monkeypatch):
+    """Stopped after two of three chunks; the third alone is then attacked."""
+    folder, model, x, y = checkpoint
+    options = {"attack": "deepfool", "threat": "linf:0.001", "chunk": 9}
+    stage(folder, **options)
+    whole = (folder / "ledger.h5").read_bytes()
+    attack, calls = Session.attack, []
+
+    def stopping(self, part, *args):
+        calls.append(part.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return attack(self, part, *args)
+
+    monkeypatch.setattr(Session, "attack", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        stage(folder, "again.h5", state=folder / "state", **options)
+    stage(folder, "again.h5", state=folder / "state", **options)
+    assert len(calls) == 4 and (folder / "again.h5").read_bytes() == whole
+    ledger = read_ledger(folder / "again.h5")
+    assert ledger.distances[0] == 0 and (ledger.distances[1:] > 0).all() and np.isfinite(ledger.distances).all()
+    assert 0 < ledger.robust_accuracy < 100
+    assert np.array_equal(replay(model, x, y, ledger), ledger.broken)
+
+
 def test_pieces_of_other_options_or_models_are_not_used(checkpoint, monkeypatch):
     folder, *_ = checkpoint
     monkeypatch.setattr(shutil, "rmtree", lambda *args, **kwargs: None)

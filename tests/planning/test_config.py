@@ -146,6 +146,12 @@ from dfshield.planning.stages import sections
         (GRID, "recipes", {"seed-0": {"train": "std"}}, r"recipes\.seed-0: is a name of files or folders of a run"),
         (GRID, "recipes", {"TRADES": {"train": "std"}}, "recipes: trades is given 2 times"),
         (GRID, "protocols", {"recall": {"attack": "pgd"}}, r"protocols\.recall: is the name of a diversity metric"),
+        (
+            GRID,
+            "protocols",
+            {"median-cw": {"attack": "pgd"}},
+            r"protocols\.median-cw: is the name of a distance metric",
+        ),
         (MINE, "harden/Eval", MINE["harden"]["net"], r"harden\.Eval: is a name of files or folders"),
         (MINE, "harden/Net", MINE["harden"]["net"], "harden: net is given 2 times"),
         (MINE, "harden/net/arguments", {"a": [{"lr": "1e-3"}]}, r"arguments\.a\.0\.lr: 1e-3 is a text to YAML"),

@@ -3,10 +3,13 @@
 from pathlib import Path
 
 import pytest
+from support.configs import GRID
 
 from dfshield.core.errors import InputError
 from dfshield.core.validation import build
 from dfshield.planning.cells import Cell, swept, variant
+from dfshield.planning.config import check_config
+from dfshield.planning.plan import Plan
 from dfshield.planning.tables import TableSpec, load_tables
 from dfshield.registry import DIVERSITY_METRICS, METRICS, metric
 
@@ -110,3 +113,36 @@ def test_headings_span_the_metrics_of_their_groups() -> None:
         ("linf:10/255",),
         ("linf:8/255",),
     )
+
+
+def distances(tmp_path: Path, metrics: str) -> Plan:
+    """The plan of a table that measures `metrics`."""
+    (tmp_path / "tables.yaml").write_text(
+        f"own: {{title: t, caption: c, layout: rows, metrics: [{metrics}], "
+        "paper: {datasets: [cifar10], models: [resnet20], threat: 'linf:4/255'}, "
+        "rows: [{method: Undefended, source: none, recipe: none}]}\n"
+    )
+    own = {"tables": str(tmp_path / "tables.yaml"), "protocols": {"far": {"attack": "cw", "threat": "l2:0.5"}}}
+    return Plan.of(check_config(GRID | own))
+
+
+def test_a_distance_is_read_from_its_protocols_ledger(tmp_path: Path) -> None:
+    made = distances(tmp_path, "clean, median-cw, largest-cw, cw, median-far")
+    cells = {cell.metric: cell for cell in made.cells("own")}
+    assert len({cells[name].ledger for name in ("clean", "median-cw", "largest-cw", "cw")}) == 1
+    assert cells["cw"].ledger.endswith("/eval/none/cw@linf-8-255/ledger.h5")
+    assert cells["median-far"].ledger.endswith("/eval/none/far@l2-0.5/ledger.h5")
+    assert cells["median-far"].threat == "l2:0.5"
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("median-pgd10", "'median-pgd10' needs distances, which pgd does not look for; protocols that do are deepfool"),
+        ("largest-none-such", "'largest-none-such' is no protocol of the config"),
+    ],
+)
+def test_a_distance_under_another_protocol_is_refused(tmp_path: Path, metric: str, message: str) -> None:
+    with pytest.raises(InputError, match=message) as error:
+        distances(tmp_path, metric).cells("own")
+    assert "\n" not in str(error.value)
