@@ -20,6 +20,9 @@ class Budget:
     """of Square"""
 
 
+RAND_DRAWS = 20
+"""Passes that AutoAttack's variant for models that draw averages, by its definition."""
+
 GRADIENT = 2
 """Forward pass and gradient of the pixels, in forward passes."""
 
@@ -27,6 +30,11 @@ GRADIENT = 2
 def target_classes(options: AutoAttack, classes: int) -> int:
     """Target classes of a model of `classes`: as the definition has it, or all the others (``version: paper``)."""
     return classes - 1 if options.version == "paper" else min(TARGETS, classes - 1)
+
+
+def draws(options: AutoAttack) -> int:
+    """Passes that the crafting model's logits are averaged over: `eot`, or 20 where ``version: rand`` has none."""
+    return RAND_DRAWS if options.version == "rand" and options.eot == 1 else options.eot
 
 
 def clean_passes(options: AttackOptions, images: int, robust: float, classes: int) -> float:
@@ -49,4 +57,6 @@ def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: 
     budget, targets = Budget(), target_classes(options, classes)
     runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
     full = runs * budget.iterations + budget.queries
-    return images * (GRADIENT * PREFILTER_STEPS + robust * full) * options.eot
+    if options.version == "rand":
+        full = 2 * GRADIENT * (budget.iterations + 1)
+    return images * (GRADIENT * PREFILTER_STEPS + robust * full) * draws(options)

@@ -1,0 +1,98 @@
+"""Targeted FAB (Croce and Hein 2020b, Algorithm 1): the smallest perturbation that reaches a target class.
+
+Differs from the publication:
+
+- the projection solves for its multiplier by Newton's method instead of sorting;
+- an image is done once a point within ε is found, and its smallest perturbation is not sought further;
+- there is no final search on the line between the image and the point found, as in the authors' AutoAttack.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from dfshield.attacks.apgd import targeted_margin
+from dfshield.attacks.base import differentiable, frozen, input_gradient, margin
+from dfshield.core.threat import Threat
+
+BIAS = 0.1
+"""Largest weight of the projection of the image itself (α_max)."""
+OVERSHOOT = 1.05
+"""How far beyond the hyperplane a step goes (η)."""
+BACK = 0.9
+"""Where on the way from the image to a misclassified point the search goes on (β)."""
+CLEAR = 1e-5
+"""Margin, relative to the largest logit, beyond which rounding does not decide: what is found lies at the border."""
+ORDERS = {"linf": torch.inf, "l2": 2}
+ROUNDS = 40
+"""Newton steps of a projection at most; a few do."""
+
+
+def project_on_hyperplane(point: Tensor, w: Tensor, b: Tensor, norm: str) -> Tensor:
+    """The smallest d (N,D), in `norm`, with w·(point + d) = b and point + d in [0,1]; as close as the box lets it.
+
+    `point` and `w` are (N,D), `b` is (N,). Along the ray of the optimum each coordinate moves by min(λ s, room) with s
+    one (l∞) or |w| (l2), and so the way made towards the hyperplane is concave and piecewise linear in λ: Newton's
+    method from 0 ends exactly at the multiplier, from below.
+    """
+    gap = b - (w * point).sum(dim=1)
+    heading = w.sign() * gap.sign()[:, None]
+    gap, size = gap.abs(), w.abs()
+    room = torch.where(heading > 0, 1 - point, point)
+    speed = (size > 0).to(w.dtype) if norm == "linf" else size
+    reach = size * room
+    slopes = size * speed
+    multiplier = gap / slopes.sum(dim=1).clamp_min(1e-30)
+    for _ in range(ROUNDS):
+        free = multiplier[:, None] * speed < room
+        slope = torch.where(free, slopes, 0).sum(dim=1)
+        rest = gap - torch.where(free, 0, reach).sum(dim=1)
+        # without slope all coordinates are at the border of the box
+        found = torch.where(slope > 0, rest / slope.clamp_min(1e-30), multiplier)
+        if not (found > multiplier * (1 + 1e-6)).any():
+            break
+        multiplier = torch.maximum(multiplier, found)
+    return heading * torch.minimum(multiplier[:, None] * speed, room)
+
+
+def fab(model: nn.Module, x: Tensor, y: Tensor, target: Tensor, threat: Threat, steps: int) -> tuple[Tensor, Tensor]:
+    """Seek points beyond the border between `y` and `target` (N,) near `x` (N,C,H,W), all classified as `y`.
+
+    Returns images (N,C,H,W), `x` where nothing is found within ε, and which of them are misclassified (N,). It takes a
+    gradient and one more forward pass an image and step.
+    """
+    result, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
+    index = torch.arange(len(x), device=x.device)
+    at = x.clone()
+    order = ORDERS[threat.norm]
+    with frozen(model), torch.no_grad():
+        for _ in range(steps):
+            if not len(index):
+                break
+            logits, gradient = input_gradient(model, at, y, lambda logits, y: targeted_margin(logits, y, target))
+            at = _step(x, at, targeted_margin(logits, y, target), gradient, threat.norm)
+            logits = differentiable(model)(at)
+            wrong = margin(logits, y)
+            over = wrong < 0
+            if not over.any():
+                continue
+            delta = at - x
+            within = over & (torch.linalg.vector_norm(delta.flatten(1), order, dim=1) <= threat.eps)
+            result[index[within]], broken[index[within]] = at[within], True
+            at = torch.where(over.view(-1, 1, 1, 1), x + BACK * delta, at)
+            done = within & (wrong < -CLEAR * logits.abs().amax(dim=1))
+            if done.any():
+                index, x, y, target, at = (values[~done] for values in (index, x, y, target, at))
+    return result, broken
+
+
+def _step(x: Tensor, at: Tensor, value: Tensor, gradient: Tensor, norm: str) -> Tensor:
+    """The next point: between the projections of `at` and of the image on the linearised border, both overshot."""
+    n = len(x)
+    w = gradient.flatten(1)
+    here, image = at.flatten(1), x.flatten(1)
+    b = (w * here).sum(dim=1) - value
+    moved = project_on_hyperplane(torch.cat((here, image)), w.repeat(2, 1), b.repeat(2), norm)
+    lengths = torch.linalg.vector_norm(moved, ORDERS[norm], dim=1).clamp_min(1e-8)
+    bias = (lengths[:n] / (lengths[:n] + lengths[n:])).clamp_max(BIAS)[:, None]
+    own, images = here + OVERSHOOT * moved[:n], image + OVERSHOOT * moved[n:]
+    return torch.lerp(own, images, bias).clamp_(0, 1).view_as(x)
