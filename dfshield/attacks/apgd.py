@@ -104,10 +104,10 @@ def apgd(
     aim: Tensor | None = None,
     clear: float = MISCLASSIFICATION_MARGIN["fp32"],
 ) -> tuple[Tensor, Tensor]:
-    """Ascend `objective` for `steps` steps from a random start at distance ε of `x` (N,C,H,W), within ε and [0,1].
+    """Ascend `objective` for `steps` steps from a random point at distance ε of `x` (N,C,H,W), within ε and [0,1].
 
-    Returns images (N,C,H,W), each at its least margin if that is negative, else `x`, and which of them are misclassified
-    (N,). An image stops once its margin is below -`clear` times its largest logit. `aim` (N,) is what the objective has
+    Returns images (N,C,H,W), each at its least margin if that is negative, else `x`, and which are misclassified (N,).
+    An image stops once its margin is below -`clear` times its largest logit. `aim` (N,) is what the objective has
     besides, such as target classes. It takes `steps` gradients and one more forward pass an image.
     """
     result, broken = x.clone(), torch.zeros(len(x), dtype=torch.bool, device=x.device)
@@ -115,7 +115,7 @@ def apgd(
         rows = _start(x, y, threat, generator, aim)
         checks, last_check = set(checkpoints(steps)), 0
         for done in range(steps + 1):
-            towards = _bound(objective, None if aim is None else rows.aim)
+            towards = bound(objective, None if aim is None else rows.aim)
             if done < steps:
                 logits, rows.gradient = input_gradient(model, rows.point, rows.y, towards)
             else:
@@ -142,7 +142,8 @@ def apgd(
     return result, broken
 
 
-def _bound(objective: Aimed, aim: Tensor | None) -> Objective:
+def bound(objective: Aimed, aim: Tensor | None) -> Objective:
+    """`objective` with its `aim` (N,), if there is one."""
     return objective if aim is None else lambda logits, y: objective(logits, y, aim)
 
 

@@ -10,8 +10,9 @@ Differs from the publication:
 import torch
 from torch import Tensor, nn
 
-from dfshield.attacks.apgd import targeted_margin
+from dfshield.attacks.apgd import bound, targeted_margin
 from dfshield.attacks.base import differentiable, frozen, input_gradient, margin
+from dfshield.attacks.inference import forward_only
 from dfshield.core.threat import Threat
 
 BIAS = 0.1
@@ -25,6 +26,9 @@ CLEAR = 1e-5
 ORDERS = {"linf": torch.inf, "l2": 2}
 ROUNDS = 40
 """Newton steps of a projection at most; a few do."""
+EXACT = 1e-5
+"""Share of the way to the hyperplane that a projection may leave, far less than the overshoot."""
+SMALLEST = 1e-30
 
 
 def project_on_hyperplane(point: Tensor, w: Tensor, b: Tensor, norm: str) -> Tensor:
@@ -34,24 +38,29 @@ def project_on_hyperplane(point: Tensor, w: Tensor, b: Tensor, norm: str) -> Ten
     one (l∞) or |w| (l2), and so the way made towards the hyperplane is concave and piecewise linear in λ: Newton's
     method from 0 ends exactly at the multiplier, from below.
     """
-    gap = b - (w * point).sum(dim=1)
+    gap = b - _dot(w, point)
     heading = w.sign() * gap.sign()[:, None]
     gap, size = gap.abs(), w.abs()
     room = torch.where(heading > 0, 1 - point, point)
-    speed = (size > 0).to(w.dtype) if norm == "linf" else size
-    reach = size * room
-    slopes = size * speed
-    multiplier = gap / slopes.sum(dim=1).clamp_min(1e-30)
+    if norm == "linf":
+        room *= size > 0
+    slopes = size if norm == "linf" else size.square()
+    multiplier = gap / slopes.sum(dim=1).clamp_min(SMALLEST)
     for _ in range(ROUNDS):
-        free = multiplier[:, None] * speed < room
-        slope = torch.where(free, slopes, 0).sum(dim=1)
-        rest = gap - torch.where(free, 0, reach).sum(dim=1)
+        moved = multiplier[:, None] if norm == "linf" else multiplier[:, None] * size
+        moved = torch.minimum(moved, room)
+        slope = torch.where(moved < room, slopes, 0).sum(dim=1)
+        rest = gap - _dot(size, moved)
         # without slope all coordinates are at the border of the box
-        found = torch.where(slope > 0, rest / slope.clamp_min(1e-30), multiplier)
-        if not (found > multiplier * (1 + 1e-6)).any():
+        if not ((rest > EXACT * gap) & (slope > 0)).any():
             break
-        multiplier = torch.maximum(multiplier, found)
-    return heading * torch.minimum(multiplier[:, None] * speed, room)
+        multiplier = multiplier + rest.clamp_min(0) / slope.clamp_min(SMALLEST) * (slope > 0)
+    return heading.mul_(moved)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """Scalar products of rows (N,)."""
+    return (a * b).sum(dim=1)
 
 
 def fab(model: nn.Module, x: Tensor, y: Tensor, target: Tensor, threat: Threat, steps: int) -> tuple[Tensor, Tensor]:
@@ -65,12 +74,13 @@ def fab(model: nn.Module, x: Tensor, y: Tensor, target: Tensor, threat: Threat, 
     at = x.clone()
     order = ORDERS[threat.norm]
     with frozen(model), torch.no_grad():
+        forward = differentiable(forward_only(model, x))
         for _ in range(steps):
             if not len(index):
                 break
-            logits, gradient = input_gradient(model, at, y, lambda logits, y: targeted_margin(logits, y, target))
+            logits, gradient = input_gradient(model, at, y, bound(targeted_margin, target))
             at = _step(x, at, targeted_margin(logits, y, target), gradient, threat.norm)
-            logits = differentiable(model)(at)
+            logits = forward(at)
             wrong = margin(logits, y)
             over = wrong < 0
             if not over.any():
@@ -87,12 +97,12 @@ def fab(model: nn.Module, x: Tensor, y: Tensor, target: Tensor, threat: Threat, 
 
 def _step(x: Tensor, at: Tensor, value: Tensor, gradient: Tensor, norm: str) -> Tensor:
     """The next point: between the projections of `at` and of the image on the linearised border, both overshot."""
-    n = len(x)
     w = gradient.flatten(1)
     here, image = at.flatten(1), x.flatten(1)
-    b = (w * here).sum(dim=1) - value
-    moved = project_on_hyperplane(torch.cat((here, image)), w.repeat(2, 1), b.repeat(2), norm)
-    lengths = torch.linalg.vector_norm(moved, ORDERS[norm], dim=1).clamp_min(1e-8)
-    bias = (lengths[:n] / (lengths[:n] + lengths[n:])).clamp_max(BIAS)[:, None]
-    own, images = here + OVERSHOOT * moved[:n], image + OVERSHOOT * moved[n:]
-    return torch.lerp(own, images, bias).clamp_(0, 1).view_as(x)
+    b = _dot(w, here) - value
+    own, images = project_on_hyperplane(here, w, b, norm), project_on_hyperplane(image, w, b, norm)
+    length, other = (torch.linalg.vector_norm(d, ORDERS[norm], dim=1).clamp_min(1e-8) for d in (own, images))
+    bias = (length / (length + other)).clamp_max(BIAS)[:, None]
+    own.mul_(OVERSHOOT).add_(here)
+    images.mul_(OVERSHOOT).add_(image)
+    return own.lerp_(images, bias).clamp_(0, 1).view_as(x)

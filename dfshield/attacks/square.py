@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from dfshield.attacks.base import MISCLASSIFICATION_MARGIN, differentiable, frozen, margin
+from dfshield.attacks.inference import forward_only
 from dfshield.core.threat import Threat
 
 SHARE = 0.8
@@ -48,12 +49,13 @@ def square(
     `queries` + 1 forward passes an image.
     """
     n, channels, height, width = x.shape
-    device, logits = generator.device, differentiable(model)
+    device = generator.device
     draws = torch.rand((queries, 2 + channels), generator=generator, device=device).cpu()
     stripes = (torch.rand((n, channels, 1, width), generator=generator, device=device) < 0.5).to(x)
     result = (x + threat.eps * (1 - 2 * stripes)).clamp(0, 1)
     index = torch.arange(n, device=x.device)
     with frozen(model), torch.no_grad():
+        logits = differentiable(forward_only(model, x))
         low, high = (x - threat.eps).clamp_min(0), (x + threat.eps).clamp_max(1)
         point, tried = result.clone(), {}  # type: Tensor, dict[tuple[object, ...], int]
         answers = logits(point)
