@@ -76,7 +76,7 @@ def frozen(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def differentiable(model: nn.Module) -> Callable[[Tensor], Tensor]:
+def differentiable(model: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`model` with fresh float32 logits that always have a gradient: zero where the model gives none.
 
     A model that cuts the graph (``no_grad``, ``argmax``) would otherwise end the attack in an error; as it is, it

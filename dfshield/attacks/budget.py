@@ -41,6 +41,9 @@ class Budget:
     """of Square"""
 
 
+RAND_DRAWS = 20
+"""Passes that AutoAttack's variant for models that draw averages, by its definition."""
+
 GRADIENT = 2
 """Forward pass and gradient of the pixels, in forward passes."""
 
@@ -48,6 +51,11 @@ GRADIENT = 2
 def target_classes(options: AutoAttack, classes: int) -> int:
     """Target classes of a model of `classes`: as the definition has it, or all the others (``version: paper``)."""
     return classes - 1 if options.version == "paper" else min(TARGETS, classes - 1)
+
+
+def draws(options: AutoAttack) -> int:
+    """Passes that the crafting model's logits are averaged over: `eot`, or 20 where ``version: rand`` has none."""
+    return RAND_DRAWS if options.version == "rand" and options.eot == 1 else options.eot
 
 
 def clean_passes(options: AttackOptions, images: int, robust: float, classes: int) -> float:
@@ -228,3 +236,6 @@ def hopskipjump_passes(options: HopSkipJump, images: int, robust: float, classes
     draws = sum(hopskipjump_draws(options, iteration) for iteration in range(1, options.steps + 1))
     searches = (2 * options.steps + 1) * HALVINGS
     return images * (1 + STARTS + searches + draws)
+    if options.version == "rand":
+        full = 2 * GRADIENT * (budget.iterations + 1)
+    return images * (GRADIENT * PREFILTER_STEPS + robust * full) * draws(options)

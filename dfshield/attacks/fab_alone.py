@@ -3,20 +3,18 @@
 import torch
 from torch import Tensor
 
-from dfshield.attacks.autoattack import _PairwiseFAB
-from dfshield.attacks.base import Problem, differentiable, frozen
+from dfshield.attacks.apgd import bound, targeted_margin
+from dfshield.attacks.base import Problem, differentiable, frozen, input_gradient, margin
+from dfshield.attacks.fab import BACK, fab_step
 from dfshield.attacks.nearest import Nearest
 from dfshield.options.attacks_minimal import Fab
-
-NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 def fab(problem: Problem, options: Fab) -> Tensor:
     """The nearest misclassified points (N,C,H,W) that were found, within ε or not; the image where there is none.
 
     `options.targets` likeliest wrong classes are aimed at one after the other, each by `options.steps` projections onto
-    the linearised boundary between the two classes (Algorithm 1, targeted as in AutoAttack). The steps are
-    pyautoattack's.
+    the linearised boundary between the two classes (Algorithm 1, targeted as in AutoAttack).
 
     Differs from the publication:
 
@@ -25,13 +23,14 @@ def fab(problem: Problem, options: Fab) -> Tensor:
     model, x, y, threat, _, _ = problem
     nearest = Nearest(x, threat.norm)
     logits = differentiable(model)
-    attack = _PairwiseFAB(
-        logits, norm=NORMS[threat.norm], n_iter=options.steps, eps=threat.eps, seed=0, device=x.device, verbose=False
-    )
     with frozen(model), torch.no_grad():
         ranking = logits(x).scatter(1, y[:, None], -torch.inf).argsort(dim=1, descending=True)
         for target in ranking[:, :-1].T[: options.targets]:
-            attack.target = target
-            points = attack.attack_single_run(x, is_targeted=True)
-            nearest.see(points, logits(points).argmax(dim=1) != y)
+            at = x
+            for _ in range(options.steps):
+                values, gradient = input_gradient(model, at, y, bound(targeted_margin, target))
+                at = fab_step(x, at, targeted_margin(values, y, target), gradient, threat.norm)
+                over = margin(logits(at), y) < 0
+                nearest.see(at, over)
+                at = torch.where(over.view(-1, 1, 1, 1), x + BACK * (at - x), at)
     return nearest.points

@@ -2,12 +2,17 @@
 
 from torch import Tensor
 
-from dfshield.attacks.autoattack import _canvas, _Square
+from dfshield.attacks import pyautoattack
 from dfshield.attacks.base import Problem
+from dfshield.attacks.budget import Budget
+from dfshield.attacks.square import square as within_linf
 from dfshield.options.attacks_blackbox import Square
 
 
 def square(problem: Problem, options: Square) -> Tensor:
     """AutoAttack's untargeted Square with `options.queries` queries an image: perturbed images (N,C,H,W)."""
-    side = _canvas(*problem.x.shape[2:]) if problem.threat.norm == "l2" else None
-    return _Square(side, options.queries)(problem, options)
+    model, x, y, threat, generator, _ = problem
+    if threat.norm == "linf" and not options.reference:
+        return within_linf(model, x, y, threat, options.queries, generator)
+    side = pyautoattack.canvas(*x.shape[2:]) if threat.norm == "l2" else None
+    return pyautoattack.Square(Budget(queries=options.queries), side)(problem, options)

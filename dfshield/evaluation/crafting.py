@@ -28,6 +28,8 @@ class _Cast(nn.Module):
         self.net, self.rounds = net, rounded
 
     def forward(self, x: Tensor) -> Tensor:
+        # a traced graph chooses its own layout, and would only undo this one
+        x = x if torch.jit.is_tracing() else x.contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.rounds):
-            logits: Tensor = self.net(x.contiguous(memory_format=torch.channels_last))
+            logits: Tensor = self.net(x)
         return logits.float()

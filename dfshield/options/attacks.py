@@ -76,5 +76,5 @@ class Pgd(AttackOptions):
 class AutoAttack(AttackOptions):
     """AutoAttack (Croce and Hein 2020)."""
 
-    version: Literal["standard", "paper"] = "standard"
-    """target classes of APGD-T and FAB-T: standard is at most 9, paper is all C-1"""
+    version: Literal["standard", "paper", "rand"] = "standard"
+    """target classes of APGD-T and FAB-T: standard is at most 9, paper all C-1; rand: for models that draw, EOT 20"""

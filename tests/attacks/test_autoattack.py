@@ -7,7 +7,7 @@ from pyautoattack import AutoAttack
 from support.attacked import attack, images, network, norms, problem, robust, small_budget
 from torch import nn
 
-from dfshield.attacks import autoattack
+from dfshield.attacks import autoattack, pyautoattack, targets
 from dfshield.attacks.autoattack import Budget
 from dfshield.core.threat import parse_threat
 from dfshield.options import AttackOptions
@@ -63,7 +63,7 @@ def test_default_budget_is_autoattacks():
 
 def reference(net, threat, seed, budget):
     """pyautoattack's own ensemble with a smaller budget."""
-    ensemble = AutoAttack(net, norm=autoattack.NORMS[threat.norm], eps=threat.eps, seed=seed, version="standard")
+    ensemble = AutoAttack(net, norm=pyautoattack.NORMS[threat.norm], eps=threat.eps, seed=seed, version="standard")
     ensemble.fab.n_iter, ensemble.square.n_queries = budget.iterations, budget.queries
     for part in (ensemble.apgd, ensemble.apgd_targeted):
         part.n_iter = part.n_iter_orig = budget.iterations
@@ -142,7 +142,7 @@ def test_targets_come_by_rank_until_an_image_is_broken():
         rows.clear(), passes.clear()
         options = AttackOptions.of(reference=reference, chunk=chunk)
         with torch.no_grad():
-            x_adv = autoattack.attack_targets(9, run, net, x, y, options)
+            x_adv = targets.attack_targets(9, run, net, x, y, options)
         assert passes == expected
         assert len(set(rows)) == len(rows) and {(i, r) for i in range(n) for r in range(1, min(i + 1, 9) + 1)} <= set(
             rows
@@ -151,21 +151,25 @@ def test_targets_come_by_rank_until_an_image_is_broken():
         assert moved == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0]
 
 
-def test_square_on_remembered_logits_is_square(monkeypatch):
-    small_budget(monkeypatch, 10, 600)
-    monkeypatch.setattr(autoattack, "KEPT", 1000)  # so that they are forgotten on the way, too
-    net = network(10)
-    x, y = images(net, n=32)
-    passed = []
-    net.register_forward_pre_hook(lambda module, inputs: passed.append(len(inputs[0])))
-    found = {}
-    for reference in (True, False):
-        passed.clear()
-        options = AttackOptions.of(threat="linf:0.02", reference=reference)
-        part = autoattack.autoattack(options, (1, 8, 8), 10).components[-1]
-        found[reference] = part.attack(problem(net, x, y, "linf:0.02"), options), sum(passed)
-    torch.testing.assert_close(found[True][0], found[False][0], rtol=0, atol=1e-6)
-    assert found[False][1] < found[True][1] / 2
+@pytest.mark.parametrize("classes", [2, 3, 10])
+def test_version_rand_is_apgd_on_the_mean_of_twenty_passes(classes, small):
+    net = network(classes)
+    x, y = images(net, n=12)
+    options = AttackOptions.of(threat="linf:0.02", version="rand")
+    ensemble = autoattack.autoattack(options, (1, 8, 8), classes)
+    note = "C=2: margin for DLR; 6 iterations" if classes == 2 else "6 iterations"
+    assert (ensemble.protocol, ensemble.note) == ("aa-rand", note)
+    assert [c.name for c in ensemble.components] == ["quick", "apgd-ce", "apgd-dlr"]
+    passes = []
+    net.register_forward_pre_hook(lambda module, inputs: passes.append(1))
+    for eot, expected in ((1, 20), (5, 1)):  # an eot of one's own is around the model already
+        passes.clear()
+        part = autoattack.autoattack(options.model_copy(update={"eot": eot}), (1, 8, 8), classes).components[1]
+        with torch.no_grad():
+            part.attack(problem(net, x, y, "linf:0.0001"), options)
+        assert len(passes) == expected * (autoattack.BUDGET.iterations + 1)
+    rows, _ = attack(net, x, y, "linf:0.05", attack="autoattack", version="rand")
+    assert rows["broken"].any()
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 14, 14), (1, 6, 9), (3, 9, 6), (2, 1, 1), (1, 1, 30), (1, 3, 3)])
@@ -185,10 +189,10 @@ def test_components_take_single_images_of_any_shape(shape, threat, n, small):
 @pytest.mark.parametrize("height", range(1, 40))
 @pytest.mark.parametrize("width", [None, 7, 33])
 def test_squares_l2_start_fits_on_its_canvas(height, width):
-    side = autoattack._canvas(height, width or height)
+    side = pyautoattack.canvas(height, width or height)
     canvas = torch.rand(1, 1, *((side, side) if side else (height, width or height)))
     model = lambda x: torch.stack((x.flatten(1).sum(1), -x.flatten(1).sum(1)), 1) + torch.tensor([99.0, 0])  # noqa: E731
-    attack = autoattack.SquareAttack(model, norm="L2", eps=0.1, n_queries=1, seed=0, device=CPU)
+    attack = pyautoattack.SquareAttack(model, norm="L2", eps=0.1, n_queries=1, seed=0, device=CPU)
     assert attack.perturb(canvas, torch.tensor([0])).shape == canvas.shape
     if side:
         assert side - max(height, width or height, 5) <= 3
