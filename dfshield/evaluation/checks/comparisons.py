@@ -1,0 +1,90 @@
+"""Checks that an attack with less knowledge or effort is no stronger than one with more."""
+
+import torch
+import torch.nn.functional as F
+from pyautoattack.square import SquareAttack
+from torch import Tensor
+
+from dfshield.attacks.autoattack import CachedLogits
+from dfshield.attacks.base import differentiable, input_gradient
+from dfshield.core.lp import step
+from dfshield.core.rng import generator
+from dfshield.evaluation.checks.base import Case, Finding, absent, gained
+from dfshield.evaluation.masking import SQUARE_POINTS
+
+POINTS = 1.0
+"""Percentage points of images that the weaker attack may break of those that the stronger one leaves."""
+
+
+def single_step(case: Case) -> Finding:
+    """FGSM breaks at most `POINTS` of what PGD leaves (Athalye et al. 2018)."""
+    norm, eps = case.threat
+
+    def fgsm(x: Tensor, y: Tensor) -> Tensor:
+        return step(x, input_gradient(case.victim, x, y)[1], eps, norm)
+
+    return gained(case, case.survivors(fgsm), case.direct, POINTS, "FGSM")
+
+
+def black_box(case: Case) -> Finding:
+    """Square (Andriushchenko et al. 2020) breaks hardly an image that white-box attacks leave.
+
+    Its limit is that of AutoAttack's flag (Croce and Hein 2020): 0.2 points, and more than one image.
+    """
+    height, width = case.x.shape[2:]
+    side = max(height, width, 5) if case.threat.norm == "l2" else 0  # its l2 attack knows square images only
+    side = _canvas(side) if side else 0
+    norm = {"linf": "Linf", "l2": "L2"}[case.threat.norm]
+
+    def square(x: Tensor, y: Tensor) -> Tensor:
+        logits = differentiable(case.model)
+        seen = CachedLogits(logits) if x.device.type == "cpu" and not side else logits
+        attack = SquareAttack(
+            (lambda image: logits(image[..., :height, :width])) if side else seen,
+            norm=norm,
+            eps=case.threat.eps,
+            n_queries=case.options.queries,
+            seed=case.options.seed,
+            device=x.device,
+            verbose=False,
+        )
+        given = F.pad(x, (0, side - width, 0, side - height)) if side else x
+        with torch.no_grad():
+            found: Tensor = attack.perturb(given.clone(), y.clone())
+        return found[..., :height, :width]
+
+    if case.threat.eps == 0:
+        return absent("ε is 0")
+    name = f"Square with {case.options.queries} queries"
+    return gained(case, case.survivors(square), case.white_box, 100 * SQUARE_POINTS, name)
+
+
+def _canvas(side: int) -> int:
+    """The smallest side of at least `side` on which Square's l2 windows fit."""
+    while side // 5 > 1 and (side - 5 * (side // 5)) // 2 + side // (side // 5) * (side // 5) > side:
+        side += 1
+    return side
+
+
+def transfer(case: Case) -> Finding:
+    """PGD on the surrogate breaks at most `POINTS` of what PGD on the model itself leaves (Athalye et al. 2018)."""
+    if case.surrogate is None:
+        return absent("no other model was given")
+    found = case.pgd(case.options.steps, model=case.surrogate)
+    return gained(case, found, case.direct, POINTS, "PGD on the other model")
+
+
+def noise(case: Case) -> Finding:
+    """Random noise of size ε, the worst of some draws, breaks at most `POINTS` of what PGD leaves.
+
+    l∞: every pixel moves by ε up or down; l2: the perturbation has length ε.
+    """
+    random = generator("checks", "noise", case.options.seed)
+    alive = case.right.clone()
+    for _ in range(case.options.draws):
+        alive &= case.survivors(lambda x, y: step(x, _normal(x, random), case.threat.eps, case.threat.norm))
+    return gained(case, alive, case.direct, POINTS, f"noise, the worst of {case.options.draws} draws,")
+
+
+def _normal(x: Tensor, random: torch.Generator) -> Tensor:
+    return torch.randn(x.shape, generator=random).to(x)
