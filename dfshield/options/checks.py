@@ -7,6 +7,11 @@ from pydantic import Field
 from dfshield.core.threat import ThreatText
 from dfshield.options.common import Positive, StageOptions
 
+FACTORS = (0.5, 1.0, 2.0, 4.0)
+"""Points of the ε curve, in units of ε, before the unbounded one."""
+DIRECTIONS = 16
+"""Random directions along which slopes by gradients and by differences are compared."""
+
 
 class ChecksOptions(StageOptions):
     """Check whether the evaluation of a model can be believed."""
@@ -21,6 +26,8 @@ class ChecksOptions(StageOptions):
     """images attacked together"""
     steps: Positive = 20
     """steps of the checks' PGD, each of ε/4"""
+    restarts: Positive = 4
+    """random starts of the checks' PGD"""
     queries: Positive = 500
     """queries of Square"""
     draws: Positive = 10

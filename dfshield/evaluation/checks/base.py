@@ -1,6 +1,6 @@
 """What every check gets, what it says, and the attacks that checks have in common."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfshield.attacks.base import Objective, ascend, margin
+from dfshield.attacks.base import Objective, ascend
 from dfshield.core.lp import project, random_start
 from dfshield.core.rng import generator, seeded
 from dfshield.core.threat import Threat, parse_threat
@@ -75,12 +75,6 @@ class Case:
         """Which images survive the checks' PGD (N,) bool."""
         return self.pgd(self.options.steps)
 
-    @cached_property
-    def white_box(self) -> Tensor:
-        """Which images survive PGD of twice the steps, on the cross entropy and on the margin (N,) bool."""
-        steps = 2 * self.options.steps
-        return self.pgd(steps) & self.pgd(steps, objective=lambda logits, y: -margin(logits, y))
-
     def holds(self, rows: Tensor, x_adv: Tensor, threat: Threat) -> Tensor:
         """Which of the perturbed images (M,C,H,W) of images `rows` (M,), projected, the model classifies rightly."""
         with torch.no_grad(), seeded(self.options.seed, self.x.device):
@@ -88,9 +82,14 @@ class Case:
             found = [self.model(project(self.x[i], part, threat)).argmax(dim=1) == self.y[i] for i, part in parts]
         return torch.cat(found) if found else rows.bool()
 
-    def survivors(self, attack: Callable[[Tensor, Tensor], Tensor], threat: Threat | None = None) -> Tensor:
-        """Which images survive (N,) bool: `attack` makes perturbed ones of those that are right, by `x` and `y`."""
-        alive = self.right.clone()
+    def survivors(
+        self, attack: Callable[[Tensor, Tensor], Tensor], alive: Tensor, threat: Threat | None = None
+    ) -> Tensor:
+        """Which of the images `alive` (N,) bool survive an attack (N,) bool.
+
+        `attack` makes perturbed images (M,C,H,W) of some images and their labels (M,).
+        """
+        alive = alive.clone()
         rows = alive.nonzero()[:, 0]
         for part in rows.split(self.options.chunk):
             if len(part):
@@ -104,22 +103,27 @@ class Case:
         steps: int,
         threat: Threat | None = None,
         model: nn.Module | None = None,
+        starts: Iterable[int] | None = None,
+        alive: Tensor | None = None,
         objective: Objective | None = None,
-        start: int = 0,
     ) -> Tensor:
-        """Which images survive PGD of so many steps of ε/4 from one random start, of number `start` (N,) bool.
+        """Which of the images `alive` (N,) bool survive PGD of so many steps of ε/4 (N,) bool.
 
-        By default within the case's threat model, on its victim and on the cross entropy.
+        `starts` are the numbers of its random starts, by default the first ones, as many as the options say. Each has
+        what the ones before it left. By default it works on the images that are right, within the case's threat model,
+        on its victim and on the cross entropy.
         """
-        ball = threat or self.threat
-        random = generator("checks", self.options.seed, start)
+        ball, net = threat or self.threat, self.victim if model is None else model
+        alive = self.right if alive is None else alive
+        for start in range(self.options.restarts) if starts is None else starts:
+            random = generator("checks", self.options.seed, start)
 
-        def attack(x: Tensor, y: Tensor) -> Tensor:
-            first = random_start(x, ball, random)
-            net = self.victim if model is None else model
-            return ascend(net, x, y, first, ball, AttackOptions(), steps, ball.eps / 4, objective)
+            def attack(x: Tensor, y: Tensor, random: torch.Generator = random) -> Tensor:
+                first = random_start(x, ball, random)
+                return ascend(net, x, y, first, ball, AttackOptions(), steps, ball.eps / 4, objective)
 
-        return self.survivors(attack, ball)
+            alive = self.survivors(attack, alive, ball)
+        return alive
 
     def share(self, images: int | Tensor) -> float:
         """A number of images, or how many of them a mask (N,) marks, in percent of all."""
@@ -132,12 +136,14 @@ def allowed(points: float, n: int) -> float:
     return max(1.0, points * n / 100)
 
 
-def gained(case: Case, other: Tensor, own: Tensor, points: float, text: str) -> Finding:
-    """The finding that an attack breaks of what `own` leaves: `other` and `own` are the survivors (N,) bool of each.
+def gained(case: Case, left: Tensor, points: float, text: str, before: Tensor | None = None) -> Finding:
+    """The finding of an attack on the images `before` (N,) bool, of which those of `left` (N,) bool survive it.
 
-    It fails above `points` of all images, and never for one image alone. `text` names the attack.
+    Without `before` it is on what the checks' PGD leaves. It fails for more than `points` of all images, and never for
+    one image alone. `text` names the attack.
     """
-    count = int((own & ~other).sum())
+    own = int((case.direct if before is None else before).sum())
+    count = own - int(left.sum())
     verdict: Verdict = "failed" if count > allowed(points, case.n) else "passed"
-    said = f"{text} breaks {count} of the {int(own.sum())} images left, of {case.n}; limit in points"
+    said = f"{text} breaks {count} of {own} images left, of {case.n}; limit in points"
     return Finding(verdict, case.share(count), points, said)

@@ -10,7 +10,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.lp import project, random_start, step
 from dfshield.core.rng import generator, seeded
 from dfshield.core.threat import Threat
-from dfshield.evaluation.checks.base import Case, Finding, absent
+from dfshield.evaluation.checks.base import Case, Finding, absent, allowed
 from dfshield.models.penultimate import Penultimate
 from dfshield.options.attacks import AttackOptions
 
@@ -20,7 +20,7 @@ INNER = 0.5
 """Size of the ball of the inner points, in units of ε."""
 CLOSE = 0.9
 """Where the threshold lies between the largest readout of an inner point (0) and that of the boundary point (1)."""
-RIDGE = 1e-3
+RIDGE = 0.1
 """Part of the mean variance that is added to the features' covariance."""
 LEAST = 4
 """Tasks of which the success is told at least."""
@@ -33,7 +33,7 @@ def binarisation(case: Case) -> Finding:
 
     For each image a readout of the frozen penultimate features tells points of a smaller ball around it from one
     boundary point at distance ε. PGD on this binary model must reach the boundary's class for at least `SUCCESS` % of
-    the tasks that random search with as many passes does not solve.
+    the tasks that random search with as many passes does not solve, or for all but one.
 
     Differs from the publication:
 
@@ -57,7 +57,7 @@ def binarisation(case: Case) -> Finding:
                 if _by_chance(case, task, row, random):
                     guessed += 1
                 else:
-                    found += _by_pgd(case, task, row, random)
+                    found += int(_by_pgd(case, task, row, random))
     finally:
         done()
     rest = made - guessed
@@ -65,7 +65,8 @@ def binarisation(case: Case) -> Finding:
         return absent(f"of {len(rows)} tasks {len(rows) - made} are not separable, random search solves {guessed}")
     success = 100 * found / rest
     text = f"PGD solves {found} of {rest} tasks, random search {guessed} of {made}; limit is the least in %"
-    return Finding("passed" if success >= SUCCESS else "failed", success, SUCCESS, text)
+    missed = rest - found > allowed(100 - SUCCESS, rest)
+    return Finding("failed" if missed else "passed", success, SUCCESS, text)
 
 
 class Readout(nn.Module):
@@ -111,17 +112,18 @@ def _border(x: Tensor, threat: Threat, random: torch.Generator, n: int = 1) -> T
 @torch.no_grad()
 def _by_chance(case: Case, task: Readout, row: int, random: torch.Generator) -> bool:
     """Whether one of as many points at distance ε as PGD makes passes is of the boundary's class."""
-    points = _border(case.x[row : row + 1], case.threat, random, 3 * case.options.steps)
+    points = _border(case.x[row : row + 1], case.threat, random, 3 * case.options.steps * case.options.restarts)
     return bool((task(points).argmax(dim=1) == 1).any())
 
 
-def _by_pgd(case: Case, task: Readout, row: int, random: torch.Generator) -> int:
-    """1 if the checks' PGD reaches the boundary's class, else 0."""
-    x, own = case.x[row : row + 1], torch.zeros(1, dtype=torch.long, device=case.x.device)
+def _by_pgd(case: Case, task: Readout, row: int, random: torch.Generator) -> bool:
+    """Whether the checks' PGD reaches the boundary's class."""
+    own, steps = torch.zeros(case.options.restarts, dtype=torch.long, device=case.x.device), case.options.steps
+    x = case.x[row : row + 1].expand(len(own), *case.x.shape[1:])
     start = random_start(x, case.threat, random)
-    x_adv = ascend(task, x, own, start, case.threat, AttackOptions(), case.options.steps, case.threat.eps / 4)
+    x_adv = ascend(task, x, own, start, case.threat, AttackOptions(), steps, case.threat.eps / 4)
     with torch.no_grad():
-        return int((task(x_adv).argmax(dim=1) == 1).item())
+        return bool((task(x_adv).argmax(dim=1) == 1).any())
 
 
 def _features(case: Case) -> tuple[Features, Callable[[], None]]:

@@ -6,7 +6,7 @@ from pyautoattack.square import SquareAttack
 from torch import Tensor
 
 from dfshield.attacks.autoattack import CachedLogits
-from dfshield.attacks.base import differentiable, input_gradient
+from dfshield.attacks.base import differentiable, input_gradient, margin
 from dfshield.core.lp import step
 from dfshield.core.rng import generator
 from dfshield.evaluation.checks.base import Case, Finding, absent, gained
@@ -23,13 +23,13 @@ def single_step(case: Case) -> Finding:
     def fgsm(x: Tensor, y: Tensor) -> Tensor:
         return step(x, input_gradient(case.victim, x, y)[1], eps, norm)
 
-    return gained(case, case.survivors(fgsm), case.direct, POINTS, "FGSM")
+    return gained(case, case.survivors(fgsm, case.direct), POINTS, "FGSM")
 
 
 def black_box(case: Case) -> Finding:
     """Square (Andriushchenko et al. 2020) breaks hardly an image that white-box attacks leave.
 
-    Its limit is that of AutoAttack's flag (Croce and Hein 2020): 0.2 points, and more than one image.
+    Those are PGD on the cross entropy and on the margin. The limit is that of AutoAttack's flag (Croce and Hein 2020): 0.2 points, and more than one image.
     """
     height, width = case.x.shape[2:]
     side = max(height, width, 5) if case.threat.norm == "l2" else 0  # its l2 attack knows square images only
@@ -56,7 +56,8 @@ def black_box(case: Case) -> Finding:
     if case.threat.eps == 0:
         return absent("ε is 0")
     name = f"Square with {case.options.queries} queries"
-    return gained(case, case.survivors(square), case.white_box, 100 * SQUARE_POINTS, name)
+    white_box = case.pgd(case.options.steps, alive=case.direct, objective=lambda logits, y: -margin(logits, y))
+    return gained(case, case.survivors(square, white_box), 100 * SQUARE_POINTS, name, white_box)
 
 
 def _canvas(side: int) -> int:
@@ -70,8 +71,8 @@ def transfer(case: Case) -> Finding:
     """PGD on the surrogate breaks at most `POINTS` of what PGD on the model itself leaves (Athalye et al. 2018)."""
     if case.surrogate is None:
         return absent("no other model was given")
-    found = case.pgd(case.options.steps, model=case.surrogate)
-    return gained(case, found, case.direct, POINTS, "PGD on the other model")
+    found = case.pgd(case.options.steps, model=case.surrogate, alive=case.direct)
+    return gained(case, found, POINTS, "PGD on the other model")
 
 
 def noise(case: Case) -> Finding:
@@ -80,10 +81,10 @@ def noise(case: Case) -> Finding:
     l∞: every pixel moves by ε up or down; l2: the perturbation has length ε.
     """
     random = generator("checks", "noise", case.options.seed)
-    alive = case.right.clone()
+    left = case.direct
     for _ in range(case.options.draws):
-        alive &= case.survivors(lambda x, y: step(x, _normal(x, random), case.threat.eps, case.threat.norm))
-    return gained(case, alive, case.direct, POINTS, f"noise, the worst of {case.options.draws} draws,")
+        left = case.survivors(lambda x, y: step(x, _normal(x, random), case.threat.eps, case.threat.norm), left)
+    return gained(case, left, POINTS, f"noise, the worst of {case.options.draws} draws,")
 
 
 def _normal(x: Tensor, random: torch.Generator) -> Tensor:

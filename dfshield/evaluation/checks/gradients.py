@@ -6,11 +6,10 @@ from torch import Tensor
 from dfshield.attacks.base import differentiable, input_gradient, margin
 from dfshield.core.rng import generator
 from dfshield.evaluation.checks.base import Case, Finding, absent
+from dfshield.options.checks import DIRECTIONS
 
 COSINE = 0.8
 """Least median cosine between slopes by gradients and by finite differences."""
-DIRECTIONS = 16
-"""Random directions along which each image's slopes are compared."""
 LENGTH = 1 / 16
 """Half the length of a finite difference, in units of ε."""
 
