@@ -16,6 +16,8 @@ FORMAT = "dfshield-checks"
 VERSION = 1
 REMEDY = "make it again with `dfshield checks`"
 
+Verdict = Literal["passed", "failed", "not-applicable"]
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -25,7 +27,7 @@ class Finding:
 
     check: str
     """Name in `registry.CHECKS`."""
-    verdict: Literal["passed", "failed", "not-applicable"]
+    verdict: Verdict
     figure: FiniteFloat | None
     """What was measured; None where nothing was."""
     limit: FiniteFloat | None

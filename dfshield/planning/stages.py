@@ -101,7 +101,6 @@ STAGES: dict[str, Stage] = {
         "derive a training set from another by Mixup, Cutout or CutMix",
         "dfshield.sources.augmentation:run",
         AugmentOptions,
-        ChecksOptions,
         DATA,
         gpu=False,
         memory_mb=8000,

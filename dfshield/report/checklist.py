@@ -6,14 +6,14 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from dfshield.core.files import write_text
-from dfshield.evaluation.findings import Finding, Findings, read_findings
+from dfshield.evaluation.findings import Finding, Findings, Verdict, read_findings
 from dfshield.registry import CHECKS
 
 COLUMNS = (
     *("dataset", "model", "source", "recipe", "train_threat", "seed", "defence", "threat"),
     *("n", "check", "verdict", "figure", "limit", "text", "checks_sha256"),
 )
-VERDICTS = ("passed", "failed", "not-applicable")
+VERDICTS: tuple[Verdict, ...] = ("passed", "failed", "not-applicable")
 
 
 def run(records: Sequence[Path], out: Path) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -12,11 +12,10 @@ from dfshield.attacks.base import Objective, ascend
 from dfshield.core.lp import project, random_start
 from dfshield.core.rng import generator, seeded
 from dfshield.core.threat import Threat, parse_threat
+from dfshield.evaluation.findings import Verdict
 from dfshield.evaluation.ledger import Ledger
 from dfshield.options.attacks import AttackOptions
 from dfshield.options.checks import ChecksOptions
-
-Verdict = Literal["passed", "failed", "not-applicable"]
 
 
 class Finding(NamedTuple):

@@ -27,21 +27,29 @@ def single_step(case: Case) -> Finding:
 
 
 def black_box(case: Case) -> Finding:
-    """Square (Andriushchenko et al. 2020) breaks hardly an image that white-box attacks leave.
+    """Square breaks hardly an image that white-box attacks leave.
 
-    Those are PGD on the cross entropy and on the margin. The limit is that of AutoAttack's flag (Croce and Hein 2020): 0.2 points, and more than one image.
+    Those are PGD on the cross entropy and on the margin. The limit is that of AutoAttack's flag (Croce and Hein 2020):
+    0.2 points, and more than one image.
     """
-    height, width = case.x.shape[2:]
-    side = max(height, width, 5) if case.threat.norm == "l2" else 0  # its l2 attack knows square images only
-    side = _canvas(side) if side else 0
-    norm = {"linf": "Linf", "l2": "L2"}[case.threat.norm]
+    if case.threat.eps == 0:
+        return absent("ε is 0")
+    white_box = case.pgd(case.options.steps, alive=case.direct, objective=lambda logits, y: -margin(logits, y))
+    name = f"Square with {case.options.queries} queries"
+    return gained(case, square(case, white_box), 100 * SQUARE_POINTS, name, white_box)
 
-    def square(x: Tensor, y: Tensor) -> Tensor:
+
+def square(case: Case, alive: Tensor) -> Tensor:
+    """Which of the images `alive` (N,) bool survive Square (Andriushchenko et al. 2020), pyautoattack's (N,) bool."""
+    height, width = case.x.shape[2:]
+    side = _canvas(max(height, width, 5)) if case.threat.norm == "l2" else 0
+
+    def attack(x: Tensor, y: Tensor) -> Tensor:
         logits = differentiable(case.model)
-        seen = CachedLogits(logits) if x.device.type == "cpu" and not side else logits
-        attack = SquareAttack(
-            (lambda image: logits(image[..., :height, :width])) if side else seen,
-            norm=norm,
+        known = CachedLogits(logits) if x.device.type == "cpu" and not side else logits
+        run = SquareAttack(
+            (lambda image: logits(image[..., :height, :width])) if side else known,
+            norm={"linf": "Linf", "l2": "L2"}[case.threat.norm],
             eps=case.threat.eps,
             n_queries=case.options.queries,
             seed=case.options.seed,
@@ -50,18 +58,14 @@ def black_box(case: Case) -> Finding:
         )
         given = F.pad(x, (0, side - width, 0, side - height)) if side else x
         with torch.no_grad():
-            found: Tensor = attack.perturb(given.clone(), y.clone())
+            found: Tensor = run.perturb(given.clone(), y.clone())
         return found[..., :height, :width]
 
-    if case.threat.eps == 0:
-        return absent("ε is 0")
-    name = f"Square with {case.options.queries} queries"
-    white_box = case.pgd(case.options.steps, alive=case.direct, objective=lambda logits, y: -margin(logits, y))
-    return gained(case, case.survivors(square, white_box), 100 * SQUARE_POINTS, name, white_box)
+    return case.survivors(attack, alive)
 
 
 def _canvas(side: int) -> int:
-    """The smallest side of at least `side` on which Square's l2 windows fit."""
+    """The smallest side from `side` on of a square image on which the l2 windows of Square fit."""
     while side // 5 > 1 and (side - 5 * (side // 5)) // 2 + side // (side // 5) * (side // 5) > side:
         side += 1
     return side

@@ -3,7 +3,7 @@
 import itertools
 
 from dfshield.core.threat import MAX_EPS
-from dfshield.evaluation.checks.base import Case, Finding, absent, allowed, gained
+from dfshield.evaluation.checks.base import Case, Finding, Verdict, absent, allowed, gained
 from dfshield.options.checks import FACTORS
 
 POINTS = 1.0
@@ -37,5 +37,5 @@ def eps_curve(case: Case) -> Finding:
     rise = max([0, *(after - before for before, after in itertools.pairwise(left))])
     worst = max(left[-1], rise)
     curve = ", ".join(f"{size:.3g}: {case.share(count):.1f}" for size, count in zip(sizes, left, strict=True))
-    verdict = "failed" if worst > allowed(POINTS, case.n) else "passed"
+    verdict: Verdict = "failed" if worst > allowed(POINTS, case.n) else "passed"
     return Finding(verdict, case.share(worst), POINTS, f"robust accuracy in % by ε: {curve}")

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from dfshield.attacks.base import frozen
-from dfshield.evaluation.checks.base import Case, Finding, absent, allowed
+from dfshield.evaluation.checks.base import Case, Finding, Verdict, absent, allowed
 from dfshield.evaluation.masking import gradient_masking_checks
 
 WORST_POINTS = 0.5
@@ -33,7 +33,7 @@ def worst_case(case: Case) -> Finding:
         f"AutoAttack leaves {left:.2f} %, all {1 + len(others)} ledgers together {left - 100 * count / n:.2f} % of {n} "
         "images; limit in points"
     )
-    verdict = "failed" if count > allowed(WORST_POINTS, n) else "passed"
+    verdict: Verdict = "failed" if count > allowed(WORST_POINTS, n) else "passed"
     return Finding(verdict, 100 * count / n, WORST_POINTS, text)
 
 
@@ -61,5 +61,5 @@ def last_epoch(case: Case) -> Finding:
     text = (
         f"held-out robust agreement {known[last]:.1f} % in the last epoch {last}, {known[best]:.1f} % in epoch {best}"
     )
-    verdict = "failed" if lost > EPOCH_POINTS else "passed"
+    verdict: Verdict = "failed" if lost > EPOCH_POINTS else "passed"
     return Finding(verdict, lost, EPOCH_POINTS, text)
