@@ -20,7 +20,7 @@ INNER = 0.5
 """Size of the ball of the inner points, in units of ε."""
 CLOSE = 0.9
 """Where the threshold lies between the largest readout of an inner point (0) and that of the boundary point (1)."""
-RIDGE = 0.1
+RIDGE = 1.0
 """Part of the mean variance that is added to the features' covariance."""
 LEAST = 4
 """Tasks of which the success is told at least."""
@@ -85,7 +85,8 @@ class Readout(nn.Module):
 def readout(features: Features, x: Tensor, threat: Threat, inner: int, random: torch.Generator) -> Readout | None:
     """A binary model that tells `inner` points near the image `x` (1,C,H,W) from one at distance ε.
 
-    None where Fisher's discriminant does not separate them. Scores are in units of the inner points' spread.
+    None where Fisher's discriminant does not separate them. The scores of the
+    largest inner point and of the boundary point differ by 1, so that losses of them do not saturate.
     """
     near = random_start(x.expand(inner, *x.shape[1:]), threat._replace(eps=INNER * threat.eps), random)
     border = _border(x, threat, random)
@@ -95,12 +96,8 @@ def readout(features: Features, x: Tensor, threat: Threat, inner: int, random: t
     spread = (own - mean).T @ (own - mean) / inner
     ridge = RIDGE * spread.diagonal().mean() + torch.finfo(torch.float32).tiny
     weight = torch.linalg.solve(spread + ridge * torch.eye(len(mean)).to(spread), other - mean)
-    scores = own @ weight
-    size = float(scores.std())
-    if size == 0:
-        return None
-    weight, low, high = weight / size, float(scores.max()) / size, float(other @ weight) / size
-    return Readout(features, weight, low + CLOSE * (high - low)) if high > low else None
+    low, high = float((own @ weight).max()), float(other @ weight)
+    return Readout(features, weight / (high - low), low / (high - low) + CLOSE) if high > low else None
 
 
 def _border(x: Tensor, threat: Threat, random: torch.Generator, n: int = 1) -> Tensor:
