@@ -18,7 +18,7 @@ from dfshield.core.rng import seeded
 from dfshield.core.signals import stop_if_asked
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation.attack import NO_DEFENCE, defended, evaluation_images, seen_data
-from dfshield.evaluation.checks.base import Case
+from dfshield.evaluation.checks.case import Case
 from dfshield.evaluation.findings import Finding, Findings, write_findings
 from dfshield.evaluation.ledger import Ledger, read_ledger
 from dfshield.evaluation.needs import load_other

@@ -19,7 +19,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.rng import seeded
 from dfshield.evaluation import check
 from dfshield.evaluation.checks import binarisation, comparisons, effort, gradients, records
-from dfshield.evaluation.checks.base import Case, allowed
+from dfshield.evaluation.checks.case import Case, allowed
 from dfshield.evaluation.findings import Finding, Findings, read_findings, write_findings
 from dfshield.evaluation.ledger import read_ledger
 from dfshield.models.checkpoints import load_checkpoint, read_card

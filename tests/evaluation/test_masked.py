@@ -10,7 +10,7 @@ from torch import nn
 from dfshield import registry
 from dfshield.attacks.base import frozen, margin
 from dfshield.core.rng import seeded
-from dfshield.evaluation.checks.base import Case
+from dfshield.evaluation.checks.case import Case
 from dfshield.evaluation.checks.comparisons import square
 from dfshield.evaluation.masking import gradient_masking_checks
 from dfshield.options import ChecksOptions

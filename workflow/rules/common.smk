@@ -49,11 +49,6 @@ def hardened(wildcards):
     return expand(CARD, name=plan.config.harden)
 
 
-def checks_records(wildcards):
-    """The robustness checks of everything that the config's tables and model cards have figures of."""
-    return all_checks(plan)
-
-
 def job_options(stage, wildcards):
     """The options of one job. Refuses names that are each known but do not belong together, as in another threat."""
     try:

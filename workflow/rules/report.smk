@@ -55,7 +55,7 @@ rule cost:
 rule checklist:
     input:
         current("checklist", CHECKLIST),
-        records=checks_records,
+        records=lambda wildcards: all_checks(plan),
     output:
         csv=report(CHECKLIST, caption="../report/table.rst", category="Tables"),
         markdown=Path(CHECKLIST).with_suffix(".md"),

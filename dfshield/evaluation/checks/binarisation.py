@@ -10,7 +10,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.lp import project, random_start, step
 from dfshield.core.rng import generator, seeded
 from dfshield.core.threat import Threat
-from dfshield.evaluation.checks.base import Case, Finding, absent, allowed
+from dfshield.evaluation.checks.case import Case, Finding, absent, allowed
 from dfshield.models.penultimate import Penultimate
 from dfshield.options.attacks import AttackOptions
 

@@ -9,7 +9,7 @@ from dfshield.attacks.autoattack import CachedLogits
 from dfshield.attacks.base import differentiable, input_gradient, margin
 from dfshield.core.lp import step
 from dfshield.core.rng import generator
-from dfshield.evaluation.checks.base import Case, Finding, absent, gained
+from dfshield.evaluation.checks.case import Case, Finding, absent, gained
 from dfshield.evaluation.masking import SQUARE_POINTS
 
 POINTS = 1.0

@@ -3,7 +3,7 @@
 import itertools
 
 from dfshield.core.threat import MAX_EPS
-from dfshield.evaluation.checks.base import Case, Finding, Verdict, absent, allowed, gained
+from dfshield.evaluation.checks.case import Case, Finding, Verdict, absent, allowed, gained
 from dfshield.options.checks import FACTORS
 
 POINTS = 1.0

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from dfshield.attacks.base import differentiable, input_gradient, margin
 from dfshield.core.rng import generator
-from dfshield.evaluation.checks.base import Case, Finding, absent
+from dfshield.evaluation.checks.case import Case, Finding, absent
 from dfshield.options.checks import DIRECTIONS
 
 COSINE = 0.8

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from dfshield.attacks.base import frozen
-from dfshield.evaluation.checks.base import Case, Finding, Verdict, absent, allowed
+from dfshield.evaluation.checks.case import Case, Finding, Verdict, absent, allowed
 from dfshield.evaluation.masking import gradient_masking_checks
 
 WORST_POINTS = 0.5
