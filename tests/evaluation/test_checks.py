@@ -4,12 +4,14 @@ import csv
 import dataclasses
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from support import tiny
 from support.attacked import Constant, Linear, Noisy, images, network
+from support.cells import cell
 from support.ledgers import make_ledger
 from torch import nn
 
@@ -25,7 +27,9 @@ from dfshield.evaluation.ledger import read_ledger
 from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.options import ChecksOptions
 from dfshield.planning.arithmetic import checks_passes
-from dfshield.report import checklist
+from dfshield.planning.cells import Cell
+from dfshield.report import checklist, table
+from dfshield.report.notes import notes
 
 QUICK = {"device": "cpu", "steps": 4, "restarts": 2, "queries": 30, "draws": 3, "binarised": 6, "inner": 100}
 
@@ -336,3 +340,23 @@ def test_the_section_of_a_card():
     assert "| Hardened | Last epoch | **failed** |  | 1.00 | fine |" in lines
     assert "None failed." in checklist.card_section([("Hardened", record("passed"))])[-2]
     assert "Not checked." in checklist.card_section([])
+
+
+def test_a_failed_check_marks_the_figure(tmp_path):
+    make_ledger(tmp_path / "l.h5", 180, 100, model_sha256="m")
+    write_findings(tmp_path / "bad.json", record())
+    write_findings(tmp_path / "good.json", record("passed"))
+    write_findings(tmp_path / "other.json", record(model_sha256="x"))
+    own = cell(tmp_path / "l.h5")
+    flags = {name: table.build([own_checks(own, tmp_path / f"{name}.json")])[0].flags for name in ("bad", "good")}
+    assert flags == {"bad": ("failed-check:last-epoch",), "good": ()} and table.build([own])[0].flags == ()
+    assert notes(flags["bad"])["failed-check:last-epoch"] == (
+        "¤",
+        "a robustness check failed: the figure may overstate the robustness (last-epoch)",
+    )
+    with pytest.raises(InputError, match=r"other\.json: is of another model than .*l\.h5"):
+        table.build([own_checks(own, tmp_path / "other.json")])
+
+
+def own_checks(own: Cell, path: Path) -> Cell:
+    return dataclasses.replace(own, checks=str(path))
