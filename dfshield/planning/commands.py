@@ -250,7 +250,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
 """Arguments of every command besides its options, by the parameters of the function that runs."""
 
 TOOLS = {
-    "inspect": ("say what a training set, checkpoint, ledger or diversity record holds", "dfshield.tools.inspect:run"),
+    "inspect": ("say what a training set, checkpoint, ledger or record holds", "dfshield.tools.inspect:run"),
     "verify": (
         "trace every cell of a table to ledger or record, student, data and teacher by hash",
         "dfshield.tools.verify:verify",

@@ -30,6 +30,7 @@ from dfshield.planning.arithmetic import checks_passes
 from dfshield.planning.cells import Cell
 from dfshield.report import checklist, table
 from dfshield.report.notes import notes
+from dfshield.tools import inspect
 
 QUICK = {"device": "cpu", "steps": 4, "restarts": 2, "queries": 30, "draws": 3, "binarised": 6, "inner": 100}
 
@@ -314,6 +315,8 @@ def test_the_record_comes_back_and_edits_are_refused(tmp_path):
     file.write_text("{")
     with pytest.raises(InputError, match="cannot be read as JSON"):
         read_findings(file)
+    write_findings(file, record())
+    assert inspect._look(file)[:2] == ("record of robustness checks", inspect.describe_findings(read_findings(file)))
     write_findings(file, record(findings=()))
     with pytest.raises(InputError, match="has the checks , expected worst-case"):
         read_findings(file)

@@ -20,7 +20,7 @@ INNER = 0.5
 """Size of the ball of the inner points, in units of ε."""
 CLOSE = 0.9
 """Where the threshold lies between the largest readout of an inner point (0) and that of the boundary point (1)."""
-RIDGE = 1.0
+RIDGE = 0.3
 """Part of the mean variance that is added to the features' covariance."""
 LEAST = 4
 """Tasks of which the success is told at least."""
