@@ -37,6 +37,7 @@ REQUIRED = {
     "cotrain": ["--teacher", "t", "--out", "o"],
     "public": ["--teacher", "t", "--out", "o"],
     "attack": ["--model", "m", "--out", "o"],
+    "checks": ["--model", "m", "--out", "o"],
 }
 
 

@@ -72,7 +72,7 @@ def run(
     refuse_bf16(options, model, card, model_path)
     arranged(model)
     further = {name: load_other(path, card, device, factory) for name, path in (others or {}).items()}
-    images = _images(card, options, dataset, data_dir, evaluation_npz)
+    images = evaluation_images(card, options, dataset, data_dir, evaluation_npz)
     ensemble = components(options, card.input_shape, card.classes)
     defence = defence.model_copy(update={"seed": options.seed}) if defence else None
     notes = [note for note in (ensemble.protocol, ensemble.note) if note and note != protocol]
@@ -170,7 +170,7 @@ def components(options: AttackOptions, input_shape: tuple[int, int, int], classe
     return Ensemble((Component(options.attack, entry.load(), bf16_safe=not entry.minimal),))
 
 
-def _images(
+def evaluation_images(
     card: "Card", options: AttackOptions, dataset: str | None, data_dir: Path | None, evaluation_npz: Path | None
 ) -> "Images":
     from dfshield.data import sets

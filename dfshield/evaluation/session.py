@@ -16,8 +16,8 @@ from dfshield.core.rng import generator, seeded
 from dfshield.core.signals import stop_if_asked
 from dfshield.core.state import keep_arrays, kept_arrays
 from dfshield.core.threat import parse_threat
-from dfshield.evaluation.checks import SQUARE_POINTS, gradient_masking_checks
 from dfshield.evaluation.crafting import FastModels
+from dfshield.evaluation.masking import SQUARE_POINTS, gradient_masking_checks
 from dfshield.evaluation.needs import GUIDE, guide_images
 from dfshield.evaluation.verdict import Outcome, evaluate_distance, evaluate_perturbation, predict
 from dfshield.options import AttackOptions

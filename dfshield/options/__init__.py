@@ -9,6 +9,7 @@ from typing import Any
 
 from dfshield.options.attacks import AttackOptions
 from dfshield.options.baselines import CotrainOptions
+from dfshield.options.checks import ChecksOptions
 from dfshield.options.common import StageOptions
 from dfshield.options.defences import DefendOptions
 from dfshield.options.diversity import DiversityOptions
@@ -50,6 +51,7 @@ __all__ = [
     "PROFILES",
     "AttackOptions",
     "AugmentOptions",
+    "ChecksOptions",
     "CotrainOptions",
     "DefendOptions",
     "DiversityOptions",

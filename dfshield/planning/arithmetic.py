@@ -13,7 +13,15 @@ from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.schedules import inner_steps
 from dfshield.models.size import Network, Shape, network
-from dfshield.options import AttackOptions, CotrainOptions, GenerateOptions, SynthesizeOptions, TrainOptions
+from dfshield.options import (
+    AttackOptions,
+    ChecksOptions,
+    CotrainOptions,
+    GenerateOptions,
+    SynthesizeOptions,
+    TrainOptions,
+)
+from dfshield.options.checks import DIRECTIONS, FACTORS
 
 GRADIENT = 2
 """Forward pass and gradient of the pixels, in forward passes."""
@@ -195,6 +203,21 @@ def attack_passes(options: AttackOptions, images: int, robust: float, classes: i
     count = registry.ATTACKS[options.attack].count()
     factor = options.eot * (0.5 + options.differences if options.differences else 1)  # a gradient counts as two passes
     return None if count is None else factor * count(options, images, robust, classes)
+
+
+def checks_passes(options: ChecksOptions, images: float, robust: float) -> float:
+    """Forward passes of the robustness checks on `images` images of which the share `robust` survives PGD.
+
+    At most: clean images, flags, PGD and the ε curve on all; on the survivors twice the steps, as many starts again,
+    PGD on the margin and on another model of the same size, FGSM, Square and noise; slopes; the binarisation test.
+    """
+    pgd = options.steps * options.restarts * GRADIENT + options.restarts
+    survivors = 5 * pgd + GRADIENT + 1 + options.queries + 2 + options.draws
+    curve = (len(FACTORS) + 1) * (GRADIENT * options.steps + 1)
+    slopes = GRADIENT + 2 * DIRECTIONS
+    task = options.inner + 1 + options.restarts * (3 * options.steps + GRADIENT * options.steps + 1)
+    every = 1 + 2 + GRADIENT + pgd + curve
+    return images * (every + robust * survivors) + options.gradients * slopes + options.binarised * task
 
 
 def diversity_flops(net: Network, real: int, synthetic: int) -> float:

@@ -180,6 +180,28 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         STATE,
         CODE,
     ),
+    "checks": (
+        _file("--model", "checkpoint to check", "model_path"),
+        OUT,
+        _file(
+            "--ledger",
+            "ledger of an attack on this checkpoint within the threat model; may be given again",
+            "ledgers",
+            required=False,
+            action="append",
+        ),
+        _value("--dataset", "data set to evaluate on"),
+        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
+        DATA_DIR,
+        _value("--subject", "what is checked, as JSON, recorded in the file", convert=_json("--subject")),
+        _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence),
+        _value(
+            "--other", "surrogate=CHECKPOINT of another model, to transfer from", "others", _others, action="append"
+        ),
+        _file("--metrics", "CSV of per-epoch metrics that the checkpoint's training wrote", "history", required=False),
+        FACTORY,
+        CODE,
+    ),
     "diversity": (
         TEACHER,
         DATA,
@@ -191,6 +213,10 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
     ),
     "table": (_value("table", "name of the table, such as table4"), CONFIG, TABLE_OUT),
     "cost": (CONFIG, TABLE_OUT),
+    "checklist": (
+        _file("records", "records of robustness checks", "records", nargs="+", metavar="RECORD"),
+        _file("--out", "CSV to write; Markdown goes beside it"),
+    ),
     "harden": (
         _value("name", "entry under harden: of the config"),
         CONFIG,
@@ -224,7 +250,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
 """Arguments of every command besides its options, by the parameters of the function that runs."""
 
 TOOLS = {
-    "inspect": ("say what a training set, checkpoint, ledger or diversity record holds", "dfshield.tools.inspect:run"),
+    "inspect": ("say what a training set, checkpoint, ledger or record holds", "dfshield.tools.inspect:run"),
     "verify": (
         "trace every cell of a table to ledger or record, student, data and teacher by hash",
         "dfshield.tools.verify:verify",

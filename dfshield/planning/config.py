@@ -57,6 +57,8 @@ class StageOverrides(Options):
     """options of augmented training sets"""
     public: dict[str, Any] = {}
     """options of public training sets"""
+    checks: dict[str, Any] = {}
+    """options of the robustness checks"""
     diversity: dict[str, Any] = {}
     """options of the diversity metrics"""
     train: dict[str, Any] = {}

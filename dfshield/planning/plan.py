@@ -232,6 +232,10 @@ class Plan(Grid):
             if subject.evaluation and "limit" in subject.evaluation.model_fields_set:
                 fixed["limit"] = subject.evaluation.limit
             return fixed
+        if stage == "checks":
+            if place.threat not in known:
+                raise InputError(f"{place.dataset}/{place.model}: no threat model {place.threat!r} in the config")
+            return {"threat": known[place.threat], "split": self.config.split}
         if stage == "diversity":  # one seed for all training sets, so that the bins are the same
             return {"seed": self.config.seeds[0]}
         return {}

@@ -1,5 +1,6 @@
 """What every job takes, before it is run: operations, seconds and bytes, by the cost model and a throughput."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -10,6 +11,7 @@ from dfshield.planning.arithmetic import (
     UPDATE,
     Throughput,
     attack_passes,
+    checks_passes,
     cotraining_passes,
     diversity_flops,
     generation_passes,
@@ -196,6 +198,13 @@ def _attack(prices: Prices, place: Place, options: Any) -> Work | None:
     )  # a float16 perturbation for every image at most
 
 
+def _checks(prices: Prices, place: Place, options: Any) -> Work:
+    tested = min(options.limit or math.inf, prices.tested(place, options.split))
+    defence = prices.plan.defence(place.defence)
+    behind = defence.passes if defence else 1
+    return Work(checks_passes(options, tested, prices.robust) * behind, 10_000)
+
+
 def _diversity(prices: Prices, place: Place, options: Any) -> Work:
     kept = place.source == NONE
     synthetic = prices.plan.options("cotrain", place).kept_images if kept else prices.images(place)
@@ -211,6 +220,7 @@ WORK: dict[str, Callable[[Prices, Place, Any], Work | None]] = {
     "train": _train,
     "cotrain": _cotrain,
     "attack": _attack,
+    "checks": _checks,
     "diversity": _diversity,
 }
 """Stages that compute, and what; None where the cost model does not know the chosen entry."""
@@ -228,6 +238,7 @@ LIGHT: dict[str, Callable[[Prices, Job], float]] = {
     **dict.fromkeys(("merge", "augment", "export"), _data_size),
     "harden": _model_size,
     "table": lambda prices, job: 0.0,
+    "checklist": lambda prices, job: 0.0,
 }
 """Stages that compute nothing to speak of, and the bytes that their jobs write."""
 

@@ -12,6 +12,7 @@ from dfshield.core.validation import build
 from dfshield.options import (
     AttackOptions,
     AugmentOptions,
+    ChecksOptions,
     CotrainOptions,
     DiversityOptions,
     GenerateOptions,
@@ -21,7 +22,7 @@ from dfshield.options import (
     TeacherOptions,
     TrainOptions,
 )
-from dfshield.planning.paths import DATA, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER
+from dfshield.planning.paths import CHECKS, DATA, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER
 
 Registry = Mapping[str, registry.Entry]
 
@@ -148,6 +149,16 @@ STAGES: dict[str, Stage] = {
         minutes=1440,
         resumes=True,
     ),
+    "checks": Stage(
+        "check whether the evaluation of a model can be believed",
+        "dfshield.evaluation.check:run",
+        ChecksOptions,
+        CHECKS,
+        dataset=True,
+        code=("dfshield.evaluation.check:run", *(entry.target for entry in registry.CHECKS.values())),
+        memory_mb=6000,
+        minutes=240,
+    ),
     "diversity": Stage(
         "compare a training set with real images: precision, recall, density, coverage, NDB, JSD",
         "dfshield.evaluation.diversity:run",
@@ -168,6 +179,12 @@ STAGES: dict[str, Stage] = {
     "cost": Stage(
         "say what every method of table 4 takes: seconds as measured by Snakemake, arithmetic as counted",
         "dfshield.report.cost:run",
+        gpu=False,
+        minutes=30,
+    ),
+    "checklist": Stage(
+        "list the robustness checks of every model, as CSV and Markdown",
+        "dfshield.report.checklist:run",
         gpu=False,
         minutes=30,
     ),

@@ -6,6 +6,7 @@ without importing it. The command line's choices, the config schema and the code
 
 from dfshield.registry.attacks import ATTACKS, Attack
 from dfshield.registry.baselines import BASELINES, Baseline
+from dfshield.registry.checks import CHECKS
 from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
 from dfshield.registry.defences import DEFENCES
 from dfshield.registry.entry import Entry, RealData
@@ -18,6 +19,7 @@ __all__ = [
     "ATTACKS",
     "AUGMENTATIONS",
     "BASELINES",
+    "CHECKS",
     "COEFFICIENTS",
     "DATASETS",
     "DEFENCES",

@@ -28,6 +28,12 @@ def timings(plan: Plan, table: str) -> list[str]:
     return [str(benchmark_of(ledger)) for ledger in evidence(plan.cells(table))]
 
 
+def all_checks(plan: Plan) -> list[str]:
+    """The records of robustness checks of all cells of the config's tables and of its own models, each once."""
+    tables = [plan.cells(name) for name in plan.own_tables] + [plan.harden_cells(name) for name in plan.config.harden]
+    return sorted({cell.checks for cells in tables for cell in cells if cell.checks})
+
+
 def table_content(plan: Plan, table: str) -> str:
     """Digest of what a table shows, for the rerun decision: its cells, its layout and the paper's figures."""
     spec = plan.tables[table]

@@ -16,6 +16,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.files import data_dir, data_file
 from dfshield.core.hashing import sha256_file
 from dfshield.evaluation import ledger as ledgers
+from dfshield.evaluation.findings import read_findings
 from dfshield.evaluation.record import read_record
 from dfshield.models.card import Card, stated_card
 from dfshield.options import StageOptions
@@ -90,10 +91,18 @@ def _of_record(path: Path) -> Origin:
     return Origin(own.content_sha256, hashes, own.real_data, own.code, None, own.options)
 
 
+def _of_findings(path: Path) -> Origin:
+    own = read_findings(path)
+    behind = own.defence_options | {"defence": own.defence} if own.defence != NONE else None
+    hashes = (own.model_sha256, *own.ledgers.values(), *own.others.values())
+    return Origin(own.content_sha256, hashes, own.real_data, own.code, own.seed, own.options, behind)
+
+
 READERS: Mapping[str, Callable[[Path], Origin]] = {
     **dict.fromkeys(("teacher", "train", "cotrain"), _of_checkpoint),
     **dict.fromkeys(("synthesize", "merge", "generate", "augment", "public", "export", "images"), _of_trainset),
     "attack": _of_ledger,
+    "checks": _of_findings,
     "diversity": _of_record,
 }
 """How the statements of a stage's output are read; raises InputError for a file that is not whole."""
@@ -128,7 +137,7 @@ def other_than_asked(plan: Plan, stage: str, place: Place, made: Origin) -> str 
         return None
     seed = made.options.get("seed") if stage == "diversity" else made.seed
     found = _first(options, made.options) or _said("seed", seed, options.seed)
-    if stage == "attack" and not found:
+    if stage in ("attack", "checks") and not found:
         asked = plan.defence(place.defence)
         if (asked is None) != (made.defence is None):
             return _said("defence", (made.defence or {}).get("defence", "none"), place.defence)

@@ -17,6 +17,7 @@ from dfshield.core.threat import parse_threat
 from dfshield.evaluation import record as diversity
 from dfshield.evaluation.distances import STATISTICS
 from dfshield.evaluation.doubts import ALIKE, doubts
+from dfshield.evaluation.findings import Findings
 from dfshield.evaluation.ledger import Ledger, confidence_interval
 from dfshield.evaluation.record import Record
 from dfshield.planning.cells import Cell, swept
@@ -152,6 +153,11 @@ def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
         paper=paper,
         ledger_sha256=record.content_sha256,
     )
+
+
+def marked(row: Row, findings: Findings) -> Row:
+    """The row with a flag ``failed-check:NAME`` for every robustness check of its model that failed."""
+    return dataclasses.replace(row, flags=(*row.flags, *findings.flags))
 
 
 def _check(cell: Cell, ledger: Ledger) -> None:

@@ -5,8 +5,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from dfshield.core.errors import InputError
 from dfshield.core.files import write_text
 from dfshield.core.threat import parse_threat
+from dfshield.evaluation.findings import Findings, read_findings
+from dfshield.evaluation.ledger import Ledger
 from dfshield.planning.cells import Cell
 from dfshield.planning.tables import Scale, TableSpec
 from dfshield.report import latex, markdown
@@ -15,7 +18,7 @@ from dfshield.report.evidence import EVIDENCE
 from dfshield.report.items import Efforts
 from dfshield.report.origin import check
 from dfshield.report.published import figure
-from dfshield.report.rows import Row, csv_of, csv_of_formulas, key_of
+from dfshield.report.rows import Row, csv_of, csv_of_formulas, key_of, marked
 
 if TYPE_CHECKING:
     from dfshield.planning.plan import Plan
@@ -59,7 +62,17 @@ def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
 def _read(cell: Cell, spec: TableSpec | None) -> Row:
     paper = figure(spec.papers_number, key_of(cell)) if spec and _papers_own(cell, spec) else None
     evidence = EVIDENCE[cell.evidence]
-    return evidence.row(cell, evidence.read(Path(cell.ledger)), paper)
+    made = evidence.read(Path(cell.ledger))
+    row = evidence.row(cell, made, paper)
+    return marked(row, _findings(cell, made)) if cell.checks else row
+
+
+def _findings(cell: Cell, ledger: Ledger) -> Findings:
+    """The robustness checks of a cell's model; InputError if they are of another model than its ledger."""
+    found = read_findings(Path(cell.checks))
+    if (found.model_sha256, found.defence) != (ledger.model_sha256, ledger.defence):
+        raise InputError(f"{cell.checks}: is of another model than {cell.ledger}; make both again")
+    return found
 
 
 def _papers_own(cell: Cell, spec: TableSpec) -> bool:

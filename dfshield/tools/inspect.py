@@ -11,7 +11,7 @@ import numpy as np
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, existing_file
 from dfshield.core.threat import parse_threat
-from dfshield.evaluation import distances
+from dfshield.evaluation import distances, findings
 from dfshield.evaluation import ledger as ledgers
 from dfshield.evaluation.ledger import Ledger
 from dfshield.evaluation.record import Record, read_record
@@ -60,6 +60,8 @@ def _look(file: Path) -> tuple[str, Lines, Drawing | None]:
             return describe_trainset(file)
         raise InputError(f"{file}: HDF5, but neither a training set nor a ledger of dfshield (its format is {found!r})")
     if file.suffix == ".json":
+        if findings.FORMAT in file.read_text(encoding="utf-8", errors="replace")[:200]:
+            return "record of robustness checks", describe_findings(findings.read_findings(file)), None
         return "record of diversity metrics", describe_record(read_record(file)), None
     return "checkpoint", describe_checkpoint(read_card(file)), None
 
@@ -170,6 +172,20 @@ def describe_record(record: Record) -> Lines:
         ("training set", record.data_sha256),
         ("real data", record.real_sha256),
         ("content", f"{record.content_sha256} (checked)"),
+    ]
+
+
+def describe_findings(found: findings.Findings) -> Lines:
+    """What a record of robustness checks says."""
+    return [
+        ("data set, model", f"{found.dataset}, {found.model}"),
+        ("defence, threat", f"{found.defence}, {found.threat}"),
+        ("images", str(found.n)),
+        *((finding.check, f"{finding.verdict}: {finding.text}") for finding in found.findings),
+        ("options", _options(found.options)),
+        ("model", found.model_sha256),
+        *((f"ledger {name}", content) for name, content in found.ledgers.items()),
+        ("content", f"{found.content_sha256} (checked)"),
     ]
 
 

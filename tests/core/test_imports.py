@@ -31,7 +31,7 @@ LIGHT = ("registry", "options", "planning")
 """Folders that are read at every start of Snakemake: no PyTorch at import."""
 SAME_SUBJECT = {
     *("__init__", "attacks", "defences", "losses", "baselines", "sources", "models", "teacher", "training"),
-    *("diversity", "inversion", "generator", "tables", "metrics"),
+    *("diversity", "checks", "inversion", "generator", "tables", "metrics"),
 }
 """Names that several folders have because they are about one thing: its code, its options, its entries."""
 

@@ -95,6 +95,12 @@ CASES = (
         " --attack pgd --steps 20 --chunk 25 --threat linf:2/16",
         "ledger.h5",
     ),
+    case(
+        "checks",
+        "--model {world}/student.safetensors --evaluation {world}/images.npz --out checks.json --threat linf:2/16"
+        " --limit 20 --steps 5 --queries 50 --inner 50",
+        "checks.json",
+    ),
     case("diversity", f"{TEACHER} --data {{world}}/data.h5 --out diversity.json --bins 10", "diversity.json"),
     case(
         "table",

@@ -34,15 +34,17 @@ CHOSEN = {
     "train": (MODELS["cnn-s"], LOSSES["dfshield"]),
     "cotrain": (MODELS["cnn-s"], BASELINES["dast"]),
     "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
+    "checks": (MODELS["cnn-s"],),
     "public": (MODELS["cnn-s"], DATASETS["photographs"]),
     "export": (),
     "merge": (),
     "table": (),
+    "checklist": (),
     "harden": (),
 }
 READS_SHARDS = {"cotrain", "synthesize", "generate", "augment", "diversity", "train", "public", "export", "merge"}
 TRAINS = {"train", "cotrain"}
-USES_MODELS = {"teacher", "synthesize", "generate", "diversity", "train", "cotrain", "public", "attack"}
+USES_MODELS = {"teacher", "synthesize", "generate", "diversity", "train", "cotrain", "public", "attack", "checks"}
 TABLES = (
     "COEFFICIENTS",
     "OBJECTIVES",

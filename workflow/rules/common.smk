@@ -14,18 +14,19 @@ from dfshield.core.device import cuda_devices
 from dfshield.core.hashing import canonical_json
 from dfshield.options.flags import as_flags
 from dfshield.planning import queue
-from dfshield.planning.companions import others
+from dfshield.planning.companions import checked_ledgers, checks_others, others
 from dfshield.planning.inputs import below_data, own_model, sha256_of
 from dfshield.planning.jobs import CARD, TABLE, default_tables
-from dfshield.planning.paths import DATA, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVERSITY, LEDGER, METRICS
+from dfshield.planning.paths import CHECKS, DATA, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVERSITY, LEDGER, METRICS
 from dfshield.planning.paths import NONE, RESULTS, SHARD, STUDENT, TEACHER, Place, benchmark_of, log_of
 from dfshield.planning.provenance import job_digest
 from dfshield.planning.stages import STAGES
-from dfshield.report.content import card_files, evidence, measurements, table_content, timings
+from dfshield.report.content import all_checks, card_files, evidence, measurements, table_content, timings
 
 STATE = f"{RESULTS}/.state"
 CONFIG = frozen.folder_of(plan.config.name) / frozen.CONFIG
 COST = f"{RESULTS}/cost.csv"
+CHECKLIST = f"{RESULTS}/robustness-checks.csv"
 PARTITION = workflow.resource_settings._parsed_default_resources.get("slurm_partition").raw
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
@@ -103,7 +104,7 @@ def common(stage):
 def code_of(stage, wildcards):
     """Digest of the code of one job."""
     place = Place.of(dict(wildcards.items())) if STAGES[stage].output else None
-    defence = plan.defence(place.defence) if stage == "attack" else None
+    defence = plan.defence(place.defence) if stage in ("attack", "checks") else None
     return job_digest(stage, place, job_options(stage, wildcards) if STAGES[stage].options else None, defence)
 
 

@@ -36,6 +36,39 @@ rule attack:
         " --state {params.state} {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 
+rule checks:
+    input:
+        current("checks", CHECKS),
+        checks_inputs,
+        model=attacked,
+    output:
+        CHECKS,
+    log:
+        log_of(CHECKS),
+    benchmark:
+        benchmark_of(CHECKS)
+    message:
+        "Robustness checks of {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe}"
+        " seed {wildcards.seed}"
+    threads: cores("checks")
+    resources:
+        **ask("checks"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        **common("checks"),
+        images=images_flags,
+        images_sha256=images_sha256,
+        factory=factory_flags,
+        defence=defence_flags,
+        read=checks_flags,
+        subject=subject,
+    shell:
+        "{params.dfshield} checks --model {input.model} --out {output} {params.images} {params.data}"
+        " --subject {params.subject:q} {params.defence} {params.read} {params.factory} {params.flags}"
+        " --code {params.code} 2>&1 | tee {log}"
+
+
 rule diversity:
     input:
         current("diversity", DIVERSITY),

@@ -68,6 +68,26 @@ def other_flags(wildcards):
     return " ".join(f"--other {name}={place.checkpoint}" for name, place in found.items())
 
 
+def checks_ledgers(wildcards):
+    """The ledgers that robustness checks read."""
+    return [place.path(LEDGER) for place in checked_ledgers(plan, Place.of(dict(wildcards.items())))]
+
+
+def checks_inputs(wildcards):
+    """What robustness checks read besides the checkpoint: ledgers, and the classifier that they transfer from."""
+    others = checks_others(plan, Place.of(dict(wildcards.items())))
+    return [*checks_ledgers(wildcards), *(place.checkpoint for place in others.values())]
+
+
+def checks_flags(wildcards):
+    """The files of robustness checks; metrics are written with the student, so they are no input of their own."""
+    others = checks_others(plan, Place.of(dict(wildcards.items())))
+    words = [f"--ledger {path}" for path in checks_ledgers(wildcards)]
+    words += [f"--other {name}={place.checkpoint}" for name, place in others.items()]
+    words += [f"--metrics {METRICS.format(**wildcards)}"] if wildcards.recipe != NONE else []
+    return " ".join(words)
+
+
 def evaluation_file(wildcards):
     """A user's own evaluation set; None for that of a registered data set."""
     evaluation = plan.subject(wildcards.dataset, wildcards.model).evaluation

@@ -53,6 +53,28 @@ rule cost:
         "{params.dfshield} cost --config {params.config} --out {output.csv} 2>&1 | tee {log}"
 
 
+rule checklist:
+    input:
+        current("checklist", CHECKLIST),
+        records=lambda wildcards: all_checks(plan),
+    output:
+        csv=report(CHECKLIST, caption="../report/table.rst", category="Tables"),
+        markdown=Path(CHECKLIST).with_suffix(".md"),
+    log:
+        log_of(CHECKLIST),
+    message:
+        "Robustness checks of every model"
+    threads: 1
+    resources:
+        **ask("checklist"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        **common("checklist"),
+    shell:
+        "{params.dfshield} checklist {input.records} --out {output.csv} 2>&1 | tee {log}"
+
+
 rule harden_model:
     input:
         current("harden", CARD),
