@@ -83,7 +83,7 @@ def other(which: tuple[str, str], name: str, chance: random.Random) -> object:
     if annotation is int:
         return default + chance.randint(1, 9)
     assert annotation is float, (name, annotation)
-    if name == "far":  # the least of which is near
+    if name in ("far", "adaptation"):  # the least of which is near, and a factor of growth
         return 1 + chance.random() / 2
     return chance.choice([1e-7, 1 / 3, 0.25, chance.random() / 2])
 
