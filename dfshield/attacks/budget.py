@@ -12,7 +12,7 @@ from dfshield.options.attacks_minimal import CarliniWagner, DeepFool, Fab
 
 TARGETS = 9
 """Most target classes of AutoAttack's targeted attacks, by its definition."""
-HALVINGS = 10
+LINE_SEARCH = 10
 """Trials of a line search of L-BFGS; each halves the step."""
 PREFILTER_STEPS = 10
 """Steps of the pre-filter, which is ours."""
@@ -85,7 +85,7 @@ def modified_passes(options: Tpgd, images: int, robust: float, classes: int) -> 
 
 def latent_passes(options: Latent, images: int, robust: float, classes: int) -> float:
     """Forward passes of the latent attack at most: a gradient and a whole line search an image and iteration."""
-    iteration = GRADIENT + HALVINGS
+    iteration = GRADIENT + LINE_SEARCH
     return images * (1 + GRADIENT + options.iterations * iteration)
 
 
@@ -103,20 +103,20 @@ def mm_passes(options: MinimumMargin, images: int, robust: float, classes: int) 
 def deepfool_passes(options: DeepFool, images: int, robust: float, classes: int) -> float:
     """Forward passes of DeepFool: a forward pass a step and a gradient for each rival; one more at the end."""
     rivals = min(options.candidates, classes) - 1
-    return images * (options.steps * (1 + rivals) + 1) * options.eot
+    return images * (options.steps * (1 + rivals) + 1)
 
 
 def cw_passes(options: CarliniWagner, images: int, robust: float, classes: int) -> float:
     """Forward passes of C&W: a gradient a step and one to judge the last point, for each constant; gradients of the
     candidates before and the bisections after."""
     search = GRADIENT * options.binary_steps * (options.steps + 1)
-    return images * (min(CW_CANDIDATES, classes) + search + CW_HALVINGS) * options.eot
+    return images * (min(CW_CANDIDATES, classes) + search + CW_HALVINGS)
 
 
 def fab_passes(options: Fab, images: int, robust: float, classes: int) -> float:
     """Forward passes of FAB: a gradient and a verdict a step, three more a target, one to rank the targets."""
     targets = min(options.targets, classes - 1)
-    return images * (1 + targets * ((GRADIENT + 1) * options.steps + 3)) * options.eot
+    return images * (1 + targets * ((GRADIENT + 1) * options.steps + 3))
 
 
 def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: int) -> float:
@@ -124,7 +124,9 @@ def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: 
     budget, targets = Budget(), target_classes(options, classes)
     runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
     full = runs * budget.iterations + budget.queries
-    return images * (GRADIENT * PREFILTER_STEPS + robust * full)
+    if options.version == "rand":
+        full = 2 * GRADIENT * (budget.iterations + 1)
+    return images * (GRADIENT * PREFILTER_STEPS + robust * full) * (draws(options) // options.eot)
 
 
 @dataclass(frozen=True)
@@ -236,6 +238,3 @@ def hopskipjump_passes(options: HopSkipJump, images: int, robust: float, classes
     draws = sum(hopskipjump_draws(options, iteration) for iteration in range(1, options.steps + 1))
     searches = (2 * options.steps + 1) * HALVINGS
     return images * (1 + STARTS + searches + draws)
-    if options.version == "rand":
-        full = 2 * GRADIENT * (budget.iterations + 1)
-    return images * (GRADIENT * PREFILTER_STEPS + robust * full) * draws(options)

@@ -101,7 +101,7 @@ def _ascend(
     for number in range(options.steps + 1):
         own = y[running]
         aims = target[running]
-        logits, gradient = input_gradient(model, points, own, lambda logits, y, aims=aims: -_gap(logits, y, aims))  # type: ignore[misc]
+        logits, gradient = input_gradient(model, points, own, lambda logits, y, aims: -_gap(logits, y, aims), aims)
         broken = _success(margin(logits, own), options)
         nearest.see(points, broken, running)
         won[running[broken]] = True

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dfshield.attacks.budget import HALVINGS
+from dfshield.attacks.budget import LINE_SEARCH
 
 Function = Callable[[Tensor, Tensor], Tensor]
 """``(points (n,D), rows (n,)) -> values (n,)``, differentiable; `rows` are the problems that the points are of."""
@@ -68,7 +68,7 @@ def minimise(
 
     A problem ends when no step along the gradient lowers it, or when an iteration lowers it by less than the share
     `tolerance`. Variables at a bound that the gradient pushes out of the box are held there. An iteration takes one
-    gradient and at most `HALVINGS` values.
+    gradient and at most `LINE_SEARCH` values.
     """
     point = start.clone()
     rows = torch.arange(len(point), device=point.device)
@@ -110,7 +110,7 @@ def _search(
     """The first point along `ahead`, cut to the box, that is low enough, and its value; else the point itself."""
     found, reached = x.clone(), values.clone()
     left, length = torch.arange(len(x), device=x.device), 1.0
-    for _ in range(HALVINGS):
+    for _ in range(LINE_SEARCH):
         trial = torch.clamp(x[left] + length * ahead[left], low[left], high[left])
         value = function(trial, rows[left])
         promised = (slope[left] * (trial - x[left])).sum(dim=1)

@@ -167,7 +167,7 @@ def components(options: AttackOptions, input_shape: tuple[int, int, int], classe
     if entry.ensemble:
         ensemble: Ensemble = entry.load()(options, input_shape, classes)
         return ensemble
-    return Ensemble((Component(options.attack, entry.load(), bf16_safe=not entry.minimal),))
+    return Ensemble((Component(options.attack, entry.load(), bf16_safe=entry.bf16_safe),))
 
 
 def evaluation_images(

@@ -17,6 +17,8 @@ class Attack(Entry):
     """What it asks of the model."""
     aim: Literal["label", "output"] = "label"
     """What it moves an image away from: its label, or the output, whichever way that leads."""
+    bf16_safe: bool = False
+    """It works as well in bf16: it follows signs of gradients, not small differences of logits."""
     minimal: bool = False
     """It finds the smallest perturbation of an image, however large, instead of any within ε."""
     norms: tuple[str, ...] = ("linf", "l2")
@@ -44,6 +46,7 @@ ATTACKS = {
         "dfshield.attacks.fgsm:fgsm",
         "FGSM",
         about="one step of length ε along the gradient (Goodfellow et al. 2015)",
+        bf16_safe=True,
         passes="dfshield.attacks.budget:fgsm_passes",
     ),
     "pgd": Attack(
@@ -51,6 +54,7 @@ ATTACKS = {
         "PGD",
         about="projected gradient ascent from random starts (Madry et al. 2018)",
         options="dfshield.options.attacks:Pgd",
+        bf16_safe=True,
         passes="dfshield.attacks.budget:pgd_passes",
     ),
     "mi-fgsm": Attack(
@@ -58,6 +62,7 @@ ATTACKS = {
         "MI-FGSM",
         about="gradient ascent with momentum (Dong et al. 2018)",
         options="dfshield.options.attacks_gradients:MiFgsm",
+        bf16_safe=True,
         passes="dfshield.attacks.budget:steps_passes",
     ),
     "transfer": Attack(
@@ -67,6 +72,7 @@ ATTACKS = {
         options="dfshield.options.attacks_gradients:Transfer",
         access="none",
         needs=("surrogate",),
+        bf16_safe=True,
         passes="dfshield.attacks.budget:pgd_passes",
     ),
     "tpgd": Attack(
@@ -75,6 +81,7 @@ ATTACKS = {
         about="PGD away from the model's own output on the clean image (Zhang et al. 2019)",
         options="dfshield.options.attacks_gradients:Tpgd",
         aim="output",
+        bf16_safe=True,
         passes="dfshield.attacks.budget:modified_passes",
     ),
     "modified-pgd": Attack(
@@ -84,6 +91,7 @@ ATTACKS = {
         options="dfshield.options.attacks_gradients:ModifiedPgd",
         aim="output",
         needs=("teacher",),
+        bf16_safe=True,
         passes="dfshield.attacks.budget:modified_passes",
     ),
     "latent": Attack(
@@ -101,6 +109,7 @@ ATTACKS = {
         "MD",
         about="margin decomposition: one term of the margin, then the margin (Ma et al. 2020)",
         options="dfshield.options.attacks_gradients:MarginDecomposition",
+        bf16_safe=True,
         passes="dfshield.attacks.budget:md_passes",
     ),
     "mm": Attack(
@@ -108,6 +117,7 @@ ATTACKS = {
         "MM",
         about="minimum margin: towards the likeliest wrong classes one by one (Gao et al. 2022)",
         options="dfshield.options.attacks_gradients:MinimumMargin",
+        bf16_safe=True,
         passes="dfshield.attacks.budget:mm_passes",
     ),
     "deepfool": Attack(
@@ -147,6 +157,7 @@ ATTACKS = {
         "A³",
         about="warm starts and climbs of the margin, with restarts for the images nearest to falling (Liu et al. 2022)",
         options="dfshield.options.attacks_adaptive:A3",
+        bf16_safe=True,
         passes="dfshield.attacks.budget:a3_passes",
     ),
     "automated": Attack(

@@ -6,7 +6,7 @@ import torch
 from scipy.optimize import minimize, rosen, rosen_der
 from support.attacked import key
 
-from dfshield.attacks.budget import HALVINGS
+from dfshield.attacks.budget import LINE_SEARCH
 from dfshield.attacks.lbfgs import minimise
 
 
@@ -47,7 +47,7 @@ def test_what_it_asks_for_is_what_the_cost_model_counts():
         return rosenbrock(x)
 
     minimise(function, torch.zeros(1, 4), -torch.ones(1, 4) * 2, torch.ones(1, 4) * 2, 7, 5, 0)
-    assert 7 * 3 <= sum(asked) <= 2 + 7 * (2 + HALVINGS)
+    assert 7 * 3 <= sum(asked) <= 2 + 7 * (2 + LINE_SEARCH)
 
 
 def test_a_flat_or_hopeless_function_ends_at_the_start():

@@ -118,7 +118,8 @@ def _by_pgd(case: Case, task: Readout, row: int, random: torch.Generator) -> boo
     own, steps = torch.zeros(case.options.restarts, dtype=torch.long, device=case.x.device), case.options.steps
     x = case.x[row : row + 1].expand(len(own), *case.x.shape[1:])
     start = random_start(x, case.threat, random)
-    x_adv = ascend(task, x, own, start, case.threat, AttackOptions(), steps, case.threat.eps / 4)
+    sizes = [case.threat.eps / 4] * steps
+    x_adv = ascend(task, x, own, start, case.threat, AttackOptions(), sizes)
     with torch.no_grad():
         return bool((task(x_adv).argmax(dim=1) == 1).any())
 

@@ -119,7 +119,7 @@ class Case:
 
             def attack(x: Tensor, y: Tensor, random: torch.Generator = random) -> Tensor:
                 first = random_start(x, ball, random)
-                return ascend(net, x, y, first, ball, AttackOptions(), steps, ball.eps / 4, objective)
+                return ascend(net, x, y, first, ball, AttackOptions(), [ball.eps / 4] * steps, objective)
 
             alive = self.survivors(attack, alive, ball)
         return alive

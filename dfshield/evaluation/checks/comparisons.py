@@ -1,16 +1,15 @@
 """Checks that an attack with less knowledge or effort is no stronger than one with more."""
 
 import torch
-import torch.nn.functional as F
-from pyautoattack.square import SquareAttack
 from torch import Tensor
 
-from dfshield.attacks.autoattack import CachedLogits
-from dfshield.attacks.base import differentiable, input_gradient, margin
+from dfshield.attacks import square_alone
+from dfshield.attacks.base import Problem, input_gradient, margin
 from dfshield.core.lp import step
 from dfshield.core.rng import generator
 from dfshield.evaluation.checks.case import Case, Finding, absent, gained
 from dfshield.evaluation.masking import SQUARE_POINTS
+from dfshield.options.attacks_blackbox import Square
 
 POINTS = 1.0
 """Percentage points of images that the weaker attack may break of those that the stronger one leaves."""
@@ -40,35 +39,13 @@ def black_box(case: Case) -> Finding:
 
 
 def square(case: Case, alive: Tensor) -> Tensor:
-    """Which of the images `alive` (N,) bool survive Square (Andriushchenko et al. 2020), pyautoattack's (N,) bool."""
-    height, width = case.x.shape[2:]
-    side = _canvas(max(height, width, 5)) if case.threat.norm == "l2" else 0
+    """Which of the images `alive` (N,) bool survive Square (Andriushchenko et al. 2020): (N,) bool."""
+    random, options = generator("checks", case.options.seed, "square"), Square(queries=case.options.queries)
 
     def attack(x: Tensor, y: Tensor) -> Tensor:
-        logits = differentiable(case.model)
-        known = CachedLogits(logits) if x.device.type == "cpu" and not side else logits
-        run = SquareAttack(
-            (lambda image: logits(image[..., :height, :width])) if side else known,
-            norm={"linf": "Linf", "l2": "L2"}[case.threat.norm],
-            eps=case.threat.eps,
-            n_queries=case.options.queries,
-            seed=case.options.seed,
-            device=x.device,
-            verbose=False,
-        )
-        given = F.pad(x, (0, side - width, 0, side - height)) if side else x
-        with torch.no_grad():
-            found: Tensor = run.perturb(given.clone(), y.clone())
-        return found[..., :height, :width]
+        return square_alone.square(Problem(case.model, x, y, case.threat, random), options)
 
     return case.survivors(attack, alive)
-
-
-def _canvas(side: int) -> int:
-    """The smallest side from `side` on of a square image on which the l2 windows of Square fit."""
-    while side // 5 > 1 and (side - 5 * (side // 5)) // 2 + side // (side // 5) * (side // 5) > side:
-        side += 1
-    return side
 
 
 def transfer(case: Case) -> Finding:
