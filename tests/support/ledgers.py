@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy as np
 
+from dfshield.evaluation.findings import Finding, Findings, write_findings
 from dfshield.evaluation.ledger import Ledger, write_ledger
 from dfshield.evaluation.record import Record, write_record
+from dfshield.registry import CHECKS
 
 
 def make_ledger(path: Path, clean: int, robust: int, n: int = 200, **changes: object) -> str:
@@ -54,3 +56,14 @@ def make_record(path: Path, recall: float = 0.5, **changes: object) -> str:
     fields |= {"n_synthetic": 60, "values": values, "options": options, "real_data": "none", "weights_sha256": ""}
     fields |= {"teacher_sha256": "t" * 64, "data_sha256": "d" * 64, "real_sha256": "r" * 64}
     return write_record(path, Record(**(fields | {"package_version": "0.1.0", "code": ""} | changes)))  # type: ignore[arg-type]
+
+
+def make_findings(path: Path, verdict: str = "passed", **changes: object) -> str:
+    """A record of robustness checks of cnn-s on digits: all passed but the last one, which has `verdict`."""
+    found = [Finding(name, "passed", 0.0, 1.0, "fine") for name in CHECKS]
+    found[-1] = Finding(found[-1].check, verdict, None, 1.0, "fine")  # type: ignore[arg-type]
+    subject = {"source": "dss", "recipe": "dfshield", "train_threat": "linf-8-255", "seed": 2}
+    fields = {"dataset": "digits", "model": "cnn-s", "subject": subject, "defence": "none", "defence_options": {}}
+    fields |= {"threat": "linf:8/255", "n": 100, "findings": tuple(found), "options": {}, "seed": 0}
+    fields |= {"model_sha256": "m", "data_sha256": "d", "ledgers": {}, "others": {}, "real_data": "none"}
+    return write_findings(path, Findings(**(fields | {"package_version": "0", "code": ""} | changes)))  # type: ignore[arg-type]

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 import numpy as np
-from support.ledgers import make_ledger, make_record
+from support.ledgers import make_findings, make_ledger, make_record
 
 from dfshield.core.hashing import canonical_json, sha256_file
 from dfshield.models.checkpoints import Card, build_network, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.planning.paths import (
+    CHECKS,
     DATA,
     DIVERSITY,
     IMAGES,
@@ -103,3 +104,9 @@ def fake_run(plan: Plan, cells: list) -> None:
             Path(cell.ledger), 150, robust, protocol=place.protocol, threat=cell.threat, model_sha256=sha,
             real_data=real_data, options=described(plan, "attack", place), seed=cell.seed,
         )  # fmt: skip
+        if cell.checks:
+            checked = Place.parse(CHECKS, cell.checks)
+            make_findings(
+                Path(cell.checks), threat=cell.threat, model_sha256=sha, real_data=real_data, defence=place.defence,
+                options=described(plan, "checks", checked), seed=checked.seed, dataset=place.dataset, model=place.model,
+            )  # fmt: skip
