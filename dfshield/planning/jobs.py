@@ -137,7 +137,7 @@ class Jobs:
         place = Place.parse(CHECKS, cell.checks) if cell.checks else None
         if place is None:
             return []
-        models = [place, *checks_others(self.plan, place).values()]
+        models = [place, *checks_others(place).values()]
         ledgers = map(self.ledger, checked_ledgers(self.plan, place))
         return [self._add("checks", cell.checks, [*map(self.classifier, models), *ledgers], place)]
 

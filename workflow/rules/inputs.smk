@@ -75,13 +75,13 @@ def checks_ledgers(wildcards):
 
 def checks_inputs(wildcards):
     """What robustness checks read besides the checkpoint: ledgers, and the classifier that they transfer from."""
-    others = checks_others(plan, Place.of(dict(wildcards.items())))
+    others = checks_others(Place.of(dict(wildcards.items())))
     return [*checks_ledgers(wildcards), *(place.checkpoint for place in others.values())]
 
 
 def checks_flags(wildcards):
     """The files of robustness checks; metrics are written with the student, so they are no input of their own."""
-    others = checks_others(plan, Place.of(dict(wildcards.items())))
+    others = checks_others(Place.of(dict(wildcards.items())))
     words = [f"--ledger {path}" for path in checks_ledgers(wildcards)]
     words += [f"--other {name}={place.checkpoint}" for name, place in others.items()]
     words += [f"--metrics {METRICS.format(**wildcards)}"] if wildcards.recipe != NONE else []
