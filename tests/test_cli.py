@@ -80,6 +80,8 @@ def other(which: tuple[str, str], name: str, chance: random.Random) -> object:
         return tuple(chance.random() for _ in range(chance.randint(0, 3)))
     if choices := flags._choices(annotation):  # vgg16 would need its weights, some objectives another loss
         return chance.choice([c for c in choices if c != default and fits(which, **{name: c})] or [default])
+    if name == "rounds":  # which has a most
+        return default - chance.randint(1, 9)
     if annotation is int:
         return default + chance.randint(1, 9)
     assert annotation is float, (name, annotation)

@@ -37,8 +37,7 @@ class AttackOptions(StageOptions):
     eot: Positive = 1
     """forward passes that the crafting model's logits are averaged over (EOT), for models and defences that draw"""
     differences: Annotated[int, Field(ge=0)] = 0
-    """estimate gradients by finite differences in so many random directions, from the number of pixels on exactly; 0:
-    take the model's own"""
+    """random directions of finite differences in place of gradients (from the number of pixels on exact); 0: gradients"""
     difference_step: Annotated[float, Field(gt=0, le=1)] = 0.01
     """length of a finite difference, in pixel values"""
     adaptive: bool = True

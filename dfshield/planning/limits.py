@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from dfshield import registry
 from dfshield.core.errors import InputError
+from dfshield.options.attacks import GUIDE
 from dfshield.planning.subjects import Subject
 
 
@@ -49,7 +50,9 @@ def _public(options: Any, job: Known) -> None:
 
 
 def _attack(options: Any, job: Known) -> None:
-    options.check_needs()
+    options.check_needs(
+        [need for need in registry.ATTACKS[options.attack].needs if need != GUIDE]
+    )  # the flow gives them
     if not job.subject.own:
         images_in(job.subject.dataset, options.split)
 

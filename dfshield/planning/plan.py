@@ -304,7 +304,7 @@ class Plan(Grid):
         """Whether a metric is of a place: diversity needs training images, a transferred attack another model."""
         if metric_entry(metric).evidence == "diversity":
             return (place.source, place.recipe) != (NONE, NONE)
-        return not own_surrogate(self, place.at(protocol=metric))
+        return not own_surrogate(self, place.at(protocol=protocol_of(metric)))
 
     def _shared_recipe(self, dataset: str, model: str, row: RowSpec, overrides: dict[str, Any]) -> str:
         """The base recipe where the swept values are its own, so that nothing is trained twice."""

@@ -10,10 +10,10 @@ CHECKS = {
         "Worst case",
         about="the other attacks break hardly an image that AutoAttack left",
     ),
-    "steps": Entry(f"{PACKAGE}.effort:steps", "Steps", about="twice the steps of PGD change nothing"),
-    "restarts": Entry(f"{PACKAGE}.effort:restarts", "Restarts", about="twice the restarts of PGD change nothing"),
+    "steps": Entry(f"{PACKAGE}.convergence:steps", "Steps", about="twice the steps of PGD change nothing"),
+    "restarts": Entry(f"{PACKAGE}.convergence:restarts", "Restarts", about="twice the restarts of PGD change nothing"),
     "eps-curve": Entry(
-        f"{PACKAGE}.effort:eps_curve", "ε curve", about="robust accuracy falls with ε, and to 0 % without bound"
+        f"{PACKAGE}.convergence:eps_curve", "ε curve", about="robust accuracy falls with ε, and to 0 % without bound"
     ),
     "single-step": Entry(f"{PACKAGE}.comparisons:single_step", "Single step", about="FGSM is no stronger than PGD"),
     "black-box": Entry(

@@ -131,10 +131,10 @@ def test_passes_by_hand():
     one = AttackOptions.of(attack="a3", rounds=1)
     assert a3_passes(one, 30, 1.0, 10) == 30 + 30 * (2 * 8 + 1)
     assert a3_passes(AttackOptions.of(attack="a3", rounds=3), 30, 0.1, 10) == 30 + 30 * (17 + 31 + 31)
-    four = AttackOptions.of(attack="a3", rounds=4, restarts=2, least=5, chunk=15, eot=3)
+    four = AttackOptions.of(attack="a3", rounds=4, restarts=2, least=5, chunk=15)
     # two chunks of 15, of which 3 survive; two climbs of warm starts cost more than one long climb
     late = max(2 * 3 * (2 * 15 + 1), 3 * (2 * 32 + 1))
-    assert a3_passes(four, 30, 0.2, 10) == 3 * (30 + 2 * (15 * (17 + 31 + 31) + late))
+    assert a3_passes(four, 30, 0.2, 10) == 30 + 2 * (15 * (17 + 31 + 31) + late)
 
 
 def test_more_rounds_and_restarts_break_no_less():

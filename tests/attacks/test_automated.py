@@ -148,6 +148,6 @@ def test_scores_win_where_there_is_no_gradient(kind, capfd):
 
 
 def test_passes_by_hand():
-    options = AttackOptions.of(attack="automated", trials=16, base=5, budget=30, attacks=2, chunk=20, eot=3)
+    options = AttackOptions.of(attack="automated", trials=16, base=5, budget=30, attacks=2, chunk=20)
     # two chunks of 20: 16 programs on 5 images and 4 on 5, then the chosen one on all, and their logits
-    assert automated_passes(options, 40, 0.3, 10) == 3 * 2 * 2 * ((16 * 5 + 4 * 5 + 20) * 61 + 20)
+    assert automated_passes(options, 40, 0.3, 10) == 2 * 2 * ((16 * 5 + 4 * 5 + 20) * 61 + 20)

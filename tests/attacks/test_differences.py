@@ -9,11 +9,11 @@ from dfshield.attacks.differences import Differences
 
 
 def test_pixel_by_pixel_it_is_the_gradient():
-    net = network(4).double()
-    x, y = torch.rand((5, 1, 8, 8), generator=key()).double(), torch.arange(5) % 4
+    net = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 4), torch.nn.Tanh(), torch.nn.Linear(4, 4))
+    x, y = torch.rand((5, 1, 8, 8), generator=key()), torch.arange(5) % 4
     exact = input_gradient(net, x, y)[1]
-    found = input_gradient(Differences(net, 64, 1e-5), x, y)[1]
-    assert torch.allclose(found, exact, atol=1e-5)
+    found = input_gradient(Differences(net, 64, 0.01), x, y)[1]
+    assert torch.allclose(found, exact, atol=1e-3 * float(exact.abs().max()))
 
 
 def test_random_directions_point_the_same_way_the_more_the_better():

@@ -30,9 +30,13 @@ def test_more_steps_break_at_least_what_pgd_breaks(given, name):
 class Steep(nn.Module):
     """Class 1 is the runner-up but out of reach, class 2 is farther in logits and near in pixels."""
 
+    def __init__(self):
+        super().__init__()
+        self.slope = nn.Parameter(torch.tensor(10.0))
+
     def forward(self, x):
         mean = x.flatten(1).mean(1)
-        return torch.stack((0 * mean + 1, 0.9 + 0 * mean, 10 * (mean - 0.5)), 1)
+        return torch.stack((0 * mean + 1, 0.9 + 0 * mean, self.slope * (mean - 0.5)), 1)
 
 
 def test_the_next_target_is_tried_where_the_likeliest_is_out_of_reach():

@@ -20,7 +20,7 @@ from dfshield.attacks.base import frozen
 from dfshield.core.errors import InputError
 from dfshield.core.rng import seeded
 from dfshield.evaluation import check
-from dfshield.evaluation.checks import binarisation, comparisons, effort, gradients, records
+from dfshield.evaluation.checks import binarisation, comparisons, convergence, gradients, records
 from dfshield.evaluation.checks.case import Case, allowed
 from dfshield.evaluation.findings import Finding, Findings, read_findings, write_findings
 from dfshield.evaluation.ledger import read_ledger
@@ -70,7 +70,7 @@ def test_pgd_breaks_all_that_a_linear_model_allows(norm, order, eps):
 def test_a_linear_model_passes_all_checks():
     made = linear(steps=12, surrogate=Linear(seed=5))
     applied = {name for name, verdict in verdicts(made).items() if verdict == "passed"}
-    assert applied == registry.CHECKS.keys() - {"worst-case", "last-epoch", "binarisation"}
+    assert applied == registry.CHECKS.keys() - {"worst-case", "last-epoch"}
     assert gradients.shattering(made).figure == pytest.approx(1, abs=1e-3)
 
 
@@ -107,8 +107,8 @@ def test_gradients_that_are_turned_have_a_cosine_of_minus_one():
 def test_the_curve_of_what_nothing_breaks_does_not_fall():
     net = network(10)
     x, y = images(net)
-    assert effort.eps_curve(case(net, x, y)).verdict == "passed"
-    found = effort.eps_curve(case(Constant(net), x, y, threat="linf:0.001"))
+    assert convergence.eps_curve(case(net, x, y)).verdict == "passed"
+    found = convergence.eps_curve(case(Constant(net), x, y, threat="linf:0.001"))
     assert found.verdict == "failed" and found.figure > 1
 
 

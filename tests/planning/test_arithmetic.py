@@ -128,7 +128,7 @@ def test_the_pre_filters_steps_are_those_that_are_counted(monkeypatch):
     for module in (budget, pgd):
         monkeypatch.setattr(module, "PREFILTER_STEPS", 3)
     taken = []
-    monkeypatch.setattr(pgd, "ascend", lambda *given: taken.append(given[6]))
+    monkeypatch.setattr(pgd, "ascend", lambda *given: taken.append(len(given[6])))
     problem = Problem(torch.nn.Flatten(), torch.zeros(1, 1, 2, 2), torch.zeros(1), parse_threat("linf:0.1"),
                       torch.Generator(), {})  # fmt: skip
     pgd.pgd_prefilter(problem, AttackOptions.of())

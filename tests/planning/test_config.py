@@ -37,7 +37,12 @@ from dfshield.planning.stages import sections
         (GRID, "datasets/digits/by_recipe", {"mine": {}}, r"by_recipe: 'mine' is not one of ait, alp, ard"),
         (GRID, "datasets/digits/by_recipe", {"std": {"taus": 1}}, "did you mean 'tau'"),
         (GRID, "datasets/digits/by_recipe", {"std": {"lambda1": 1}}, r"by_recipe\.std: unknown option 'lambda1'"),
-        (GRID, "datasets/digits/by_protocol", {"pgd": {}}, r"by_protocol: 'pgd' is not one of autoattack, .*clean"),
+        (
+            GRID,
+            "datasets/digits/by_protocol",
+            {"pgd": {}},
+            r"by_protocol: 'pgd' is not one of a3, aa-rand, autoattack, .*clean",
+        ),
         (GRID, "datasets/digits/by_protocol", {"pgd10": {"limt": 1}}, "did you mean 'limit'"),
         (GRID, "train", {"threat": "linf:1/255"}, r"train\.threat: cannot be set here; use threat: of the data"),
         (GRID, "attack", {"steps": 50}, r"attack\.steps: is an option of pgd.* alone; write attack: {pgd: {steps: …}}"),

@@ -13,6 +13,8 @@
 # sets and 2 models, clean images. Table 18: 7 sets and 2 models, 3 students. Table 5: the general grid, Ours and AIT.
 # Table 3: 4 medical data sets and 2 models, the teacher behind TTE and Ours, 2 attacks. Table losses: 1 data set, 3
 # models, 19 losses, 2 attacks.
+# Tables 9, 10 and 21: 2 data sets and 3 models, Ours, 6 attacks; table 22: 4 medical sets and 1 model. Table attacks: 1
+# data set, 3 models, Undefended, Ours and Original, 22 attacks, of which one transfers from the teacher.
 # Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
 PAPER = {
     "table1": {
@@ -61,6 +63,11 @@ PAPER = {
     "table16": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 36, "table": 1},
     "table17": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 36, "table": 1},
     "table8": {"teacher": 3, "synthesize": 36, "merge": 6, "train": 12, "attack": 12, "table": 1},
+    "table9": {"teacher": 6, "synthesize": 36, "merge": 6, "train": 6, "attack": 36, "table": 1},
+    "table10": {"teacher": 6, "synthesize": 36, "merge": 6, "train": 6, "attack": 36, "table": 1},
+    "table21": {"teacher": 6, "synthesize": 36, "merge": 6, "train": 6, "attack": 36, "table": 1},
+    "table22": {"teacher": 4, "synthesize": 24, "merge": 4, "train": 4, "attack": 24, "table": 1},
+    "attacks": {"teacher": 3, "synthesize": 18, "merge": 3, "export": 3, "train": 6, "attack": 195, "table": 1},
     "table23": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 14, "attack": 28, "table": 1},
     "table24": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 22, "attack": 44, "table": 1},
     "table25": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 108, "table": 1},
