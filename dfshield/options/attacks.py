@@ -37,7 +37,7 @@ class AttackOptions(StageOptions):
     eot: Positive = 1
     """forward passes that the crafting model's logits are averaged over (EOT), for models and defences that draw"""
     differences: Annotated[int, Field(ge=0)] = 0
-    """random directions of finite differences in place of gradients, exact from the number of pixels on; 0: gradients"""
+    """random directions of differences in place of gradients, exact from the number of pixels on; 0: gradients"""
     difference_step: Annotated[float, Field(gt=0, le=1)] = 0.01
     """length of a finite difference, in pixel values"""
     adaptive: bool = True
