@@ -142,7 +142,7 @@ def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> N
         assert named == {name: getattr(place, name) for name in named}
     if job.stage not in ("table", "harden"):
         values = [getattr(a, name) for name in FILES if name in vars(a)]
-        values += (getattr(a, "others", None) or {}).values()
+        values += [pair.partition("=")[2] for pair in getattr(a, "others", None) or ()]
         files = [str(path) for value in values for path in (value if isinstance(value, list) else [value])]
         assert sorted(files) == sorted(job.inputs)
     for name in BESIDE.keys() & vars(a).keys():

@@ -66,7 +66,7 @@ def trained(kind: str, seed: int = 0, threat: str = "", epochs: int = 12) -> nn.
             start = random_start(image, ball, random)
             options = AttackOptions(reference=True)
             with frozen(net):
-                image = ascend(net, image, y[rows], start, ball, options, 3, ball.eps / 2)
+                image = ascend(net, image, y[rows], start, ball, options, [ball.eps / 2] * 3)
         net.train()
         optimizer.zero_grad()
         F.cross_entropy(net(image), y[rows]).backward()

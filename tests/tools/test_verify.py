@@ -297,7 +297,7 @@ other_base = other_values(f"{HOME}/fixed/seed-0/data.h5")
         (of_metric("results/table6.csv", "recall", value=0.6), 1, "value is '0.600' in the table but '0.500'"),
         (of_metric("results/table6.csv", "ndb", value=87), 1, "value is '87' in the table but '88' by its record"),
         (of_metric("results/table6.csv", "jsd", protocol="jsd"), 1, "protocol is 'jsd'"),
-        (of_metric("results/table6.csv", "recall", ci_low=1.0), 1, "ci_low is '1.00' in the table but ''"),
+        (of_metric("results/table6.csv", "recall", ci_low=1.0), 1, "ci_low is '1.000' in the table but ''"),
         (of_metric("results/table6.csv", "recall", ledger_sha256="0" * 64), 1, "in the table but"),
         (of_metric("results/table6.csv", "recall", method="+ Cutout"), 2, "in the table but"),
         (edited(f"{MIXUP}/diversity@train.json", "0.5,", "0.6,"), 4, "diversity@train.json: content does not match"),

@@ -88,6 +88,13 @@ def checks_flags(wildcards):
     return " ".join(words)
 
 
+def checklist_records(wildcards):
+    """The records of robustness checks of all models of the config."""
+    if not plan.config.checked:
+        raise WorkflowError("this config asks for no robustness checks; add checked: [pgd10, autoattack]")
+    return all_checks(plan)
+
+
 def evaluation_file(wildcards):
     """A user's own evaluation set; None for that of a registered data set."""
     evaluation = plan.subject(wildcards.dataset, wildcards.model).evaluation

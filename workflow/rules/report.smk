@@ -56,7 +56,7 @@ rule cost:
 rule checklist:
     input:
         current("checklist", CHECKLIST),
-        records=lambda wildcards: all_checks(plan),
+        records=checklist_records,
     output:
         csv=report(CHECKLIST, caption="../report/table.rst", category="Tables"),
         markdown=Path(CHECKLIST).with_suffix(".md"),
