@@ -112,6 +112,11 @@ def margin(logits: Tensor, y: Tensor) -> Tensor:
     return logits.gather(1, y[:, None])[:, 0] - logits.scatter(1, y[:, None], -torch.inf).amax(dim=1)
 
 
+def clearly_wrong(logits: Tensor, y: Tensor, precision: str) -> Tensor:
+    """Whether logits (N,classes) are wrong by more than the rounding of crafting in `precision` explains: (N,)."""
+    return margin(logits, y) < -MISCLASSIFICATION_MARGIN[precision] * logits.abs().amax(dim=1)
+
+
 class Eot(nn.Module):
     """Expectation over transformation (Athalye et al. 2018): the mean logits of `draws` passes of a model that draws.
 
@@ -162,7 +167,7 @@ def ascend(
             mean = gradient.flatten(1).abs().mean(dim=1).view(-1, 1, 1, 1)
             gradient = direction = momentum * direction + gradient / mean.clamp_min(torch.finfo(mean.dtype).tiny)
         if not options.reference:
-            rest = margin(logits, y) > -MISCLASSIFICATION_MARGIN[options.precision] * logits.abs().amax(dim=1)
+            rest = ~clearly_wrong(logits, y, options.precision)
             if not rest.all():
                 result[running] = x_adv
                 running, x, y, x_adv, gradient = (values[rest] for values in (running, x, y, x_adv, gradient))

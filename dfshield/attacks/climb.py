@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfshield.attacks.base import MISCLASSIFICATION_MARGIN, margin
+from dfshield.attacks.base import clearly_wrong, margin
 from dfshield.core.lp import project, step
 from dfshield.core.threat import Threat
 
@@ -25,11 +25,6 @@ class Climbed(NamedTuple):
     """The class of the point (N,)."""
     fell: Tensor
     """After how many steps an image was clearly misclassified (N,); more than there are steps if it was not."""
-
-
-def clearly_wrong(logits: Tensor, y: Tensor, precision: str) -> Tensor:
-    """Whether logits (N,classes) are wrong by more than the rounding of crafting in `precision` explains (N,)."""
-    return margin(logits, y) < -MISCLASSIFICATION_MARGIN[precision] * logits.abs().amax(dim=1)
 
 
 def climb(

@@ -12,9 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dfshield.attacks.base import Problem, input_gradient, margin
+from dfshield.attacks.base import Problem, clearly_wrong, input_gradient, margin
 from dfshield.attacks.budget import GRADIENT
-from dfshield.attacks.climb import clearly_wrong, climb
+from dfshield.attacks.climb import climb
 from dfshield.core.lp import project, random_start, step
 from dfshield.core.threat import Threat
 

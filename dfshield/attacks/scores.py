@@ -7,7 +7,7 @@ all take the whole budget.
 import torch
 from torch import Tensor, nn
 
-from dfshield.attacks.base import MISCLASSIFICATION_MARGIN, Problem, frozen, margin
+from dfshield.attacks.base import Problem, clearly_wrong, frozen, margin
 from dfshield.core.lp import project, random_start
 from dfshield.options import AttackOptions
 from dfshield.options.attacks_blackbox import GenAttack, Spsa
@@ -50,7 +50,7 @@ def spsa(problem: Problem, options: Spsa) -> Tensor:
             nearer = value < least[rows]
             best[rows[nearer]], least[rows[nearer]] = point[rows[nearer]], value[nearer]
             if not options.reference:
-                rows = rows[~_clearly_wrong(logits, y[rows], options)]
+                rows = rows[~clearly_wrong(logits, y[rows], options.precision)]
     return best
 
 
@@ -89,7 +89,7 @@ def genattack(problem: Problem, options: GenAttack) -> Tensor:
         target = logits.scatter(1, y[:, None], -torch.inf).argmax(dim=1)
         result, rows = x.clone(), torch.arange(len(x), device=x.device)
         if not options.reference:
-            rows = rows[~_clearly_wrong(logits, y, options)]
+            rows = rows[~clearly_wrong(logits, y, options.precision)]
         noise = 2 * _uniform(random, x, len(rows), size, *x.shape[1:]) - 1
         members = fresh = (x[rows, None] + threat.eps * noise).clamp(0, 1)
         fitness = torch.empty(len(rows), 0, device=x.device)
@@ -108,7 +108,9 @@ def genattack(problem: Problem, options: GenAttack) -> Tensor:
             each = torch.arange(len(rows), device=x.device)
             result[rows] = members[each, elite]
             if not options.reference:
-                wrong = _clearly_wrong(logits, y[rows].repeat_interleave(fresh.shape[1]), options).view(fresh.shape[:2])
+                wrong = clearly_wrong(logits, y[rows].repeat_interleave(fresh.shape[1]), options.precision).view(
+                    fresh.shape[:2]
+                )
                 won = wrong.any(dim=1)
                 result[rows[won]] = fresh[each, wrong.int().argmax(dim=1)][won]
                 rows, members, fitness, elite, progress, plateaus, waited = (
@@ -164,8 +166,3 @@ def _fitness(logits: Tensor, target: Tensor) -> Tensor:
 def _logits(model: nn.Module, x: Tensor, options: AttackOptions) -> Tensor:
     """Logits (N,classes) of images (N,C,H,W), at most `options.chunk` at once."""
     return torch.cat([model(part).float() for part in x.split(options.chunk)])
-
-
-def _clearly_wrong(logits: Tensor, y: Tensor, options: AttackOptions) -> Tensor:
-    """Which images are misclassified by more than the rounding of the arithmetic, shape (N,)."""
-    return margin(logits, y) < -MISCLASSIFICATION_MARGIN[options.precision] * logits.abs().amax(dim=1)

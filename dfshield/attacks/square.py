@@ -4,7 +4,7 @@ Differs from the publication:
 
 - all images of a chunk try the same squares, as in the authors' AutoAttack;
 - a square that would change nothing in an image, or that the image has refused since it last changed, is not asked of
-  the model again: for a model that does not draw, the answer is known.
+  the model again, whose answer is known; a model that draws is asked every time.
 """
 
 import math
@@ -46,7 +46,7 @@ def square(
     """Lower the margin of `x` (N,C,H,W) by random squares of ±ε; images within ε and [0,1], each at its least margin.
 
     The start is stripes of ±ε. An image stops once its margin is below -`clear` times its largest logit. At most
-    `queries` + 1 forward passes an image.
+    `queries` + 2 forward passes an image.
     """
     n, channels, height, width = x.shape
     device = generator.device
@@ -59,6 +59,7 @@ def square(
         low, high = (x - threat.eps).clamp_min(0), (x + threat.eps).clamp_max(1)
         point, tried = result.clone(), {}  # type: Tensor, dict[tuple[object, ...], int]
         answers = logits(point)
+        repeats = torch.equal(answers, logits(point))
         least = margin(answers, y)
         changed = torch.zeros(n, dtype=torch.long, device=x.device)
         done = least < -clear * answers.abs().amax(dim=1)
@@ -78,7 +79,7 @@ def square(
             # a step of 2ε reaches the border of the ball from anywhere within it
             new = torch.where(signs.to(x.device).view(-1, 1, 1), low[where], high[where])
             name = (size, top, left, *signs.tolist())
-            ask = (new != old).flatten(1).any(dim=1) & (changed >= tried.get(name, 0))
+            ask = (new != old).flatten(1).any(dim=1) & (changed >= tried.get(name, 0)) | (not repeats)
             tried[name] = query + 1
             point[where] = new
             rows = ask.nonzero()[:, 0] if ask.float().mean() < WORTH else torch.arange(len(index), device=x.device)

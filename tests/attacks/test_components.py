@@ -8,6 +8,7 @@ from support.attacked import images, key, network, norms
 from torch import nn
 
 from dfshield.attacks import apgd as module
+from dfshield.attacks import square as square_module
 from dfshield.attacks.apgd import apgd, checkpoints, cross_entropy, dlr, dlr_targeted, targeted_margin
 from dfshield.attacks.base import input_gradient
 from dfshield.attacks.fab import fab, project_on_hyperplane
@@ -220,3 +221,20 @@ def test_a_network_that_cannot_be_traced_is_asked_itself():
         assert torch.allclose(forward_only(net, x)(x), net(x), atol=1e-5) and forward_only(net, x) is not net
         for model in (Branching().eval(), Counting().eval()):
             assert forward_only(model, x) is model
+
+
+@pytest.mark.parametrize("draws", [False, True])
+def test_a_model_that_draws_is_asked_again(monkeypatch, draws):
+    """On one pixel squares soon repeat: a model that answers the same is not asked, one that draws is every time."""
+    asked = []
+
+    class Drawing(nn.Module):
+        def forward(self, x):
+            asked.append(len(x))
+            score = x.flatten(1).sum(1) + 5 + (1e-3 * torch.randn(len(x)) if draws else 0)
+            return torch.stack((score, 0 * score), 1)
+
+    monkeypatch.setattr(square_module, "forward_only", lambda model, x: model)
+    x, y = torch.full((3, 1, 1, 1), 0.5), torch.zeros(3, dtype=torch.long)
+    square_module.square(Drawing(), x, y, Threat("linf", 0.1), 30, key())
+    assert (sum(asked) == 3 * 32) == draws
