@@ -131,7 +131,9 @@ def test_jobs_cancelled_signalled_and_lost(
 
     logs = folder / ".snakemake/slurm_logs"
     (signalled,) = logs.glob(f"rule_train/*/{nodes['node1']}.log")
-    assert re.search(r"stopped by SIGUSR1; the same command goes on after epoch \d+ of 40\n", signalled.read_text())
+    # srun is signalled as well, and now and then ends its step, by SIGTERM, before SIGUSR1 reaches the program.
+    stopped = r"stopped by SIG(USR1|TERM); the same command goes on after epoch \d+ of 40\n"
+    assert re.search(stopped, signalled.read_text())
     lost = slurm.slurm("scontrol", "show", "job", nodes["node2"])
     assert "Restarts=1" in lost and "NodeList=node1" in lost, "SLURM has it run again on the other node"
     lines = (line.split() for line in slurm.jobs("synthesize", "%i %T %m", "-t", "all"))
