@@ -180,9 +180,9 @@ class Config(StageOverrides):
     """rows of the tables that compare methods, such as undefended, ours, original; none: all"""
     split: Literal["test", "dev"] = "test"
     """evaluation split: test for tables, dev for choices"""
-    checked: tuple[Name, ...] = ()
-    """protocols such as pgd10 and autoattack: every attacked model undergoes the robustness checks, which read its
-    ledgers of these; none: no checks"""
+    checked: tuple[Name, ...] = ("pgd10", "autoattack")
+    """protocols whose ledgers the robustness checks read: every model that a table or card of the run attacks by all of
+    them undergoes the checks; none: no checks"""
     datasets: dict[DatasetName, DatasetConfig] = {}
     """the grid: data sets and their models"""
     sources: dict[Name, dict[str, Any] | None] = {}

@@ -25,7 +25,7 @@ def timings(plan: Plan, table: str) -> list[str]:
     """Benchmark files of the attacks in a table that states what they take; none for another table."""
     if plan.tables[table].layout != "attacks":
         return []
-    return [str(benchmark_of(ledger)) for ledger in evidence(plan.cells(table))]
+    return sorted({str(benchmark_of(cell.ledger)) for cell in plan.cells(table)})
 
 
 def all_checks(plan: Plan) -> list[str]:
@@ -51,7 +51,7 @@ def hardened_place(plan: Plan, name: str) -> Place:
 
 
 def card_files(plan: Plan, name: str) -> dict[str, Any]:
-    """What a model card tells of: the student, its training set, and the ledgers of its evaluation."""
+    """What a model card tells of: the student, its training set, the ledgers of its evaluation and their checks."""
     place = hardened_place(plan, name)
     return {"student": place.path(STUDENT), "data": place.path(DATA), "ledgers": evidence(plan.harden_cells(name))}
 

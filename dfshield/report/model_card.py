@@ -1,15 +1,18 @@
 """What a user gets: the hardened model, its report and a model card whose every figure is read from ledgers."""
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, write_text
+from dfshield.evaluation.findings import Findings, read_findings
 from dfshield.models.card import Card, read_card
+from dfshield.planning.cells import Cell
 from dfshield.planning.frozen import own
 from dfshield.registry import metric
+from dfshield.report.checklist import card_section
 from dfshield.report.content import card_files, hardened_place
 from dfshield.report.items import symbols
 from dfshield.report.markdown import raised
@@ -38,13 +41,14 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
             f"lower lr in the training options of {name!r}"
         )
     own(out, plan.config.name, write=False)
-    rows = build(plan.harden_cells(name))
+    cells = plan.harden_cells(name)
+    rows = build(cells)
     _check_ledgers(plan, name, card)
-    check(plan, plan.harden_cells(name), [hardened_place(plan, name)])
+    check(plan, cells, [hardened_place(plan, name)])
     data = Path(card_files(plan, name)["data"])
     if data.is_file() and header(data)["content_sha256"] != card.provenance.get("data_sha256"):
         raise InputError(f"{student}: was trained on other data than {data}; train it again")
-    text = card_text(name, card, rows, data)
+    text = card_text(name, card, rows, data, cells)
     own(out, plan.config.name)
     with atomic(out / MODEL) as temporary:
         shutil.copyfile(student, temporary)
@@ -61,18 +65,34 @@ def _check_ledgers(plan: "Plan", name: str, card: Card) -> None:
             raise InputError(f"{cell.ledger}: is the ledger of another model than this one; attack again")
 
 
-def card_text(name: str, card: Card, rows: Sequence[Row], data: Path) -> str:
-    """The card in Markdown, of a student with `card` and of the training set `data`, if it is still there."""
-    return model_card(name, card, rows, header(data) if data.is_file() else None)
+def card_text(name: str, card: Card, rows: Sequence[Row], data: Path, cells: Iterable[Cell] = ()) -> str:
+    """The card in Markdown, of a student with `card` and of the training set `data`, if it is still there.
+
+    The checks that `cells` name are read for it.
+    """
+    records = {cell.checks: cell.method for cell in cells if cell.checks}
+    checks = [(method, read_findings(Path(path))) for path, method in records.items()]
+    return model_card(name, card, rows, header(data) if data.is_file() else None, checks)
 
 
-def model_card(name: str, card: Card, rows: Sequence[Row], synthesis: Mapping[str, Any] | None) -> str:
-    """The card in Markdown. `synthesis` is the header of the training data, if it is still there."""
+def model_card(
+    name: str,
+    card: Card,
+    rows: Sequence[Row],
+    synthesis: Mapping[str, Any] | None,
+    checks: Sequence[tuple[str, Findings]] = (),
+) -> str:
+    """The card in Markdown.
+
+    `synthesis` is the header of the training data, if it is still there; `checks` has the robustness checks of each
+    model that the figures are of.
+    """
     sections = (
         [f"# {name}, hardened against adversarial attack", ""],
         _what(card),
         _data_free(card),
         ["## Figures", "", *_figures(rows)],
+        card_section(checks) if rows else [],
         _load(card),
         _made(card, synthesis),
     )

@@ -194,9 +194,8 @@ def broken_link(job: Job, made: Mapping[str, Origin]) -> str | None:
             continue
         if made[path].content not in own.made_of:
             return f"it was not made from {path} as it is now"
-        attacked = (
-            job.stage == "attack" and path == job.inputs[0]
-        )  # others that the attack needs may have seen any data
+        # The first model is what was attacked; others that the attack needs may have seen any data.
+        attacked = job.stage in ("attack", "checks") and path == job.inputs[0]
         trained_on = made[path].card is None or attacked
         if made[path].real_data != own.real_data and trained_on and not own.defence:
             return f"real_data is {own.real_data}, that of {path} is {made[path].real_data}"
@@ -210,7 +209,7 @@ def check(plan: Plan, cells: Iterable[Cell], students: Iterable[Place] = ()) -> 
     """
     jobs = Jobs(plan)
     made: dict[str, Origin] = {}
-    for path in dict.fromkeys([*map(jobs.evidence, cells), *map(jobs.student, students)]):
+    for path in dict.fromkeys([*jobs.files(cells), *map(jobs.student, students)]):
         for job in chain(jobs, path):
             if job.output in made or not Path(job.output).is_file():
                 continue

@@ -12,6 +12,8 @@ from pathlib import Path
 from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file
 from dfshield.core.hashing import sha256_file
+from dfshield.evaluation.findings import read_findings
+from dfshield.evaluation.ledger import read_ledger
 from dfshield.models.card import read_card
 from dfshield.planning import frozen
 from dfshield.planning.cells import Cell
@@ -30,7 +32,11 @@ from dfshield.report.table import build, texts
 from dfshield.sources.trainset import verify as verify_data
 
 Identity = tuple[str, str, str, str, str, str, str, int]
-WHOLE: Mapping[str, Callable[[Path], object]] = dict.fromkeys(("teacher", "train", "cotrain"), read_card)
+WHOLE: Mapping[str, Callable[[Path], object]] = {
+    **dict.fromkeys(("teacher", "train", "cotrain"), read_card),
+    "attack": read_ledger,
+    "checks": read_findings,
+}
 """How all values of a stage's output are checked; `verify_data` for stages that make training sets."""
 
 
@@ -87,6 +93,7 @@ class Tracer:
         self.cells = cells
         self.config = frozen.folder_of(plan.config.name) / frozen.CONFIG
         self.rows: dict[Cell, Row] = {}
+        self.read: set[str] = set()
         self.made: dict[str, Origin] = {}
         self.wrong: dict[str, str | None] = {}
 
@@ -127,7 +134,9 @@ class Tracer:
     def again(self, cell: Cell) -> Row:
         """The row of a cell, made again; its evidence is read whole. Raises InputError if that cannot be used."""
         if cell not in self.rows:
-            (self.rows[cell],) = build([replace(cell, ledger=str(self.at(cell.ledger)))], self.spec)
+            checks = str(self.at(cell.checks)) if cell.checks else ""
+            (self.rows[cell],) = build([replace(cell, ledger=str(self.at(cell.ledger)), checks=checks)], self.spec)
+            self.read |= {cell.ledger, cell.checks}
         return self.rows[cell]
 
     def trace(self, row: Row) -> None:
@@ -146,9 +155,10 @@ class Tracer:
             if stated != found:
                 noun = EVIDENCE[metric(row.metric).evidence].noun
                 raise BrokenLink(f"{name} is {stated!r} in the table but {found!r} by its {noun} {cell.ledger}")
-        for job in chain(self.jobs, self.jobs.evidence(cell)):
-            if why := self.problem(job):
-                raise BrokenLink(why)
+        for path in self.jobs.files([cell]):
+            for job in chain(self.jobs, path):
+                if why := self.problem(job):
+                    raise BrokenLink(why)
 
     def _stranger(self, row: Row) -> str:
         """Why the run's table has no such row: the first column whose value none of its rows has."""
@@ -166,7 +176,7 @@ class Tracer:
     def _problem(self, job: Job) -> str | None:
         path = self.at(job.output)
         try:
-            if job.stage not in ("attack", "diversity"):  # which have been read for the row
+            if job.output not in self.read:
                 WHOLE.get(job.stage, verify_data)(path)
             made = self.made[job.output] = origin(job.stage, path)
         except InputError as error:
@@ -201,7 +211,8 @@ class Tracer:
         place = hardened_place(self.plan, name)
         student, data = (self.at(place.path(template)) for template in (STUDENT, DATA))
         card, model = (self.table.with_name(name) for name in (CARD, MODEL))
-        text = card_text(name, read_card(student), rows, data)
+        cells = [replace(cell, checks=str(self.at(cell.checks))) for cell in self.cells if cell.checks]
+        text = card_text(name, read_card(student), rows, data, cells)
         said = _otherwise(card, {card.suffix: text})
         if model.is_file() and model.read_bytes() != student.read_bytes():
             said.append(f"{model}: is not {student} to the byte; make the hardened model again")

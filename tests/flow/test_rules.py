@@ -33,6 +33,7 @@ def test_the_default_is_table_4_of_the_demo(folder):
     config = load_config(folder / "config/config.yaml")
     models, seeds = sum(len(d.models) for d in config.datasets.values()), len(config.seeds)
     students = models * seeds
+    attacked = models + 4 * models + 2 * students + models
     expected = {
         "teacher": models,
         "synthesize": students * config.shards,
@@ -40,7 +41,8 @@ def test_the_default_is_table_4_of_the_demo(folder):
         "export": models,  # Undefended and Original, rows of reference, at one seed
         "train": 2 * students + models,  # Ours, Plus and Original
         "cotrain": 4 * models,  # the rivals
-        "attack": 2 * (models + 4 * models + 2 * students + models),  # PGD and AutoAttack
+        "attack": 2 * attacked,  # PGD and AutoAttack
+        "checks": attacked,
         "table": 1,
         "all": 1,
     }
@@ -137,7 +139,7 @@ def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> N
         place = Place.parse(template, job.output)
         assert STAGES[job.stage].options is None or options(words) == plan.options(job.stage, place)
         named = {name: getattr(a, name) for name in NAMES if name in vars(a)}
-        if place.dataset == HARDEN and job.stage == "attack":
+        if place.dataset == HARDEN and job.stage in ("attack", "checks"):
             assert (named.pop("dataset"), a.evaluation_npz) == (None, Path("data/mine.npz"))
         assert named == {name: getattr(place, name) for name in named}
     if job.stage not in ("table", "harden"):

@@ -1,5 +1,6 @@
 """The files of a whole run with hashes that belong together, made without computing anything."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ from support.ledgers import make_findings, make_ledger, make_record
 from dfshield.core.hashing import canonical_json, sha256_file
 from dfshield.models.checkpoints import Card, build_network, save_checkpoint
 from dfshield.models.classifier import Classifier
+from dfshield.planning.companions import checked_ledgers, checks_others
 from dfshield.planning.paths import (
     CHECKS,
     DATA,
@@ -72,6 +74,8 @@ def fake_run(plan: Plan, cells: list) -> None:
     )  # fmt: skip
     students: dict[str, str] = {}
     sets: dict[str, str] = {}
+    hashes_of: dict[str, str] = {}
+    checked: dict[str, tuple[str, str]] = {}
     for number, cell in enumerate(cells):
         parsed = (Place.parse(template, cell.ledger) for template in (LEDGER, DIVERSITY, IMAGES_DIVERSITY))
         place = next(filter(None, parsed))
@@ -100,13 +104,31 @@ def fake_run(plan: Plan, cells: list) -> None:
                 )  # fmt: skip
             sha = students[student]
         robust = 150 if place.protocol == "clean" else 60 + number
-        make_ledger(
-            Path(cell.ledger), 150, robust, protocol=place.protocol, threat=cell.threat, model_sha256=sha,
-            real_data=real_data, options=described(plan, "attack", place), seed=cell.seed,
-        )  # fmt: skip
+        hashes_of[cell.ledger] = save_ledger(plan, place, cell.threat, robust, sha, real_data)
         if cell.checks:
-            checked = Place.parse(CHECKS, cell.checks)
-            make_findings(
-                Path(cell.checks), threat=cell.threat, model_sha256=sha, real_data=real_data, defence=place.defence,
-                options=described(plan, "checks", checked), seed=checked.seed, dataset=place.dataset, model=place.model,
-            )  # fmt: skip
+            checked[cell.checks] = sha, real_data
+    for path, (sha, real_data) in checked.items():
+        save_checks(plan, path, sha, real_data, teacher, hashes_of)
+
+
+def save_ledger(plan: Plan, place: Place, threat: str, robust: int, sha: str, real_data: str) -> str:
+    return make_ledger(
+        Path(place.path(LEDGER)), 150, robust, protocol=place.protocol, threat=threat, model_sha256=sha,
+        real_data=real_data, options=described(plan, "attack", place), seed=place.seed,
+    )  # fmt: skip
+
+
+def save_checks(plan: Plan, path: str, sha: str, real_data: str, teacher: str, hashes_of: Mapping[str, str]) -> None:
+    """Robustness checks, with the ledgers that they read and that are not there yet."""
+    place = Place.parse(CHECKS, path)
+    assert place
+    options = described(plan, "checks", place)
+    read = {}
+    for own in checked_ledgers(plan, place):
+        made = hashes_of.get(own.path(LEDGER))
+        read[own.protocol] = made or save_ledger(plan, own, str(options["threat"]), 75, sha, real_data)
+    make_findings(
+        Path(path), threat=options["threat"], model_sha256=sha, real_data=real_data, defence=place.defence,
+        options=options, seed=place.seed, dataset=place.dataset, model=place.model, ledgers=read,
+        others=dict.fromkeys(checks_others(place), teacher),
+    )  # fmt: skip
