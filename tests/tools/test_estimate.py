@@ -108,13 +108,17 @@ def test_time_and_disk_by_hand(report):
     assert sum(price.bytes for price in shards) == 4 * 400 * 64 * 4
     whole = 2 * 400 * 50 * FLOPS / 2e9
     assert sum(price.seconds for price in shards) == pytest.approx(4 * (3 * pricing.START_SECONDS + whole))
-    # the longest chain: a teacher of 100 epochs, the largest shard, merging, training, AutoAttack, the table
+    # the longest chain: a teacher of 100 epochs, the largest shard, merging, training, AutoAttack, checks, the table
     training = (400 + 3 * (300 * 15 + 100 * 11)) * FLOPS / 8e9
     attack = 500 * (20 + 0.4 * (200 + 4500 + 5000)) * FLOPS / 2e9
-    starts = 4 * pricing.START_SECONDS + 2 * pricing.LIGHT_SECONDS
+    # 100 images: the clean one, flags, a gradient, PGD, an ε curve; for survivors PGD five times, FGSM, Square, noise
+    pgd = 4 * (20 * 2 + 1)
+    checks = 100 * (1 + 2 + 2 + pgd + 5 * 41 + 0.4 * (5 * pgd + 3 + 502 + 10))
+    checks += 16 * (2 + 2 * 16) + 16 * (1000 + 4 * (20 * 5 + 1))  # slopes, and the binarisation test
+    starts = 5 * pricing.START_SECONDS + 2 * pricing.LIGHT_SECONDS
     merging = 2 * 400 * 64 * 4 / pricing.DISK_RATE
     taught = 3 * 100 * 997 * FLOPS / 8e9
-    chain = taught + whole / 2 + merging + training + attack + starts
+    chain = taught + whole / 2 + merging + training + attack + checks * FLOPS / 2e9 + starts
     assert jobs.seconds(100) == pytest.approx(chain)
     assert jobs.seconds(1) == pytest.approx(sum(jobs.of(path).seconds for path in jobs.jobs))
 
@@ -175,7 +179,7 @@ def test_text_names_its_basis(report, unit):
     text = estimate.run(plan, ["table8"], report, 2, 0.4)
     assert "GPU hours" in text and "with 2 jobs at a time" in text and "40 %" in text
     assert "X, 1 threads" in text and "cnn-s at the rate of resnet20" in text
-    assert re.search(r"^attack +8 +\d+\.\d (s|min) +0\.5 MB$", text, re.MULTILINE)  # 500 perturbations of 64 each
+    assert re.search(r"^attack +14 +\d+\.\d (s|min) +0\.9 MB$", text, re.MULTILINE)  # 500 perturbations of 64 each
     text = estimate.run(plan, [], None, 1, 0.4)
     assert "assumed, the paper's synthesis times on one RTX 3090" in text and "cotrain" in text
 
@@ -191,7 +195,7 @@ def test_text_names_its_basis(report, unit):
             {"precision": "bf16", "compile": True},
             {"precision": "bf16", "compile": True},
             "Measured was bf16, generated code; run otherwise: teacher (fp32, eager), synthesize (fp32, eager), "
-            "train (bf16 and fp32, generated code), attack (fp32, eager).",
+            "train (bf16 and fp32, generated code), attack (fp32, eager), checks (fp32, eager).",
         ),
     ],
 )

@@ -15,6 +15,7 @@ from support.snakemake import environment
 
 from dfshield.core.errors import InputError
 from dfshield.core.hashing import canonical_json
+from dfshield.evaluation.findings import read_findings, write_findings
 from dfshield.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from dfshield.planning import frozen
 from dfshield.planning.config import check_config
@@ -190,6 +191,7 @@ TABLE4 = "results/table4.csv"
 HOME = "results/demo/digits/cnn-s"
 STUDENT_FILE = f"{HOME}/dss/dfshield/linf-8-255/seed-0/student.safetensors"
 DATA_FILE = f"{HOME}/dss/seed-0/data.h5"
+CHECKS_FILE = f"{HOME}/dss/dfshield/linf-8-255/seed-0/eval/none/checks@linf-8-255/checks.json"
 LEDGER_FILE = f"{HOME}/dss/dfshield/linf-8-255/seed-0/eval/none/pgd10@linf-8-255/ledger.h5"
 
 
@@ -222,6 +224,12 @@ other_data = other_values(DATA_FILE)
 other_teacher = other_weights(f"{HOME}/teacher.safetensors")
 
 
+def other_checks() -> None:
+    """The record of robustness checks of other options in the place of one."""
+    found = read_findings(Path(CHECKS_FILE))
+    write_findings(Path(CHECKS_FILE), dataclasses.replace(found, options=found.options | {"steps": 7}))
+
+
 def swapped_method() -> None:
     rows = read_csv(Path(TABLE4))
     shown = {row.metric: row for row in rows if row.method == "Original"}
@@ -248,8 +256,11 @@ def assert_broken(
         (change(TABLE4, "ledger_sha256", "0" * 64), 1, f"ledger_sha256 is '{'0' * 64}' in the table but"),
         (change(TABLE4, "seed", 5), 2, "no row of the run's table has seed 5"),
         (swapped_method, 3, "in the table but"),
-        (flip(LEDGER_FILE), 2, "ledger"),  # of clean and PGD-10
-        (lambda: Path(LEDGER_FILE).unlink(), 2, "ledger.h5: no such file"),
+        (flip(LEDGER_FILE), 3, "ledger"),  # of clean and PGD-10, and of AutoAttack by the checks
+        (lambda: Path(LEDGER_FILE).unlink(), 3, "ledger.h5: no such file"),
+        (flip(CHECKS_FILE), 2, "checks.json"),  # of both attacks
+        (lambda: Path(CHECKS_FILE).unlink(), 2, "checks.json: no such file"),
+        (other_checks, 2, "checks.json: steps is 7, the config says 20"),
         (flip(STUDENT_FILE), 3, "student.safetensors"),
         (lambda: Path(STUDENT_FILE).unlink(), 3, "no such file"),
         (other_student, 3, "eval/none/pgd10@linf-8-255/ledger.h5: it was not made from"),
