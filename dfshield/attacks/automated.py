@@ -9,7 +9,7 @@ Differs from the publication:
 - What a trial breaks counts as broken, whether its program is chosen or not.
 - The model is attacked as it is: there is no search over transformations of networks. The evaluation puts in what
   replaces gradients.
-- The kinds are those of `dfshield.attacks.programs.KINDS`; losses have no difference to that of the target.
+- Losses have no difference to that of the target. DeepFool, C&W and FAB keep their own losses and targets.
 - Ties of the share of broken images are settled by the margin relative to the logits, not by the cross entropy.
 """
 

@@ -7,19 +7,26 @@ and `LOSSES` are tables: a new entry takes part in every search.
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import NamedTuple
+from math import ceil
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from dfshield.attacks.base import Problem, clearly_wrong, input_gradient, margin
-from dfshield.attacks.budget import GRADIENT
+from dfshield.attacks.budget import GRADIENT, cw_passes, deepfool_passes, fab_passes
 from dfshield.attacks.climb import climb
+from dfshield.attacks.cw import cw
+from dfshield.attacks.deepfool import deepfool
+from dfshield.attacks.fab_alone import fab
 from dfshield.core.lp import project, random_start, step
 from dfshield.core.threat import Threat
+from dfshield.options.attacks_minimal import CarliniWagner, DeepFool, Fab
 
 Objective = Callable[[Tensor, Tensor], Tensor]
 """``(logits, rows) -> (n,)``: what a program increases at points of the images `rows` (n,) of its problem."""
+Passes = Callable[[Any, int, float, int], float]
+"""``(options, images, robust, classes)`` to forward passes."""
 
 
 @dataclass(frozen=True)
@@ -317,11 +324,28 @@ def _whole(delta: Tensor, threat: Threat) -> Tensor:
     return threat.eps * delta / length.view(-1, 1, 1, 1).clamp_min(1e-12)
 
 
+def _smallest(attack: Callable[[Problem, Any], Tensor], options: Callable[[int], Any], passes: Passes) -> Kind:
+    """A kind by an attack that looks for the smallest perturbation, which has a loss and target classes of its own.
+
+    `options` gives its options by the steps; `passes` counts the forward passes of those.
+    """
+
+    def run(problem: Problem, program: Program, objective: Objective, precision: str) -> Tensor:
+        return attack(problem, options(program.steps))
+
+    return Kind(run, (20, 100), (1, 1), lambda steps: ceil(passes(options(steps), 1, 1.0, CANDIDATES)))
+
+
+CANDIDATES = 10
+"""Likeliest classes, an image's own among them, that a smallest perturbation may lead to."""
 KINDS = {
     "fgsm": Kind(_fgsm, (1, 1), (1, 1), lambda steps: GRADIENT),
     "pgd": Kind(_pgd, (20, 200), (1, 10), lambda steps: GRADIENT * steps + 1),
     "apgd": Kind(_apgd, (20, 200), (1, 10), lambda steps: GRADIENT * steps),
     "nes": Kind(_nes, (20, 80), (1, 1), lambda steps: (2 * PAIRS + 1) * steps + 1),
     "square": Kind(_square, (2000, 8000), (1, 3), lambda steps: steps + 1),
+    "deepfool": _smallest(deepfool, lambda steps: DeepFool(steps=steps, candidates=CANDIDATES), deepfool_passes),
+    "cw": _smallest(cw, lambda steps: CarliniWagner(steps=steps, binary_steps=4), cw_passes),
+    "fab": _smallest(fab, lambda steps: Fab(steps=steps, targets=3), fab_passes),
 }
 """The published ranges; a budget that does not suffice for them cuts the runs first, then the steps."""

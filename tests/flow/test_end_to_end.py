@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 from support.snakemake import ROOT, TINY, dfshield, environment, jobs, snakemake, workspace
 
 from dfshield.models.checkpoints import read_card
+from dfshield.registry import CHECKS
 
 pytestmark = pytest.mark.slow
 NUMBERS = (1, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 14, 15, 16, 17, 18, 19, 21, 22, 23, 24, 25, 26)
@@ -124,25 +125,31 @@ EDITS = {
     "loss": (
         {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
         "",
-        {"train": 11, "attack": 4 + 1 + 1 + 1 + 3 + 1 + 1 + 1 + 7, "table": 23, "tables": 1},
+        {"train": 11, "attack": 4 + 1 + 1 + 1 + 3 + 1 + 1 + 1 + 7, "checks": 2, "table": 23, "tables": 1},
     ),
     # one rival's own way: its students at two sizes, their attacks and the tables that have them
     "rival": (
         {"baselines/dast.py": ("beta * difference", "beta * difference * 1.0")},
         "",
-        {"cotrain": 2, "attack": 2 + 1, "table": 5, "tables": 1},
+        {"cotrain": 2, "attack": 2 + 1, "checks": 1, "table": 5, "tables": 1},
     ),
     # a default that the config leaves alone
     "default": (
         {"options/training.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
         "",
-        {"train": 21, "attack": 6 + 3 + 1 + 3 + 5 + 4 + 1 + 1 + 8, "table": 26, "tables": 1},
+        {"train": 21, "attack": 6 + 3 + 1 + 3 + 5 + 4 + 1 + 1 + 8, "checks": 3, "table": 26, "tables": 1},
     ),
     # an augmentation: the set that it makes, what is trained on it and compared
     "augmentation": (
         {"sources/augmentation.py": ("share >= 0.5", "share > 0.5")},
         "",
         {"augment": 1, "train": 1, "attack": 1, "diversity": 1, "table": 3, "tables": 1},
+    ),
+    # a robustness check: all tables but those of formulas and of clean images have a figure that it may mark
+    "check": (
+        {"evaluation/checks/comparisons.py": ("POINTS = 1.0", "POINTS = 1.5")},
+        "",
+        {"checks": 8, "table": 26, "tables": 1},
     ),
     "metric": (
         {"evaluation/coverage.py": ("topk(k + 1,", "topk(k + 2,")},
@@ -193,11 +200,11 @@ class TestTables:
         # norm. Table 11: clean images. Tables 14 and 15 (the same): Original and DaST at another size. Figure 5: a
         # student on half of the images. Table 24 without the filter of signs and table losses: a student
         # each. An attack for each. Table 3: the teacher behind TTE. Tables 9, 10 and 22: an attack, table 21: two;
-        # table attacks: one on four models.
+        # table attacks: one on four models. Checks of the eight models of table 4.
         expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2, "public": 1}
         expected |= {"train": 3 + 3 + 1 + 3 + 5 + 1 + 1 + 1 + 1 + 1 + 1, "cotrain": 4 + 1 + 1}
         expected |= {"attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1 + 9}
-        expected |= {"table": 28, "tables": 1}
+        expected |= {"checks": 8, "table": 28, "tables": 1}
         assert jobs(built[1]) == expected
 
     def test_recall_and_coverage_are_those_of_the_training_sets(self, built):
@@ -253,6 +260,22 @@ class TestTables:
         assert float(rows["Ours"]["training_seconds"]) == pytest.approx(trained, rel=1e-4)
         assert float(rows["DaST"]["training_seconds"]) > 0 == float(rows["DaST"]["data_seconds"])
         assert jobs(snakemake(folder, "results/cost.csv", "-n", package=folder / "copy")) == {}
+
+    def test_robustness_checks_of_every_model(self, built):
+        folder = built[0]
+        assert jobs(snakemake(folder, "results/robustness-checks.csv", package=folder / "copy")) == {"checklist": 1}
+        with (folder / "results/robustness-checks.csv").open() as file:
+            rows = list(csv.DictReader(file))
+        assert len(rows) == 8 * len(CHECKS) and {row["verdict"] for row in rows} > {"passed"}
+        failed = {(row["recipe"], row["check"]) for row in rows if row["verdict"] == "failed"}
+        with (folder / "results/table4.csv").open() as file:
+            marked = [row for row in csv.DictReader(file) if row["metric"] != "clean"]
+        for row in marked:
+            recipe = {"Undefended": "none", "Ours": "dfshield", "Original": "std"}.get(
+                row["method"], row["method"].lower()
+            )
+            named = {flag.partition(":")[2] for flag in row["flags"].split(";") if flag.startswith("failed-check:")}
+            assert named == {check for own, check in failed if own == recipe}
 
     def test_formulas(self, built):
         assert len((built[0] / "results/table2.csv").read_text().splitlines()) == 5
