@@ -37,6 +37,6 @@ CHECKS = {
         about="PGD solves the task that is known to have a solution (Zimmermann et al. 2022)",
     ),
     "last-epoch": Entry(
-        f"{PACKAGE}.records:last_epoch", "Last epoch", about="the last epoch is about as robust as the best one"
+        f"{PACKAGE}.records:last_epoch", "Last epoch", about="the last epochs are about as robust as the best ones"
     ),
 }

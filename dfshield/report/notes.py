@@ -16,7 +16,7 @@ NOTES: Marks = {
         "AutoAttack with fewer target classes than its standard: the data set has too few classes",
     ),
     "masked-gradients": ("¶", "sign of masked gradients: the figure may overstate the robustness"),
-    "failed-check": ("¤", "a robustness check failed: the figure may overstate the robustness"),
+    "failed-check": ("¤", "a robustness check failed"),
     "randomised": ("‖", "the model's output varies between passes: the figure may overstate the robustness"),
     "classes-untrained": ("", "no training image had the label of some classes"),
     "softmax-outputs": ("", "the model gives probabilities, not logits, which blunts gradient attacks"),
@@ -26,13 +26,20 @@ NOTES: Marks = {
 
 
 def notes(flags: Iterable[str]) -> Marks:
-    """Mark and footnote of each flag, in the order in which flags are listed; unknown flags speak for themselves."""
+    """Mark and footnote of each flag, in the order in which flags are listed; unknown flags speak for themselves.
+
+    Flags with a mark of their own that differ in their detail share one footnote.
+    """
     known = NOTES | printed_notes()
     ranks = {name: rank for rank, name in enumerate(known)}
     marks: Marks = {}
     letters = iter("abcdefghijklmnopqrstuvwxyz")
-    for flag in sorted(set(flags), key=lambda flag: (ranks.get(flag.partition(":")[0], len(ranks)), flag)):
-        name, _, detail = flag.partition(":")
+    ordered = sorted(set(flags), key=lambda flag: (ranks.get(flag.partition(":")[0], len(ranks)), flag))
+    for flag in ordered:
+        name = flag.partition(":")[0]
         mark, text = known.get(name, ("", name.replace("-", " ")))
-        marks[flag] = (mark or next(letters, "*"), f"{text} ({detail.strip()})" if detail.strip() else text)
+        alike = ordered if mark else [flag]
+        details = [each.partition(":")[2].strip() for each in alike if each.partition(":")[0] == name]
+        said = ", ".join(filter(None, details))
+        marks[flag] = (mark or next(letters, "*"), f"{text} ({said})" if said else text)
     return marks

@@ -208,6 +208,8 @@ def test_flags_of_ledgers_and_of_the_model(tmp_path):
     [
         ([10, 40, 36], "passed", 4),
         ([10, 40, 34], "failed", 6),
+        ([10, 10, 40, 40, 40, 40, 60, 40, 34, 34], "failed", 16),  # means of two epochs
+        ([40, 40, 40, 40, 40, 40, 40, 48, 40, 40], "passed", 4),  # one lucky epoch
         ([10, 20, 30], "passed", 0),
         ([10, 20, np.nan], "not-applicable", None),
         ([], "not-applicable", None),
@@ -355,8 +357,11 @@ def test_a_failed_check_marks_the_figure(tmp_path):
     assert flags == {"bad": ("failed-check:last-epoch",), "good": ()} and table.build([own])[0].flags == ()
     assert notes(flags["bad"])["failed-check:last-epoch"] == (
         "¤",
-        "a robustness check failed: the figure may overstate the robustness (last-epoch)",
+        "a robustness check failed (last-epoch)",
     )
+    assert set(notes(["failed-check:steps", "failed-check:noise"]).values()) == {
+        ("¤", "a robustness check failed (noise, steps)")
+    }
     with pytest.raises(InputError, match=r"other\.json: is of another model than .*l\.h5"):
         table.build([own_checks(own, tmp_path / "other.json")])
 

@@ -6,21 +6,23 @@ from dfshield.core.threat import MAX_EPS
 from dfshield.evaluation.checks.case import Case, Finding, Verdict, absent, allowed, gained
 from dfshield.options.checks import FACTORS
 
+EFFORT_POINTS = 2.0
+"""Percentage points that twice the effort may change; of 131 small networks 19 changed by 2 or more, 4 by more than 2."""
 POINTS = 1.0
-"""Percentage points that more effort may change."""
+"""Percentage points that may stand at any ε, or be gained as it grows."""
 
 
 def steps(case: Case) -> Finding:
-    """Twice the steps of PGD from the same start break at most `POINTS` more (Carlini et al. 2019)."""
+    """Twice the steps of PGD from the same start break at most `EFFORT_POINTS` more (Carlini et al. 2019)."""
     count = 2 * case.options.steps
-    return gained(case, case.pgd(count, alive=case.direct), POINTS, f"PGD with {count} steps")
+    return gained(case, case.pgd(count, alive=case.direct), EFFORT_POINTS, f"PGD with {count} steps")
 
 
 def restarts(case: Case) -> Finding:
-    """As many random starts of PGD again break at most `POINTS` more (Carlini et al. 2019)."""
+    """As many random starts of PGD again break at most `EFFORT_POINTS` more (Carlini et al. 2019)."""
     count = case.options.restarts
     found = case.pgd(case.options.steps, starts=range(count, 2 * count), alive=case.direct)
-    return gained(case, found, POINTS, f"PGD from {count} further random starts")
+    return gained(case, found, EFFORT_POINTS, f"PGD from {count} further random starts")
 
 
 def eps_curve(case: Case) -> Finding:

@@ -1,6 +1,7 @@
 """Checks that read what is already known of a model: its ledgers and the metrics of its training."""
 
 import math
+from statistics import fmean
 
 import numpy as np
 
@@ -10,6 +11,8 @@ from dfshield.evaluation.masking import gradient_masking_checks
 
 WORST_POINTS = 0.5
 """Percentage points of images that other attacks may break of those that AutoAttack leaves."""
+EPOCH_PARTS = 5
+"""Means are over one part of so many of the training's epochs."""
 EPOCH_POINTS = 5.0
 """Percentage points that the last epoch may be less robust than the best one."""
 SIGNS = ("randomised", "softmax-outputs", "zero-gradients", "square-broke-after-white-box")
@@ -47,19 +50,21 @@ def autoattack_flags(case: Case) -> Finding:
 
 
 def last_epoch(case: Case) -> Finding:
-    """On held-out synthetic images the last epoch is at most `EPOCH_POINTS` less robust than the best one.
+    """On held-out synthetic images the last epochs are at most `EPOCH_POINTS` less robust than the best ones.
 
     Robust agreement is with the teacher's class under the training's own attack (Rice et al. 2020: robust overfitting).
+    It is compared between means over a fifth of all epochs: the best of many single epochs is the luckiest one.
     """
     values = [row.get("robust_agreement", math.nan) for row in case.history]
-    known = {epoch: value for epoch, value in enumerate(values, start=1) if math.isfinite(value)}
-    if not known or len(values) not in known:
+    if not values or not all(map(math.isfinite, values)):
         return absent("no held-out robustness of the training is known")
-    best = max(known, key=lambda epoch: known[epoch])
-    last = len(values)
-    lost = known[best] - known[last]
+    width = max(1, len(values) // EPOCH_PARTS)
+    means = [fmean(values[end - width : end]) for end in range(width, len(values) + 1)]
+    best = max(range(len(means)), key=lambda first: means[first])
+    lost = means[best] - means[-1]
     text = (
-        f"held-out robust agreement {known[last]:.1f} % in the last epoch {last}, {known[best]:.1f} % in epoch {best}"
+        f"mean held-out robust agreement {means[-1]:.1f} % in epochs {len(means)} to {len(values)}, "
+        f"{means[best]:.1f} % in epochs {best + 1} to {best + width}"
     )
     verdict: Verdict = "failed" if lost > EPOCH_POINTS else "passed"
     return Finding(verdict, lost, EPOCH_POINTS, text)
