@@ -7,7 +7,7 @@ from dfshield.evaluation.checks.case import Case, Finding, Verdict, absent, allo
 from dfshield.options.checks import FACTORS
 
 EFFORT_POINTS = 2.0
-"""Percentage points that twice the effort may change; of 131 small networks 19 changed by 2 or more, 4 by more than 2."""
+"""Percentage points that twice the effort may change. Of 131 small networks 19 change by 2 or more, 4 by more."""
 POINTS = 1.0
 """Percentage points that may stand at any ε, or be gained as it grows."""
 
