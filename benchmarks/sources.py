@@ -148,6 +148,8 @@ class Yardstick:
         self.x, self.y = test.x[arguments.skip :], test.y[arguments.skip :]
         if not len(self.y):
             raise InputError(f"{arguments.evaluation}: has no images after the first {arguments.skip}")
+        torch.set_num_threads(arguments.threads)
+        self.threads = ["--threads", str(arguments.threads)]
         self.common = ["--factory", arguments.factory] if arguments.factory else []
 
     def run(self) -> list[Result]:
@@ -182,7 +184,7 @@ class Yardstick:
             return 0.0
         stage = options.pop("stage")
         own = self.common if stage != "public" else []
-        images = ["--images", str(self.arguments.images), "--seed", str(seed)]
+        images = ["--images", str(self.arguments.images), "--seed", str(seed), *self.threads]
         words = ["--teacher", str(self.arguments.teacher), "--out", str(out), *own, *images, *_words(options)]
         return _stage(stage, words)
 
@@ -193,7 +195,7 @@ class Yardstick:
         data, student, metrics = (self._path(name, seed, file) for file in ("data.h5", "student.safetensors", "m.csv"))
         words = ["--teacher", str(self.arguments.teacher), "--data", str(data), "--out", str(student)]
         words += ["--metrics", str(metrics), "--threat", self.arguments.threat, "--seed", str(seed)]
-        training = _stage("train", [*words, *self.common, *_words(self.schedule)])
+        training = _stage("train", [*words, *self.common, *self.threads, *_words(self.schedule)])
         network, card = load_checkpoint(student, torch.device("cpu"), self.arguments.factory)
         network.requires_grad_(False)
         clean = 100 * float((classes(network, self.x) == self.y).float().mean())
@@ -271,6 +273,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--real", type=Path, help=".npz of the real training images, for the ceiling")
     parser.add_argument("--images", type=int, default=2000, help="images of each source (default: 2000)")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="seeds of making and training (default: 0)")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of each stage (default: 1)")
     parser.add_argument("--only", nargs="+", metavar="SOURCE", help="these sources alone")
     parser.add_argument("--config", type=Path, default=Path(__file__).with_suffix(".yaml"), help="sources and schedule")
     parser.add_argument(
