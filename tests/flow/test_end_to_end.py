@@ -145,7 +145,7 @@ EDITS = {
         "",
         {"augment": 1, "train": 1, "attack": 1, "diversity": 1, "table": 3, "tables": 1},
     ),
-    # a robustness check: tables 1, 3, 4, 8, 9, 10, 12, 14, 15, 18, 21, 22 and attacks have a model of table 4 under attack
+    # a robustness check: tables 1, 3, 4, 8, 9, 10, 12, 14, 15, 18, 21, 22 and attacks attack models of table 4
     "check": (
         {"evaluation/checks/comparisons.py": ("POINTS = 1.0", "POINTS = 1.5")},
         "",
