@@ -94,13 +94,15 @@ class Plan(Settings):
 
     def _marked(self, cells: list[Cell]) -> list[Cell]:
         """Cells with checks only of those classifiers that undergo them."""
-        return [cell if cell.checks in self._checked else replace(cell, checks="") for cell in cells]
+        return [
+            replace(cell, checks="") if cell.checks and cell.checks not in self._checked else cell for cell in cells
+        ]
 
     @cached_property
     def _checked(self) -> set[str]:
         """Paths of the robustness checks of the classifiers that the run attacks by all of ``checked``, in any table.
 
-        No attack is made for the checks alone.
+        So no attack is made that no table or card of the run has.
         """
         found: list[Cell] = []
         for name in self.own_tables:

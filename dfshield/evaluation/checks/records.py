@@ -14,7 +14,7 @@ WORST_POINTS = 0.5
 EPOCH_PARTS = 5
 """Means are over one part of so many of the training's epochs."""
 EPOCH_POINTS = 5.0
-"""Percentage points that the last epoch may be less robust than the best one."""
+"""Percentage points that the last epochs may be less robust than the best ones."""
 SIGNS = ("randomised", "softmax-outputs", "zero-gradients", "square-broke-after-white-box")
 """Flags of ledgers that are AutoAttack's own (Croce and Hein 2020)."""
 
