@@ -24,6 +24,7 @@ from dfshield.planning.paths import (
     STUDENT,
 )
 from dfshield.planning.plan import Plan
+from dfshield.registry import CHECKS
 from dfshield.report import cost, model_card
 from dfshield.report.content import measurements
 from dfshield.report.rows import read_csv, write_csv
@@ -504,6 +505,8 @@ def test_hardened_model_report(
     student = Path(plan.place(HARDEN, "mine", source="dss", recipe="dfshield").path(STUDENT))
     out = Path("results/harden/mine")
     model_card.run(plan, "mine", student, out)
+    card = (out / "MODEL_CARD.md").read_text()
+    assert card.count("| Undefended |") == card.count("| Hardened |") == 3 + len(CHECKS), "figures and checks"
     assert (out / "model.safetensors").read_bytes() == student.read_bytes()
     assert verify(out / "report.csv") == 0
     for name in ("MODEL_CARD.md", "model.safetensors"):
