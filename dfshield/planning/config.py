@@ -38,8 +38,7 @@ RESERVED = re.compile(r"seed-\d+|eval|none|.*\.(safetensors|h5|csv|json|md|tex|l
 
 
 def _refuse_misplaced(options: dict[str, Any], stage: str, where: str) -> None:
-    seeded = ("seed",) if STAGES[stage].seeded else ()
-    for key in ELSEWHERE_BY_STAGE.get(stage, seeded):
+    for key in ELSEWHERE_BY_STAGE.get(stage, ("seed",)):
         if key in options:
             raise ValueError(f"{where}.{key}: cannot be set here; use {ELSEWHERE[key]}")
 
@@ -171,7 +170,8 @@ class Config(StageOverrides):
     data_dir: Path | None = None
     """folder of real data and weights; the variable DFSHIELD_DATA wins, without either: ./data"""
     seeds: tuple[Seed, ...] = Field((0,), min_length=1)
-    """seeds of synthesis and training; tables give mean and spread"""
+    """seeds of teacher, synthesis, training and attacks: a figure of one is all of that seed; tables give mean and
+    spread. A network that comes trained, published or your own, is the same for all"""
     shards: Positive = 1
     """parallel jobs of one synthesis"""
     grid: Literal["demo", "full"] = "demo"

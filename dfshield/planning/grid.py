@@ -1,4 +1,4 @@
-"""Which part of a config's grid every table takes: data sets, models, rows, seeds, threat models, swept values.
+"""Which part of a config's grid every table takes: data sets, models, rows, threat models, swept values.
 
 With the vocabularies that the rows name.
 """
@@ -48,10 +48,6 @@ class Grid:
         if not self.stand_in(spec):
             return GridSpec()
         return spec.grid.full if self.config.grid == "full" else spec.grid.demo
-
-    def seeds(self, spec: TableSpec, row: RowSpec) -> tuple[int, ...]:
-        """The seeds that a table has for a row."""
-        return self.config.seeds[:1] if "first" in (row.seeds, self.grid(spec).seeds) else self.config.seeds
 
     def rows(self, spec: TableSpec) -> list[RowSpec]:
         """The rows of a table; those that the config's `methods` choose, if the table has them all."""

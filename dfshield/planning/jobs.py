@@ -137,7 +137,7 @@ class Jobs:
         place = Place.parse(CHECKS, cell.checks) if cell.checks else None
         if place is None:
             return []
-        models = [place, *checks_others(place).values()]
+        models = [place, *checks_others(self.plan, place).values()]
         ledgers = map(self.ledger, checked_ledgers(self.plan, place))
         return [self._add("checks", cell.checks, [*map(self.classifier, models), *ledgers], place)]
 
@@ -177,7 +177,8 @@ class Jobs:
 
     def teacher(self, place: Place) -> str:
         """The trained classifier that everything starts from."""
-        return self._add("teacher", place.path(TEACHER), [], self.plan.place(place.dataset, place.model))
+        own = self.plan.teacher(place)
+        return self._add("teacher", own.path(TEACHER), [], own)
 
     def missed_classes(self, job: Job) -> str:
         """What there is to say of classes that a job makes no image of; empty for nothing."""

@@ -12,7 +12,7 @@ RESULTS = "results"
 HARDEN = "harden"
 NONE = "none"
 
-TEACHER = RESULTS + "/{run}/{dataset}/{model}/teacher.safetensors"
+TEACHER = RESULTS + "/{run}/{dataset}/{model}/seed-{seed}/teacher.safetensors"
 SOURCE = RESULTS + "/{run}/{dataset}/{model}/{source}/seed-{seed}"
 SHARD = SOURCE + "/shard-{shard}.h5"
 DATA = SOURCE + "/data.h5"
@@ -54,11 +54,6 @@ class Place:
     def at(self, **changes: Any) -> "Place":
         """The same place but for some fields."""
         return replace(self, **changes)
-
-    @property
-    def checkpoint(self) -> str:
-        """The path of its classifier: the teacher itself where nothing was trained."""
-        return self.path(TEACHER if self.recipe == NONE else STUDENT)
 
     @classmethod
     def of(cls, wildcards: dict[str, Any]) -> "Place":

@@ -133,7 +133,7 @@ class Plan(Settings):
             for threat, row, overrides in product(threats, rows, self.sweeps(spec)):
                 for model in models[:1] if cut and row.models == "first" else models:
                     recipe = self._shared_recipe(dataset, model, row, overrides)
-                    for metric, seed in product(spec.metrics, self.seeds(spec, row)):
+                    for metric, seed in product(spec.metrics, self.seeds(spec, row, dataset, model)):
                         place = Place(
                             self.config.name, dataset, model, row.source, recipe, train_name(recipe, threat), seed,
                             defence=row.defence,

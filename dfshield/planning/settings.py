@@ -1,4 +1,4 @@
-"""The options of every job of a config, and the names that its paths may have."""
+"""The options of every job of a config, the names that its paths may have, and whose teacher has which seed."""
 
 from functools import cached_property
 from typing import Any
@@ -11,9 +11,10 @@ from dfshield.planning.choices import Choice, layer
 from dfshield.planning.config import HardenConfig
 from dfshield.planning.grid import FIELDS, OF_STAGE, Grid
 from dfshield.planning.limits import check_job, images_in
-from dfshield.planning.paths import HARDEN, NONE, SHARD, Place
+from dfshield.planning.paths import HARDEN, NONE, SHARD, STUDENT, TEACHER, Place
 from dfshield.planning.stages import STAGES, options_of
 from dfshield.planning.subjects import Subject, look_up, subjects_of
+from dfshield.planning.tables import RowSpec, TableSpec
 
 
 class Settings(Grid):
@@ -80,6 +81,21 @@ class Settings(Grid):
         if place.recipe != NONE and place.train_threat == NONE:
             return place.at(train_threat=threat_name(self.subject(dataset, model).threat))
         return place
+
+    def teacher(self, place: Place) -> Place:
+        """The place of a place's teacher: that of its seed; one for all seeds, at the first, if it comes trained."""
+        imported = self.subject(place.dataset, place.model).has_teacher_weights
+        return Place(place.run, place.dataset, place.model, seed=self.config.seeds[0] if imported else place.seed)
+
+    def checkpoint(self, place: Place) -> str:
+        """The path of the classifier at a place: the teacher itself where nothing was trained."""
+        return self.teacher(place).path(TEACHER) if place.recipe == NONE else place.path(STUDENT)
+
+    def seeds(self, spec: TableSpec, row: RowSpec, dataset: str, model: str) -> tuple[int, ...]:
+        """The seeds that a table has for a row; of a teacher that comes trained, the first alone."""
+        imported = row.source == row.recipe == NONE and self.subject(dataset, model).has_teacher_weights
+        first = imported or "first" in (row.seeds, self.grid(spec).seeds)
+        return self.config.seeds[:1] if first else self.config.seeds
 
     # --- options -----------------------------------------------------------------------------------------------------
 

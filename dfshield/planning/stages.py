@@ -53,8 +53,6 @@ class Stage:
     """Time to ask a cluster for, by the paper's largest model on one GPU; a day is the longest that many grant."""
     resumes: bool = False
     """A job that ran out of time goes on in as much again; others start over, each time with more."""
-    seeded: bool = True
-    """Each of the config's seeds has a job of its own."""
 
     def chosen(self, options: StageOptions | None) -> list[registry.Entry]:
         """The registry entries that options name, as far as they are registered."""
@@ -75,7 +73,6 @@ STAGES: dict[str, Stage] = {
         memory_mb=4000,
         minutes=1440,
         resumes=True,
-        seeded=False,
     ),
     "synthesize": Stage(
         "make one shard of a synthetic training set out of a teacher",
@@ -167,7 +164,6 @@ STAGES: dict[str, Stage] = {
         dataset=True,
         memory_mb=12000,
         minutes=240,
-        seeded=False,
     ),
     "table": Stage(
         "render one table from its ledgers and records, as CSV, Markdown and LaTeX",

@@ -44,7 +44,7 @@ class Subject:
 
     @property
     def has_teacher_weights(self) -> bool:
-        """Whether the teacher comes trained."""
+        """Whether the teacher is imported, by a user or as published, so that all seeds have the same one."""
         return self.own or self.dataset in registry.MODELS[self.model].pretrained
 
 

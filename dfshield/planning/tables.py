@@ -61,7 +61,8 @@ class RowSpec(Options):
     marks: dict[str, bool] = Field(default_factory=dict)
     """columns with a tick or a cross beside the row's name, by their titles"""
     seeds: Literal["all", "first"] = "all"
-    """the config's seeds, or its first alone, which is enough for a row of reference"""
+    """the config's seeds, or its first alone, which is enough for a row of reference; of a network that comes trained,
+    the first alone in any case"""
     models: Literal["all", "first"] = "all"
     """models of this row on stand-in data at demo scale: the table's, or the first of them alone"""
     only: Literal["stand-in", "paper"] | None = None

@@ -74,11 +74,12 @@ def makings(plan: Plan) -> list[Making]:
     plan.cells("table4")
     spec, jobs, found = plan.tables["table4"], Jobs(plan), []
     for (dataset, models), row in product(plan.blocks(spec), plan.rows(spec)):
-        for model, seed in product(models, plan.seeds(spec, row)):
-            place = plan.place(dataset, model, source=row.source, recipe=row.recipe, seed=seed)
-            data = [] if row.source == NONE else jobs.needed(jobs.data(place), MAKING)
-            student = [] if row.recipe == NONE else [jobs.jobs[jobs.student(place)]]
-            found.append(Making(dataset, model, row.method, seed, data, student))
+        for model in models:
+            for seed in plan.seeds(spec, row, dataset, model):
+                place = plan.place(dataset, model, source=row.source, recipe=row.recipe, seed=seed)
+                data = [] if row.source == NONE else jobs.needed(jobs.data(place), MAKING)
+                student = [] if row.recipe == NONE else [jobs.jobs[jobs.student(place)]]
+                found.append(Making(dataset, model, row.method, seed, data, student))
     return found
 
 

@@ -25,7 +25,10 @@ def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
     first = "Accuracies in percent." if accuracies else ""
     seeds = len({row.seed for row in rows})
     if seeds > 1:
-        first += f" Mean ± sample standard deviation over {seeds} seeds; a figure without ± is of one seed."
+        first += (
+            f" Mean ± sample standard deviation over {seeds} seeds of teacher (unless it came trained), synthesis and "
+            "training; a figure without ± is of one seed."
+        )
     if intervals and accuracies:
         shared = " of the mean (the seeds share the images)" if seeds > 1 else ""
         first += f" Brackets: 95 % Wilson interval{shared} for the given number of images."

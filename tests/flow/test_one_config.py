@@ -14,7 +14,7 @@ from dfshield.planning.config import check_config
 
 pytestmark = pytest.mark.slow
 
-TEACHER = "results/tiny/digits/cnn-s/teacher.safetensors"
+TEACHER = "results/tiny/digits/cnn-s/seed-0/teacher.safetensors"
 CONFIG = ("--configfile", "mine.yaml")
 
 
@@ -40,7 +40,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def job(folder: Path, **variables: str) -> subprocess.CompletedProcess[str]:
     """A job as an executor starts it on another machine: a process of Snakemake that reads the files anew."""
-    words = ["--snakefile", "Snakefile", "--target-jobs", "teacher:run=tiny,dataset=digits,model=cnn-s"]
+    words = ["--snakefile", "Snakefile", "--target-jobs", "teacher:run=tiny,dataset=digits,model=cnn-s,seed=0"]
     words += ["--allowed-rules", "teacher", "--cores", "1", "--force", "--no-hooks", "--nolock", "--nocolor"]
     words += ["--configfiles", "mine.yaml", "--mode", "remote", "-n", "-p"]
     command = [sys.executable, "-m", "snakemake", *words]

@@ -33,12 +33,12 @@ def test_the_default_is_table_4_of_the_demo(folder):
     config = load_config(folder / "config/config.yaml")
     models, seeds = sum(len(d.models) for d in config.datasets.values()), len(config.seeds)
     students = models * seeds
-    attacked = models + 4 * models + 2 * students + models
+    attacked = students + 4 * models + 2 * students + models
     expected = {
-        "teacher": models,
+        "teacher": students,
         "synthesize": students * config.shards,
         "merge": students,
-        "export": models,  # Undefended and Original, rows of reference, at one seed
+        "export": models,  # Original, a row of reference, at one seed
         "train": 2 * students + models,  # Ours, Plus and Original
         "cotrain": 4 * models,  # the rivals
         "attack": 2 * attacked,  # PGD and AutoAttack
@@ -258,7 +258,7 @@ def test_a_key_that_a_config_file_gives_twice(folder):
 
 def test_what_only_other_targets_need_is_no_reason_to_refuse(folder):
     words = ("-n", "--config", "train={aggregate: 500}")
-    assert jobs(snakemake(folder, "results/demo/digits/cnn-s/teacher.safetensors", *words)) == {"teacher": 1}
+    assert jobs(snakemake(folder, "results/demo/digits/cnn-s/seed-0/teacher.safetensors", *words)) == {"teacher": 1}
 
 
 def test_from_elsewhere(folder, tmp_path):
@@ -282,9 +282,9 @@ def test_from_elsewhere(folder, tmp_path):
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("results/demo/digits/resnet20/teacher.safetensors", "a model of no data set"),
-        ("results/demo/cifar10/cnn-s/teacher.safetensors", "a data set that is not the config's"),
-        ("results/other/digits/cnn-s/teacher.safetensors", "another run"),
+        ("results/demo/digits/resnet20/seed-0/teacher.safetensors", "a model of no data set"),
+        ("results/demo/cifar10/cnn-s/seed-0/teacher.safetensors", "a data set that is not the config's"),
+        ("results/other/digits/cnn-s/seed-0/teacher.safetensors", "another run"),
         ("results/demo/digits/cnn-s/dss/dfshield/linf-4-255/seed-0/student.safetensors", "another threat"),
         ("results/demo/digits/cnn-s/dss/none/none/seed-0/student.safetensors", "no recipe"),
         ("results/demo/digits/cnn-s/public/seed-0/shard-0.h5", "shards of what has none"),
@@ -312,6 +312,16 @@ def test_threats_of_other_data_sets_are_not_taken(folder):
         assert run.returncode != 0 and "no threat model" in run.stdout + run.stderr
     right = path.replace("linf-3", "linf-4")
     assert jobs(snakemake(folder, right, "-n", "--configfile", "two.yaml"))["train"] == 1
+
+
+def test_students_have_the_teachers_of_their_seeds_and_a_users_network_is_one_for_all(folder, more):
+    for config, home, made in (("config/config.yaml", "digits/cnn-s", 2), ("own.yaml", "harden/mine", 1)):
+        students = [f"results/demo/{home}/dss/dfshield/linf-2-16/seed-{seed}/student.safetensors" for seed in (1, 2)]
+        run = snakemake(folder, *students, "-n", "--configfile", config, *SHOWN)
+        assert jobs(run) == {"teacher": made, "synthesize": 2, "merge": 2, "train": 2}
+        taken = {parsed(words).teacher for words, _ in printed(run).values() if words[0] in ("synthesize", "train")}
+        seeds = (1, 2) if made == 2 else (0,)
+        assert taken == {Path(f"results/demo/{home}/seed-{seed}/teacher.safetensors") for seed in seeds}
 
 
 def test_sources_by_a_generator(folder):
@@ -347,7 +357,7 @@ def test_harden_without_entries_says_so(folder):
 
 @pytest.mark.parametrize(("device", "expected"), [("cpu", "gpu=0"), ("cuda", "gpu=1")])
 def test_gpus_are_asked_for_where_cuda_is_configured(folder, device, expected):
-    target = "results/demo/digits/cnn-s/teacher.safetensors"
+    target = "results/demo/digits/cnn-s/seed-0/teacher.safetensors"
     words = ("-n", "--config", f"device={device}", "--resources", "gpu=1", "--verbose")
     run = snakemake(folder, target, *words, *SHOWN)
     assert expected in run.stdout + run.stderr

@@ -169,8 +169,10 @@ def test_memory_doubles_after_a_job_ran_out_of_it(
 def test_a_gpu_that_the_queue_gives_and_pytorch_does_not_see_is_refused(slurm: Cluster, tmp_path: Path) -> None:
     folder = made(tmp_path / "gpu")
     own = ("--config", "device=auto", "name=gpu")
-    run = slurm.snakemake(folder, "results/gpu/digits/cnn-s/teacher.safetensors", "--retries", "0", *CONFIG, *own)
+    run = slurm.snakemake(
+        folder, "results/gpu/digits/cnn-s/seed-0/teacher.safetensors", "--retries", "0", *CONFIG, *own
+    )
     assert run.wait(120) == 1
-    (log,) = (folder / ".snakemake/slurm_logs/rule_teacher/gpu_digits_cnn-s").glob("*.log")
+    (log,) = (folder / ".snakemake/slurm_logs/rule_teacher/gpu_digits_cnn-s_0").glob("*.log")
     assert "device: CUDA_VISIBLE_DEVICES is 0, but PyTorch" in log.read_text()
     assert "TresPerJob=gres:gpu:1" in slurm.slurm("scontrol", "show", "job", log.stem)

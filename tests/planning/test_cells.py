@@ -215,12 +215,6 @@ def test_rows_whose_source_and_recipe_do_not_go_together(tmp_path):
             plan(tables=str(tmp_path / "tables.yaml")).cells("table4")
 
 
-def test_seeds_repeat_students_and_not_the_teacher():
-    cells = plan(seeds=[0, 5]).cells("table4")
-    seeds = {method: sorted({c.seed for c in cells if c.method == method}) for method in ("Undefended", "Ours")}
-    assert seeds == {"Undefended": [0], "Ours": [0, 5]}
-
-
 def test_rows_that_only_stand_ins_have_or_only_the_papers_data():
     papers = {"name": "x", "datasets": {"cifar10": {"models": ["wrn28_10"], "threat": "linf:4/255"}}}
     for grid in ("demo", "full"):  # how much is computed does not decide which rows there are

@@ -83,7 +83,7 @@ def test_arithmetic_by_hand(costs):
 def test_text(costs, tmp_path):
     text, tex = (tmp_path / "cost.md").read_text(), (tmp_path / "cost.tex").read_text()
     assert "| Method | CNN-S data, s | CNN-S training, s | CNN-S total, s | CNN-S GFLOP |" in text
-    assert "| Undefended | 0.0 | 0.0 | 0.0 | 0.00 |" in text
+    assert "| Undefended | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.0 ± 0.0 | 0.00 ± 0.00 |" in text
     assert "over 2 seeds" in text and "| Ours | " in text and " ± " in text
     assert tex.isascii() and tex.count(r" \\") >= 8 and r"\begin{tabular}{lrrrr}" in tex
 

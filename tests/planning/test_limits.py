@@ -140,7 +140,7 @@ WRONG = GRID | {"train": {"aggregate": 2000}}
         (["tables"], True),
         (["all"], True),
         (["results/table2.csv"], False),
-        (["results/run/digits/cnn-s/teacher.safetensors"], False),
+        (["results/run/digits/cnn-s/seed-0/teacher.safetensors"], False),
         (["harden"], False),
         (None, False),
     ],

@@ -146,7 +146,7 @@ def test_a_users_own_model():
 def test_path_grammar():
     made = plan(name="r")
     place = made.place("digits", "cnn-s", source="dss", recipe="dfshield", seed=3)
-    assert place.path(TEACHER) == "results/r/digits/cnn-s/teacher.safetensors"
+    assert place.path(TEACHER) == "results/r/digits/cnn-s/seed-3/teacher.safetensors"
     assert place.at(shard=4).path(SHARD) == "results/r/digits/cnn-s/dss/seed-3/shard-4.h5"
     assert place.path(DATA) == "results/r/digits/cnn-s/dss/seed-3/data.h5"
     trained = "results/r/digits/cnn-s/dss/dfshield/linf-8-255/seed-3"
@@ -158,7 +158,9 @@ def test_path_grammar():
     assert place.at(split="train").path(DIVERSITY) == "results/r/digits/cnn-s/dss/seed-3/diversity@train.json"
     bare = made.place("digits", "cnn-s", protocol="clean", threat="linf-8-255").path(LEDGER)
     assert bare == "results/r/digits/cnn-s/none/none/none/seed-0/eval/none/clean@linf-8-255/ledger.h5"
-    assert plan(MINE, name="r").place("harden", "net").path(TEACHER) == "results/r/harden/net/teacher.safetensors"
+    assert (
+        plan(MINE, name="r").place("harden", "net").path(TEACHER) == "results/r/harden/net/seed-0/teacher.safetensors"
+    )
 
 
 @pytest.mark.parametrize(("shards", "images", "expected"), [(1, 1000, 1), (3, 1000, 3), (9, 1000, 5), (9, 200, 1)])

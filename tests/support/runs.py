@@ -67,11 +67,7 @@ def described(plan: Plan, stage: str, place: Place) -> dict[str, object]:
 
 def fake_run(plan: Plan, cells: list) -> None:
     """Every file of a run's cells, with hashes that belong together."""
-    first = plan.place(cells[0].dataset, cells[0].model)
-    teacher = save(
-        Path(first.path(TEACHER)), 0, "teacher", plan.subject(first.dataset, first.model).factory,
-        options=described(plan, "teacher", first), seed=0,
-    )  # fmt: skip
+    teachers: dict[Place, str] = {}
     students: dict[str, str] = {}
     sets: dict[str, str] = {}
     hashes_of: dict[str, str] = {}
@@ -79,6 +75,13 @@ def fake_run(plan: Plan, cells: list) -> None:
     for number, cell in enumerate(cells):
         parsed = (Place.parse(template, cell.ledger) for template in (LEDGER, DIVERSITY, IMAGES_DIVERSITY))
         place = next(filter(None, parsed))
+        first = plan.teacher(place)
+        if first not in teachers:
+            teachers[first] = save(
+                Path(first.path(TEACHER)), -1 - first.seed, "teacher", plan.subject(first.dataset, first.model).factory,
+                options=described(plan, "teacher", first), seed=first.seed,
+            )  # fmt: skip
+        teacher = teachers[first]
         real_data, sha = "teacher", teacher
         if (place.source, place.recipe) != (NONE, NONE):
             real_data = "train" if place.source == "real" else "none"
@@ -108,7 +111,7 @@ def fake_run(plan: Plan, cells: list) -> None:
         if cell.checks:
             checked[cell.checks] = sha, real_data
     for path, (sha, real_data) in checked.items():
-        save_checks(plan, path, sha, real_data, teacher, hashes_of)
+        save_checks(plan, path, sha, real_data, teachers, hashes_of)
 
 
 def save_ledger(plan: Plan, place: Place, threat: str, robust: int, sha: str, real_data: str) -> str:
@@ -118,7 +121,9 @@ def save_ledger(plan: Plan, place: Place, threat: str, robust: int, sha: str, re
     )  # fmt: skip
 
 
-def save_checks(plan: Plan, path: str, sha: str, real_data: str, teacher: str, hashes_of: Mapping[str, str]) -> None:
+def save_checks(
+    plan: Plan, path: str, sha: str, real_data: str, teachers: Mapping[Place, str], hashes_of: Mapping[str, str]
+) -> None:
     """Robustness checks, with the ledgers that they read and that are not there yet."""
     place = Place.parse(CHECKS, path)
     assert place
@@ -130,5 +135,5 @@ def save_checks(plan: Plan, path: str, sha: str, real_data: str, teacher: str, h
     make_findings(
         Path(path), threat=options["threat"], model_sha256=sha, real_data=real_data, defence=place.defence,
         options=options, seed=place.seed, dataset=place.dataset, model=place.model, ledgers=read,
-        others=dict.fromkeys(checks_others(place), teacher),
+        others={name: teachers[other] for name, other in checks_others(plan, place).items()},
     )  # fmt: skip

@@ -119,6 +119,24 @@ def test_a_protocol_with_a_threat_of_its_own(
     assert "student.safetensors: threat is linf:16/255, the config says linf:8/255" in capsys.readouterr().out
 
 
+def test_a_teacher_of_another_seed(table: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """Every figure is traced to the teacher of its seed; a student or a ledger of another one's is no link."""
+    path = table("table4", seeds=[0, 1])
+    assert verify(path) == 0
+    first, second = (Path(HOME) / f"seed-{seed}/teacher.safetensors" for seed in (0, 1))
+    whole = first.read_bytes()
+    first.write_bytes(second.read_bytes())
+    assert verify(path) == 1
+    assert f"{first}: seed is 1, the config says 0" in capsys.readouterr().out
+    first.write_bytes(whole)
+    student = Path(STUDENT_FILE)
+    model, card = load_checkpoint(student, "cpu")
+    card.provenance["teacher_sha256"] = read_card(second).tensors_sha256
+    save_checkpoint(student, model, card)
+    assert verify(path) == 1
+    assert f"student.safetensors: it was not made from {first} as it is now" in capsys.readouterr().out
+
+
 def test_images_of_a_co_trained_baseline(
     table: Callable[..., Path], capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
@@ -172,7 +190,7 @@ def test_reports_need_no_pytorch(table: Callable[[str], Path], tmp_path: Path) -
     light(
         ["table", "table8", "--config", "c.yaml", "--out", "again.csv"],
         ["verify", str(out)],
-        *(["inspect", file] for file in (str(home / "teacher.safetensors"), data, ledger)),
+        *(["inspect", file] for file in (str(home / "seed-0/teacher.safetensors"), data, ledger)),
         ["merge", data, "--out", "merged.h5"],
     )
     assert Path("again.csv").read_bytes() == out.read_bytes()
@@ -222,7 +240,7 @@ def other_values(path: str) -> Callable[[], None]:
 
 other_student = other_weights(STUDENT_FILE)
 other_data = other_values(DATA_FILE)
-other_teacher = other_weights(f"{HOME}/teacher.safetensors")
+other_teacher = other_weights(f"{HOME}/seed-0/teacher.safetensors")
 
 
 def other_checks() -> None:
@@ -268,7 +286,11 @@ def assert_broken(
         (flip(DATA_FILE), 6, "data.h5"),  # of Ours and Plus
         (lambda: Path(DATA_FILE).unlink(), 6, "no such file"),
         (other_data, 6, "seed-0/data.h5: it was not made from"),
-        (other_teacher, 8 * 3, "it was not made from results/demo/digits/cnn-s/teacher.safetensors as it is now"),
+        (
+            other_teacher,
+            8 * 3,
+            "it was not made from results/demo/digits/cnn-s/seed-0/teacher.safetensors as it is now",
+        ),
     ],
 )
 def test_broken_links_are_named(

@@ -5,7 +5,7 @@
 rule synthesize:
     input:
         current("synthesize", SHARD),
-        teacher=TEACHER,
+        teacher=own_teacher,
     output:
         SHARD,
     log:
@@ -62,7 +62,7 @@ rule merge:
 rule generate:
     input:
         current("generate", DATA),
-        teacher=TEACHER,
+        teacher=own_teacher,
     output:
         DATA,
     log:
@@ -118,7 +118,7 @@ rule augment:
 rule public:
     input:
         current("public", DATA),
-        teacher=TEACHER,
+        teacher=own_teacher,
     output:
         DATA,
     log:
@@ -146,7 +146,7 @@ rule public:
 rule export:
     input:
         current("export", DATA),
-        teacher=TEACHER,
+        teacher=own_teacher,
     output:
         DATA,
     log:

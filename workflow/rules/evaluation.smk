@@ -72,7 +72,7 @@ rule checks:
 rule diversity:
     input:
         current("diversity", DIVERSITY),
-        teacher=TEACHER,
+        teacher=own_teacher,
         data=DATA,
     output:
         DIVERSITY,
@@ -102,7 +102,7 @@ rule diversity:
 use rule diversity as diversity_of_images with:
     input:
         current("diversity", IMAGES_DIVERSITY),
-        teacher=TEACHER,
+        teacher=own_teacher,
         data=IMAGES,
     output:
         IMAGES_DIVERSITY,

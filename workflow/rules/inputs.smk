@@ -10,7 +10,7 @@ def own(wildcards):
 
 
 def usable(read, *given):
-    """What `read` makes of a file that the config names; one line if it cannot be read."""
+    """What `read` makes of what it is given; one line if it refuses."""
     try:
         return read(*given)
     except InputError as error:
@@ -52,20 +52,25 @@ def recipes(stage):
     return one_of(recipe for recipe in plan.recipes if plan.recipe_stage(recipe) == stage)
 
 
+def own_teacher(wildcards):
+    """The teacher of a job: the one of its seed, or the one of all seeds."""
+    return usable(plan.teacher, Place.of(dict(wildcards.items()))).path(TEACHER)
+
+
 def attacked(wildcards):
     """The checkpoint to attack: the teacher itself where nothing was trained."""
-    return Place.of(dict(wildcards.items())).checkpoint
+    return usable(plan.checkpoint, Place.of(dict(wildcards.items())))
 
 
 def other_models(wildcards):
     """Checkpoints of the further models that the attack needs."""
-    return [place.checkpoint for place in others(plan, Place.of(dict(wildcards.items()))).values()]
+    return [plan.checkpoint(place) for place in others(plan, Place.of(dict(wildcards.items()))).values()]
 
 
 def other_flags(wildcards):
     """The further models that the attack needs, by name."""
     found = others(plan, Place.of(dict(wildcards.items())))
-    return " ".join(f"--other {name}={place.checkpoint}" for name, place in found.items())
+    return " ".join(f"--other {name}={plan.checkpoint(place)}" for name, place in found.items())
 
 
 def checks_ledgers(wildcards):
@@ -75,15 +80,15 @@ def checks_ledgers(wildcards):
 
 def checks_inputs(wildcards):
     """What robustness checks read besides the checkpoint: ledgers, and the classifier that they transfer from."""
-    others = checks_others(Place.of(dict(wildcards.items())))
-    return [*checks_ledgers(wildcards), *(place.checkpoint for place in others.values())]
+    others = checks_others(plan, Place.of(dict(wildcards.items())))
+    return [*checks_ledgers(wildcards), *map(plan.checkpoint, others.values())]
 
 
 def checks_flags(wildcards):
     """The files of robustness checks; metrics are written with the student, so they are no input of their own."""
-    others = checks_others(Place.of(dict(wildcards.items())))
+    others = checks_others(plan, Place.of(dict(wildcards.items())))
     words = [f"--ledger {path}" for path in checks_ledgers(wildcards)]
-    words += [f"--other {name}={place.checkpoint}" for name, place in others.items()]
+    words += [f"--other {name}={plan.checkpoint(place)}" for name, place in others.items()]
     words += [f"--metrics {METRICS.format(**wildcards)}"] if wildcards.recipe != NONE else []
     return " ".join(words)
 

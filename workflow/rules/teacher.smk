@@ -11,7 +11,7 @@ rule teacher:
     benchmark:
         benchmark_of(TEACHER)
     message:
-        "Teacher {wildcards.dataset}/{wildcards.model}"
+        "Teacher {wildcards.dataset}/{wildcards.model} seed {wildcards.seed}"
     priority: 4
     threads: cores("teacher")
     resources:

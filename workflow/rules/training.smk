@@ -4,7 +4,7 @@
 rule train:
     input:
         current("train", STUDENT),
-        teacher=TEACHER,
+        teacher=own_teacher,
         data=DATA,
     output:
         student=STUDENT,
@@ -37,7 +37,7 @@ rule train:
 rule cotrain:
     input:
         current("cotrain", STUDENT),
-        teacher=TEACHER,
+        teacher=own_teacher,
     output:
         student=STUDENT,
         metrics=METRICS,
