@@ -23,14 +23,14 @@ def efforts(plan: Plan, table: str, rows: Sequence[Row]) -> Efforts:
     table and for a benchmark file that cannot be read.
     """
     cells = {(*key_of(cell), cell.seed): cell for cell in plan.cells(table)}
-    found: dict[tuple[str, str, str], dict[str, Effort]] = {}
+    found: dict[tuple[str, str, str], list[Effort]] = {}
     for row in rows:
         cell = cells.get((*row.key, row.seed))
         if cell is None:
             raise InputError(f"{table}: {row.method} by {row.metric}, seed {row.seed}, is no cell of the config")
-        if row.metric != "clean":  # seeds may share a ledger, that of the undefended teacher
-            found.setdefault((row.dataset, row.model, row.metric), {})[cell.ledger] = _effort(plan, cell, row)
-    return {key: _mean(list(own.values())) for key, own in found.items()}
+        if row.metric != "clean":
+            found.setdefault((row.dataset, row.model, row.metric), []).append(_effort(plan, cell, row))
+    return {key: _mean(own) for key, own in found.items()}
 
 
 def _effort(plan: Plan, cell: Cell, row: Row) -> Effort:
@@ -43,7 +43,7 @@ def _effort(plan: Plan, cell: Cell, row: Row) -> Effort:
 
 
 def _mean(efforts: Sequence[Effort]) -> Effort:
-    """The mean over models; None where one of them has no figure."""
+    """The mean over methods and seeds; None where one of them has no figure."""
     passes, measured = [one.passes for one in efforts], [one.seconds for one in efforts]
     return Effort(min(one.images for one in efforts), _mean_of(passes), _mean_of(measured))
 

@@ -73,13 +73,12 @@ def model_title(name: str) -> str:
 def measured(rows: Sequence[Row]) -> dict[Key, Value]:
     """Values of table rows, averaged over seeds.
 
-    Seeds share the test images, so the interval of a mean counts the images once. Seeds with one and the same ledger
-    (the undefended teacher) count once.
+    Seeds share the test images, so the interval of a mean counts the images once.
     """
-    groups: dict[Key, dict[str, Row]] = {}
+    groups: dict[Key, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.key, {}).setdefault(row.ledger_sha256, row)
-    return {key: _average(list(group.values())) for key, group in groups.items()}
+        groups.setdefault(row.key, []).append(row)
+    return {key: _average(group) for key, group in groups.items()}
 
 
 def _average(rows: list[Row]) -> Value:
