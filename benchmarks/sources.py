@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,9 @@ from dfshield.sources import trainset
 from dfshield.sources.objective import watched
 
 REAL = "real"
+DATA, STUDENT, METRICS = "data.h5", "student.safetensors", "metrics.csv"
+GUIDES = "guides"
+"""The key of a source whose class term students of earlier sources have a part in, by their names."""
 FOREIGN = 200
 """Images of each other source on which agreement is measured."""
 STATISTICS = 100
@@ -53,7 +56,7 @@ class Result:
     seed: int
     images: int
     seconds_making: float
-    """of the whole stage, start of the process included; 0 for real images"""
+    """of the whole stage, start of the process included, with all that its guides took; 0 for real images"""
     seconds_training: float
     clean: float
     """percent of the real images that the student classifies rightly"""
@@ -138,10 +141,14 @@ class Yardstick:
         chosen = yaml.safe_load(arguments.config.read_text(encoding="utf-8"))
         self.sources: dict[str, dict[str, Any]] = {REAL: {}} if arguments.real else {}
         self.sources |= {name: dict(options) for name, options in chosen["sources"].items()}
+        names = list(self.sources)
+        for name, options in self.sources.items():
+            if late := set(options.get(GUIDES, ())) - set(names[: names.index(name)]):
+                raise InputError(f"{arguments.config}: {name}: no earlier source {', '.join(sorted(late))} for a guide")
         if unknown := set(arguments.only or ()) - self.sources.keys():
             raise InputError(f"--only: no source {', '.join(sorted(unknown))}; there are {', '.join(self.sources)}")
         if arguments.only:
-            self.sources = {name: self.sources[name] for name in arguments.only}
+            self.sources = {name: self.sources[name] for name in names if name in self._with_guides(arguments.only)}
         self.schedule = dict(chosen["train"])
         self.kind = self.card.input_shape, self.card.classes
         test = load_npz(arguments.evaluation, *self.kind, limit=arguments.skip + arguments.count)
@@ -157,19 +164,25 @@ class Yardstick:
         found = []
         with progress(2 * len(self.sources) * len(self.arguments.seeds), "sources", "step") as bar:
             for seed in self.arguments.seeds:
-                made = {}
-                for name in self.sources:
+                making: dict[str, float] = {}
+                training: dict[str, float] = {}
+                for name, options in self.sources.items():
                     bar.set_postfix_str(f"making {name}, seed {seed}", refresh=True)
-                    made[name] = self._make(name, seed)
+                    making[name] = self._make(name, seed)
+                    making[name] += sum(making[guide] + training[guide] for guide in options.get(GUIDES, ()))
+                    bar.update()
+                    bar.set_postfix_str(f"training on {name}, seed {seed}", refresh=True)
+                    training[name] = self._train(name, seed)
                     bar.update()
                 shown = {name: self._images(self._path(name, seed)) for name in self.sources}
-                for name in self.sources:
-                    bar.set_postfix_str(f"training on {name}, seed {seed}", refresh=True)
-                    found.append(self._judge(name, seed, made[name], shown))
-                    bar.update()
+                found += [self._judge(name, seed, making[name], training[name], shown) for name in self.sources]
         return found
 
-    def _path(self, name: str, seed: int, file: str = "data.h5") -> Path:
+    def _with_guides(self, names: Sequence[str]) -> set[str]:
+        """Sources and those that guide them."""
+        return {*names} | {own for name in names for own in self._with_guides(self.sources[name].get(GUIDES, ()))}
+
+    def _path(self, name: str, seed: int, file: str = DATA) -> Path:
         return Path(self.arguments.folder) / f"{name}-{seed}" / file
 
     def _make(self, name: str, seed: int) -> float:
@@ -183,19 +196,24 @@ class Yardstick:
             trainset.write_whole(out, header, real.x.permute(0, 2, 3, 1).numpy(), real.y.numpy())
             return 0.0
         stage = options.pop("stage")
+        guides = [str(self._path(guide, seed, STUDENT)) for guide in options.pop(GUIDES, ())]
         own = self.common if stage != "public" else []
         images = ["--images", str(self.arguments.images), "--seed", str(seed), *self.threads]
         words = ["--teacher", str(self.arguments.teacher), "--out", str(out), *own, *images, *_words(options)]
-        return _stage(stage, words)
+        return _stage(stage, [*words, *(word for guide in guides for word in ("--guide", guide))])
+
+    def _train(self, name: str, seed: int) -> float:
+        """Train a student; returns the seconds that it took."""
+        data, student, metrics = (self._path(name, seed, file) for file in (DATA, STUDENT, METRICS))
+        words = ["--teacher", str(self.arguments.teacher), "--data", str(data), "--out", str(student)]
+        words += ["--metrics", str(metrics), "--threat", self.arguments.threat, "--seed", str(seed)]
+        return _stage("train", [*words, *self.common, *self.threads, *_words(self.schedule)])
 
     def _images(self, path: Path) -> Tensor:
         return torch.from_numpy(trainset.read(path).images).permute(0, 3, 1, 2).contiguous()
 
-    def _judge(self, name: str, seed: int, making: float, shown: Mapping[str, Tensor]) -> Result:
-        data, student, metrics = (self._path(name, seed, file) for file in ("data.h5", "student.safetensors", "m.csv"))
-        words = ["--teacher", str(self.arguments.teacher), "--data", str(data), "--out", str(student)]
-        words += ["--metrics", str(metrics), "--threat", self.arguments.threat, "--seed", str(seed)]
-        training = _stage("train", [*words, *self.common, *self.threads, *_words(self.schedule)])
+    def _judge(self, name: str, seed: int, making: float, training: float, shown: Mapping[str, Tensor]) -> Result:
+        student, metrics = (self._path(name, seed, file) for file in (STUDENT, METRICS))
         network, card = load_checkpoint(student, torch.device("cpu"), self.arguments.factory)
         network.requires_grad_(False)
         clean = 100 * float((classes(network, self.x) == self.y).float().mean())

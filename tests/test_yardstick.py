@@ -1,8 +1,10 @@
 """The yardstick of training sets: its measures by hand, and the whole of it on a tiny teacher."""
 
 import csv
+import json
 import math
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,7 @@ import yaml
 from support import tiny
 
 from benchmarks import sources
-from dfshield.models.checkpoints import load_checkpoint
+from dfshield.models.checkpoints import load_checkpoint, read_card
 
 
 @pytest.mark.parametrize("power", [0, -1, -2, -3])
@@ -89,3 +91,24 @@ def test_what_cannot_be_measured_is_refused_before_any_work(words, tmp_path, cap
     said = capsys.readouterr().err
     assert message in said and said.count("\n") == 1
     assert not (tmp_path / "kept").exists()
+
+
+def test_guides_are_students_of_earlier_sources(words, tmp_path, capsys):
+    config = yaml.safe_load((tmp_path / "sources.yaml").read_text())
+    config["sources"]["guided"] = config["sources"]["dss"] | {"guides": ["other"]}
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    assert sources.main([*words, "--only", "guided"]) == 0
+    with (tmp_path / "out/sources.csv").open() as file:
+        other, guided = csv.DictReader(file)
+    assert (other["source"], guided["source"]) == ("other", "guided"), "what it needs, and nothing else"
+    with h5py.File(tmp_path / "kept/guided-0/data.h5") as file:
+        assert json.loads(file.attrs["guides"]) == [
+            read_card(tmp_path / "kept/other-0/student.safetensors").tensors_sha256
+        ]
+    whole = float(other["seconds_making"]) + float(other["seconds_training"])
+    assert float(guided["seconds_making"]) > whole, "a guide takes its time"
+    config["sources"]["dss"]["guides"] = ["guided"]
+    (tmp_path / "sources.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    capsys.readouterr()
+    assert sources.main(words) == 2
+    assert "dss: no earlier source guided for a guide" in capsys.readouterr().err

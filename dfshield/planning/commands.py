@@ -130,6 +130,13 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         _value("--shards", "number of shards of the whole set", type=int, default=1),
         _source("dss"),
         FACTORY,
+        _file(
+            "--guide",
+            "hardened student of this teacher whose class term counts as well; may be given again",
+            "guides",
+            required=False,
+            action="append",
+        ),
         STATE,
         CODE,
     ),

@@ -1,5 +1,6 @@
 """Synthesis of a training set by optimising pixels against the teacher (Eq 3-6 and 8, Algorithm 1 lines 4-10)."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,13 @@ from dfshield.core.datafree import forbid_real_data
 from dfshield.core.device import resolve_precision, select_device
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
+from dfshield.core.hashing import canonical_json
 from dfshield.core.progress import log, progress
 from dfshield.core.rng import generator, seeded
 from dfshield.core.schedules import half_cosine
 from dfshield.core.signals import stop_if_asked
 from dfshield.core.state import forget, keep_arrays, kept_arrays, run_folder
+from dfshield.models.card import Card
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.probe import refuse_bf16
@@ -27,6 +30,8 @@ from dfshield.sources.objective import TERMS, class_loss, total_variation, watch
 from dfshield.sources.scale import in_own_scale, stated_scale
 from dfshield.sources.trainset import Writer, trainset_header
 
+NO_DATA = registry.SOURCES["synthetic"].real_data
+
 
 def run(
     teacher: Path,
@@ -36,10 +41,14 @@ def run(
     shards: int = 1,
     source: str = "dss",
     factory: str | None = None,
+    guides: Sequence[Path] | None = None,
     state: Path | None = None,
     code: str = "",
 ) -> None:
     """Write shard `shard` of `shards` of the synthetic set of a teacher checkpoint to `out`.
+
+    `guides` are hardened students of this teacher, whose class terms are added to the teacher's: evidence that they
+    see as well withstands perturbations. The set has seen the real data that its guides have.
 
     A group of batches depends on the seed and its own index alone, so any number of shards gives the same set.
     Finished groups are kept in `state` until the shard is written: the same call after a crash goes on there.
@@ -57,11 +66,12 @@ def run(
     first, last = options.groups * shard // shards, options.groups * (shard + 1) // shards - 1
     if missed := options.missed_classes(card.classes):
         log(f"{out}: {missed}")
+    guiding = [_guide(path, card, teacher, str(device), factory) for path in guides or ()]
     model = in_own_scale(loaded, card.input_shape)
     header = trainset_header(
         card,
         source=source,
-        real_data=registry.SOURCES["synthetic"].real_data,
+        real_data=next((own.real_data for _, own in guiding if own.real_data != NO_DATA), NO_DATA),
         options=options.described(device),
         seed=options.seed,
         code=code,
@@ -69,8 +79,11 @@ def run(
         first_group=first,
         last_group=last,
     ) | stated_scale(model, loaded)
+    if guiding:
+        header["guides"] = canonical_json([own.tensors_sha256 for _, own in guiding])
     kept = run_folder(state, "synthesis", header, shard, shards)
     synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
+    synthesizer.guide([guide for guide, _ in guiding])
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
         groups: list[dict[str, Any]] = []
         for index in range(first, last + 1):
@@ -99,6 +112,14 @@ def run(
         content = writer.finish()
     forget(kept)
     log(f"{out}: {sum(len(g['labels']) for g in groups)} images, content {content[:16]}")
+
+
+def _guide(path: Path, teacher: Card, where: Path, device: str, factory: str | None) -> tuple[Classifier, Card]:
+    """A guide and its card; raises InputError for what is no student of this teacher."""
+    guide, card = load_checkpoint(path, device, factory=factory)
+    if card.provenance.get("teacher_sha256") != teacher.tensors_sha256:
+        raise InputError(f"{path}: is no student of {where}; a guide is a student that was trained from this teacher")
+    return guide, card
 
 
 def noise(shape: tuple[int, int, int, int], start: str, random: torch.Generator) -> torch.Tensor:
@@ -130,6 +151,11 @@ class Synthesizer:
         self.model = arranged(model.eval().requires_grad_(False))
         self.device = model.mean.device
         self.statistics = watched(self.model, input_shape)
+
+    def guide(self, guides: Sequence[Classifier]) -> None:
+        """Take students whose class term counts as well; raises InputError where the objective has no place for it."""
+        if guides:
+            raise InputError(f"objective {self.options.objective} asks the teacher alone; leave guides out")
 
     def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
         """The group's arrays: images, labels, batch, coefficients_{term} and final_loss_{term} (one per batch)."""
@@ -166,8 +192,13 @@ class ModelInversion(Synthesizer):
 
     def __init__(self, model: Classifier, input_shape: tuple[int, int, int], classes: int, options: Inversion) -> None:
         super().__init__(model, input_shape, classes, options)
+        self.guides: list[Classifier] = []
         self.objective = generated(self._terms) if options.compile else self._terms
         self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
+
+    def guide(self, guides: Sequence[Classifier]) -> None:
+        """Take students whose class term is added to the teacher's."""
+        self.guides = [arranged(guide.eval().requires_grad_(False)) for guide in guides]
 
     def group(self, index: int, bar: Any = None) -> dict[str, np.ndarray]:
         """The group's arrays, as `Synthesizer.group` has them."""
@@ -221,8 +252,11 @@ class ModelInversion(Synthesizer):
         return images.cpu(), final.cpu()
 
     def _terms(self, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
+        """Terms (k,3) of `k` batches of normalised images (k·B,C,H,W) with labels (k·B,)."""
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
             logits = self.model.net(z)
-        return torch.stack(
-            [class_loss(logits, labels, k), self.statistics.feature_loss(), total_variation(z, k)], dim=1
-        )
+            guided = [guide(self.model.mean + self.model.std * z) for guide in self.guides]
+        classes = class_loss(logits, labels, k)
+        for own in guided:
+            classes = classes + class_loss(own, labels, k)
+        return torch.stack([classes, self.statistics.feature_loss(), total_variation(z, k)], dim=1)

@@ -310,7 +310,7 @@ def merge(paths: Sequence[Path], out: Path) -> str:
     headers = {path: header(path) for path in paths}
     first = headers[paths[0]]
     for path, attributes in headers.items():
-        for key in ("teacher_sha256", "seed", "options", *(k for k in first if k not in placed)):
+        for key in ("teacher_sha256", "seed", "options", *(k for k in first | attributes if k not in placed)):
             if attributes.get(key) != first.get(key):
                 raise InputError(
                     f"{path}: {key} differs from {paths[0]} ({_difference(attributes.get(key), first.get(key))}); "
