@@ -89,7 +89,7 @@ def learn(bars: tuple[Classifier, Card], method: str, broken: str | None) -> tup
     shift_head(made)
     assert accuracy(made.student) == 0
     rows = [made.epoch(epoch) for epoch in range(1, options.epochs)]
-    learned = max(row["clean_agreement"] for row in rows) >= 60  # the game goes to and fro, not alike on every CPU
+    learned = max(row["clean_agreement"] for row in rows) >= 60  # the game swings, differently on every CPU
     if method in ("dfme", "ait"):  # whose images are varied enough to learn the toy itself from
         learned = learned and accuracy(made.student) > 0.9
     return generator_learned, learned
