@@ -56,15 +56,15 @@ def select_device(device: str, threads: int) -> "torch.device":
 
 
 def fast_in_bf16(device: "torch.device") -> bool:
-    """Whether `device` multiplies bf16 faster than fp32: CUDA of capability 8 or more, CPUs with AMX.
+    """Whether `device` multiplies bf16 faster than fp32: CUDA of capability 8 or more, CPUs with AMX or AVX-512 BF16.
 
-    CPUs that merely know the type take longer in it.
+    Other CPUs take longer in it.
     """
     import torch
 
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
+    return any(torch.cpu.get_capabilities().get(unit) for unit in ("amx_bf16", "avx512_bf16"))
 
 
 def resolve_precision(options: StageOptionsT, device: "torch.device") -> StageOptionsT:

@@ -1,5 +1,6 @@
 """Say what a training set, ledger, diversity record or checkpoint holds, and draw a contact sheet of its images."""
 
+import json
 import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -113,6 +114,7 @@ def describe_trainset(file: Path) -> tuple[str, Lines, Drawing]:
         ("options", _options(header["options"])),
         ("seed", header["seed"]),
         ("teacher", header["teacher_sha256"]),
+        *(("guide", sha) for sha in json.loads(header.get("guides", "[]"))),
         ("content", f"{content} (checked)"),
     ]
     scale = 1.0 if drawn.dtype == np.uint8 else 255.0

@@ -85,9 +85,12 @@ def test_no_compiler_is_one_line(monkeypatch, tmp_path):
         compiled(function)(torch.rand(1000))
 
 
-@pytest.mark.parametrize("fast, expected", [(True, "bf16"), (False, "fp32")])
-def test_auto_is_the_arithmetic_that_the_hardware_is_faster_in(fast, expected, monkeypatch):
-    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: {"amx_bf16": fast})
+@pytest.mark.parametrize(
+    "units, expected",
+    [({"amx_bf16": True}, "bf16"), ({"avx512_bf16": True}, "bf16"), ({"avx512_f": True, "amx_bf16": False}, "fp32")],
+)
+def test_auto_is_the_arithmetic_that_the_hardware_is_faster_in(units, expected, monkeypatch):
+    monkeypatch.setattr("torch.cpu.get_capabilities", lambda: units)
     options = TrainOptions.of(precision="auto", outer_precision="auto")
     found = resolve_precision(options, torch.device("cpu"))
     assert (found.precision, found.outer_precision) == (expected, expected)

@@ -17,6 +17,7 @@ from dfshield.options.sources import Intraq, Inversion
 from dfshield.sources import inversion
 from dfshield.sources.inversion import ModelInversion, run
 from dfshield.sources.trainset import merge
+from dfshield.tools.inspect import describe_trainset
 
 QUICK = Inversion(device="cpu", images=40, batch=20, iterations=2, labels="random")
 
@@ -81,6 +82,8 @@ def test_a_guided_set_says_so_and_is_another(teacher, tmp_path):
     plain, guided = attributes(tmp_path / "plain.h5"), attributes(tmp_path / "guided.h5")
     assert "guides" not in plain
     assert json.loads(guided["guides"]) == [read_card(path).tensors_sha256 for path in guides]
+    stated = [value for name, value in describe_trainset(tmp_path / "guided.h5")[1] if name == "guide"]
+    assert stated == json.loads(guided["guides"])
     assert plain["real_data"] == guided["real_data"] == "none"
     made = [images(tmp_path / f"{name}.h5") for name in ("plain", "guided", "one")]
     assert not np.array_equal(made[0], made[1]) and not np.array_equal(made[1], made[2])
