@@ -81,9 +81,9 @@ def run(
     ) | stated_scale(model, loaded)
     if guiding:
         header["guides"] = canonical_json([own.tensors_sha256 for _, own in guiding])
-    kept = run_folder(state, "synthesis", header, shard, shards)
     synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
     synthesizer.guide([guide for guide, _ in guiding])
+    kept = run_folder(state, "synthesis", header, shard, shards)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
         groups: list[dict[str, Any]] = []
         for index in range(first, last + 1):

@@ -124,8 +124,8 @@ def test_what_is_no_guide_is_refused(teacher, tmp_path):
     own = student(tmp_path / "own.safetensors", teacher, 1)
     intraq = Intraq(device="cpu", images=40, batch=20, iterations=2)
     with pytest.raises(InputError, match="objective intraq asks the teacher alone"):
-        run(teacher, tmp_path / "d.h5", intraq, guides=[own])
-    assert not (tmp_path / "d.h5").exists()
+        run(teacher, tmp_path / "d.h5", intraq, guides=[own], state=tmp_path / "state")
+    assert not (tmp_path / "d.h5").exists() and not (tmp_path / "state").exists()
 
 
 def test_guides_are_frozen_and_unchanged(teacher, tmp_path):
