@@ -9,13 +9,12 @@ from random import Random
 
 import pytest
 import yaml
-from support.ledgers import make_ledger, make_record
-from support.runs import fake_run, save, save_data
+from support.edits import CONFIG, HOME, SPECS, STUDENT_FILE, change, other_values
+from support.ledgers import make_ledger
+from support.runs import fake_run
 from support.snakemake import environment
 
 from dfshield.core.errors import InputError
-from dfshield.core.hashing import canonical_json
-from dfshield.evaluation.findings import read_findings, write_findings
 from dfshield.models.checkpoints import load_checkpoint, read_card, save_checkpoint
 from dfshield.planning import frozen
 from dfshield.planning.config import check_config
@@ -29,34 +28,9 @@ from dfshield.report import cost, model_card
 from dfshield.report.content import measurements
 from dfshield.report.rows import read_csv, write_csv
 from dfshield.report.table import run as make_table
-from dfshield.sources.trainset import header
 from dfshield.tools.verify import verify
 
 pytestmark = pytest.mark.slow
-
-SPECS = Path(__file__).parents[2] / "config" / "tables.yaml"
-CONFIG = {
-    "name": "demo",
-    "tables": str(SPECS),
-    "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:8/255"}},
-}
-
-
-@pytest.fixture
-def table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Path]:
-    """Makes the files of one table and the table itself."""
-    monkeypatch.chdir(tmp_path)
-
-    def make(name: str, **changes: object) -> Path:
-        plan = Plan.of(check_config(CONFIG | changes))
-        fake_run(plan, plan.cells(name))
-        frozen.keep(frozen.folder_of(plan.config.name), frozen.texts_of(plan.config))
-        out = Path("results") / f"{name}.csv"
-        make_table(plan, name, out)
-        assert out.with_suffix(".md").is_file() and out.with_suffix(".tex").is_file()
-        return out
-
-    return make
 
 
 @pytest.mark.parametrize(("name", "count"), [("table4", 8 * 3), ("table24", 18), ("table6", 84), ("table19", 35)])
@@ -194,162 +168,6 @@ def test_reports_need_no_pytorch(table: Callable[[str], Path], tmp_path: Path) -
         ["merge", data, "--out", "merged.h5"],
     )
     assert Path("again.csv").read_bytes() == out.read_bytes()
-
-
-def change(path: str, column: str, value: object, method: str = "Ours") -> Callable[[], None]:
-    def apply() -> None:
-        rows = read_csv(Path(path))
-        first = next(i for i, row in enumerate(rows) if row.method == method)
-        rows[first] = dataclasses.replace(rows[first], **{column: value})
-        write_csv(Path(path), rows)
-
-    return apply
-
-
-TABLE4 = "results/table4.csv"
-HOME = "results/demo/digits/cnn-s"
-STUDENT_FILE = f"{HOME}/dss/dfshield/linf-8-255/seed-0/student.safetensors"
-DATA_FILE = f"{HOME}/dss/seed-0/data.h5"
-CHECKS_FILE = f"{HOME}/dss/dfshield/linf-8-255/seed-0/eval/none/checks@linf-8-255/checks.json"
-LEDGER_FILE = f"{HOME}/dss/dfshield/linf-8-255/seed-0/eval/none/pgd10@linf-8-255/ledger.h5"
-
-
-def flip(path: str) -> Callable[[], None]:
-    def apply() -> None:
-        content = bytearray(Path(path).read_bytes())
-        content[len(content) // 2] ^= 1
-        Path(path).write_bytes(content)
-
-    return apply
-
-
-def other_weights(path: str) -> Callable[[], None]:
-    """Another checkpoint in the place of one, which says the same of its making."""
-
-    def apply() -> None:
-        card = read_card(Path(path))
-        save(Path(path), 99, card.kind, real_data=card.real_data, **card.provenance)
-
-    return apply
-
-
-def other_values(path: str) -> Callable[[], None]:
-    """Another training set in the place of one, of another teacher, which says the same of its options."""
-    return lambda: save_data(Path(path), "x" * 64, "none", 0, canonical_json(header(Path(path))["options"]))  # type: ignore[return-value]
-
-
-other_student = other_weights(STUDENT_FILE)
-other_data = other_values(DATA_FILE)
-other_teacher = other_weights(f"{HOME}/seed-0/teacher.safetensors")
-
-
-def other_checks() -> None:
-    """The record of robustness checks of other options in the place of one."""
-    found = read_findings(Path(CHECKS_FILE))
-    write_findings(Path(CHECKS_FILE), dataclasses.replace(found, options=found.options | {"steps": 7}))
-
-
-def swapped_method() -> None:
-    rows = read_csv(Path(TABLE4))
-    shown = {row.metric: row for row in rows if row.method == "Original"}
-    moved = [dataclasses.replace(shown[r.metric], method="Ours") if r.method == "Ours" else r for r in rows]
-    write_csv(Path(TABLE4), moved)
-
-
-def assert_broken(
-    path: Path, capsys: pytest.CaptureFixture[str], damage: Callable[[], None], broken: int, message: str
-) -> None:
-    damage()
-    assert verify(path) == 1
-    out = capsys.readouterr().out
-    assert out.count("BROKEN ") == broken and message in out
-
-
-@pytest.mark.parametrize(
-    ("damage", "broken", "message"),
-    [
-        (change(TABLE4, "value", 99.0), 1, "value is '99.00' in the table but '75.00' by its ledger"),
-        (change(TABLE4, "flags", ("diverged",)), 1, "flags is 'diverged'"),
-        (change(TABLE4, "n", 10_000), 1, "n is '10000'"),
-        (change(TABLE4, "paper", 50.0), 1, "the paper column says '50.00', the paper says ''"),
-        (change(TABLE4, "ledger_sha256", "0" * 64), 1, f"ledger_sha256 is '{'0' * 64}' in the table but"),
-        (change(TABLE4, "seed", 5), 2, "no row of the run's table has seed 5"),
-        (swapped_method, 3, "in the table but"),
-        (flip(LEDGER_FILE), 3, "ledger"),  # of clean and PGD-10, and of AutoAttack by the checks
-        (lambda: Path(LEDGER_FILE).unlink(), 3, "ledger.h5: no such file"),
-        (flip(CHECKS_FILE), 2, "checks.json"),  # of both attacks
-        (lambda: Path(CHECKS_FILE).unlink(), 2, "checks.json: no such file"),
-        (other_checks, 2, "checks.json: steps is 7, the config says 20"),
-        (flip(STUDENT_FILE), 3, "student.safetensors"),
-        (lambda: Path(STUDENT_FILE).unlink(), 3, "no such file"),
-        (other_student, 3, "eval/none/pgd10@linf-8-255/ledger.h5: it was not made from"),
-        (flip(DATA_FILE), 6, "data.h5"),  # of Ours and Plus
-        (lambda: Path(DATA_FILE).unlink(), 6, "no such file"),
-        (other_data, 6, "seed-0/data.h5: it was not made from"),
-        (
-            other_teacher,
-            8 * 3,
-            "it was not made from results/demo/digits/cnn-s/seed-0/teacher.safetensors as it is now",
-        ),
-    ],
-)
-def test_broken_links_are_named(
-    table: Callable[[str], Path],
-    capsys: pytest.CaptureFixture[str],
-    damage: Callable[[], None],
-    broken: int,
-    message: str,
-) -> None:
-    assert_broken(table("table4"), capsys, damage, broken, message)
-
-
-MIXUP = f"{HOME}/mixup/seed-0"
-
-
-def of_metric(path: str, metric: str, **changes: object) -> Callable[[], None]:
-    def apply() -> None:
-        rows = read_csv(Path(path))
-        rows = [
-            dataclasses.replace(row, **changes) if (row.method, row.metric) == ("+ Mixup", metric) else row
-            for row in rows
-        ]
-        write_csv(Path(path), rows)
-
-    return apply
-
-
-def edited(path: str, old: str, new: str) -> Callable[[], None]:
-    return lambda: Path(path).write_text(Path(path).read_text().replace(old, new))  # type: ignore[return-value]
-
-
-other_base = other_values(f"{HOME}/fixed/seed-0/data.h5")
-
-
-@pytest.mark.parametrize(
-    ("damage", "broken", "message"),
-    [
-        (of_metric("results/table6.csv", "recall", value=0.6), 1, "value is '0.600' in the table but '0.500'"),
-        (of_metric("results/table6.csv", "ndb", value=87), 1, "value is '87' in the table but '88' by its record"),
-        (of_metric("results/table6.csv", "jsd", protocol="jsd"), 1, "protocol is 'jsd'"),
-        (of_metric("results/table6.csv", "recall", ci_low=1.0), 1, "ci_low is '1.000' in the table but ''"),
-        (of_metric("results/table6.csv", "recall", ledger_sha256="0" * 64), 1, "in the table but"),
-        (of_metric("results/table6.csv", "recall", method="+ Cutout"), 2, "in the table but"),
-        (edited(f"{MIXUP}/diversity@train.json", "0.5,", "0.6,"), 4, "diversity@train.json: content does not match"),
-        (lambda: Path(f"{MIXUP}/diversity@train.json").unlink(), 4, "diversity@train.json: no such file"),
-        (lambda: make_record(Path(f"{MIXUP}/diversity@train.json"), 0.75), 4, "in the table but"),
-        (flip(f"{MIXUP}/data.h5"), 7, "mixup/seed-0/data.h5"),
-        (other_base, 4 * 7, "fixed/seed-0/data.h5: it was not made from"),  # the base and all that is made of it
-        (other_teacher, 84, "teacher.safetensors as it is now"),
-    ],
-)  # fmt: skip
-def test_broken_links_of_diversity_are_named(
-    table: Callable[[str], Path],
-    capsys: pytest.CaptureFixture[str],
-    damage: Callable[[], None],
-    broken: int,
-    message: str,
-) -> None:
-    assert_broken(table("table6"), capsys, damage, broken, message)
 
 
 def test_methods_of_one_recipe_are_told_apart_by_source(table: Callable[[str], Path]) -> None:
