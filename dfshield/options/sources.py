@@ -39,7 +39,7 @@ class SynthesizeOptions(StageOptions):
     lr: Annotated[float, Field(gt=0)] = 0.1
     """Adam learning rate in normalised pixel space"""
     start: Literal["white", "smooth"] = "white"
-    """what images start from: white noise (paper), or mostly noise of a quarter of the resolution, for photographs"""
+    """what images start from: white noise (paper), or noise with the spectrum of photographs and channels that agree"""
     labels: Literal["cycle", "random"] = "cycle"
     """cycle: one class per batch in turn; random: a uniform label per image"""
     clamp: Literal["end", "step"] = "end"
@@ -97,6 +97,8 @@ class Inversion(SynthesizeOptions):
     """added to each U(0,1) draw"""
     roll: Annotated[int, Field(ge=0)] = 2
     """largest circular shift in pixels applied at each step"""
+    vary: bool = False
+    """at each step mirror, turn, scale and move every image at random, for photographs: evidence that survives it"""
     compile: bool = False
     """generate code for the loop: twice the speed after up to a minute, for long jobs; needs a C++ compiler"""
 

@@ -122,17 +122,51 @@ def _guide(path: Path, teacher: Card, where: Path, device: str, factory: str | N
     return guide, card
 
 
-def noise(shape: tuple[int, int, int, int], start: str, random: torch.Generator) -> torch.Tensor:
-    """What images (N,C,H,W) start from, in normalised space: N(0,1), for ``smooth`` mostly of a quarter of the size.
+OCTAVES: tuple[tuple[int | None, float], ...] = ((2, 0.7), (4, 0.6), (8, 0.35), (16, 0.12), (None, 0.03))
+"""Parts of a smooth start: pixels along a side of the noise (None: as many as images have), its standard deviation.
 
-    The low resolution is enlarged bicubically; its share (0.8, beside 0.3 of white noise) is a convention.
+Power falls with the third power of frequency, as it does in photographs of 32 pixels. A convention.
+"""
+SHARED = 0.9
+"""Share of the variance of a smooth start that all channels have in common; 0.92 in photographs."""
+SCALES, TURN, SHIFT = (0.6, 1.1), 0.2, 0.25
+"""Of `varied`: range of the part of a side that is seen, largest angle in radians, largest move in half sides."""
+
+
+def noise(shape: tuple[int, int, int, int], start: str, random: torch.Generator) -> torch.Tensor:
+    """What images (N,C,H,W) start from, in normalised space: N(0,1), for ``smooth`` a sum of enlarged noise.
+
+    A smooth start has the spectrum of photographs and, as they have, channels that resemble each other.
     """
-    white = torch.randn(shape, generator=random)
     if start == "white":
-        return white
-    height, width = shape[2:]
-    low = torch.randn((*shape[:2], -(-height // 4), -(-width // 4)), generator=random)
-    return 0.8 * F.interpolate(low, size=(height, width), mode="bicubic") + 0.3 * white
+        return torch.randn(shape, generator=random)
+    n, channels, height, width = shape
+    total = torch.zeros(shape)
+    for side, deviation in OCTAVES:
+        size = (min(side or height, height), min(side or width, width))
+        own = torch.randn((n, channels, *size), generator=random)
+        common = torch.randn((n, 1, *size), generator=random)
+        part = SHARED**0.5 * common + (1 - SHARED) ** 0.5 * own
+        total += deviation * F.interpolate(part, size=(height, width), mode="bicubic")
+    return total
+
+
+def varied(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    """Each of the images (N,C,H,W) at random mirrored, turned, scaled and moved; what comes in is the reflected border.
+
+    Class evidence that survives this is less of the kind that a perturbation removes (transformation robustness of
+    feature visualisation). Numbers are conventions. Gradients go through.
+    """
+    n = len(images)
+    draws = torch.rand((5, n), generator=random)
+    scale = SCALES[0] + (SCALES[1] - SCALES[0]) * draws[0]
+    angle = TURN * (2 * draws[1] - 1)
+    side = torch.where(draws[2] < 0.5, -1.0, 1.0)
+    moved = SHIFT * (2 * draws[3:] - 1)
+    rows = (side * scale * angle.cos(), -scale * angle.sin(), moved[0], side * scale * angle.sin(), scale * angle.cos())
+    maps = torch.stack([*rows, moved[1]], dim=1).view(n, 2, 3).to(images)
+    grid = F.affine_grid(maps, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
 class Synthesizer:
@@ -230,6 +264,8 @@ class ModelInversion(Synthesizer):
             rolled = torch.cat(
                 [part.roll(offset, (2, 3)) for part, offset in zip(z.chunk(k), offsets[step], strict=True)]
             ).contiguous(memory_format=self.model.layout)  # which a roll by nothing keeps and another does not
+            if options.vary:
+                rolled = varied(rolled, random).contiguous(memory_format=self.model.layout)
             terms = self.objective(rolled, labels, k)
             (gradient,) = torch.autograd.grad((weights * terms).sum(), z)
             # the fused optimiser walks both in memory order, so the layouts have to agree

@@ -15,6 +15,7 @@ from support import tiny
 from support.zoo import ZOO
 from test_objective import Reference
 
+from benchmarks.sources import slope
 from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
 from dfshield.models.checkpoints import Card, load_checkpoint, read_card, save_checkpoint
@@ -84,8 +85,12 @@ def test_a_smooth_start_has_most_of_its_variance_at_low_frequencies():
     assert white.shape == smooth.shape
     coarse = [F.avg_pool2d(x, 4).var() / x.var() for x in (white, smooth)]
     assert coarse[0] == pytest.approx(1 / 16, rel=0.05)  # of independent pixels
-    assert coarse[1] > 0.5
-    assert 0.5 < smooth.std() < 1.0
+    assert coarse[1] > 0.9
+    assert 0.8 < smooth.std() < 1.1
+    channels = np.corrcoef(smooth.transpose(0, 1).flatten(1).numpy())[np.triu_indices(3, 1)]
+    assert channels == pytest.approx(0.9, abs=0.03)
+    assert slope(smooth) == pytest.approx(-3, abs=0.3)
+    assert slope(white) == pytest.approx(0, abs=0.1)
     assert noise((1, 1, 6, 5), "smooth", generator("start")).shape == (1, 1, 6, 5)
 
 
