@@ -130,7 +130,7 @@ Power falls with the third power of frequency, as it does in photographs of 32 p
 SHARED = 0.9
 """Share of the variance of a smooth start that all channels have in common; 0.92 in photographs."""
 SCALES, TURN, SHIFT = (0.6, 1.1), 0.2, 0.25
-"""Of `varied`: range of the part of a side that is seen, largest angle in radians, largest move in half sides."""
+"""Of `varied`, by convention: part of a side that is seen, largest angle in radians, largest move in half sides."""
 
 
 def noise(shape: tuple[int, int, int, int], start: str, random: torch.Generator) -> torch.Tensor:
@@ -154,8 +154,7 @@ def noise(shape: tuple[int, int, int, int], start: str, random: torch.Generator)
 def varied(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
     """Each of the images (N,C,H,W) at random mirrored, turned, scaled and moved; what comes in is the reflected border.
 
-    Class evidence that survives this is less of the kind that a perturbation removes (transformation robustness of
-    feature visualisation). Numbers are conventions. Gradients go through.
+    The evidence of a class has to survive this (transformation robustness, Olah et al. 2017, Feature Visualization).
     """
     n = len(images)
     draws = torch.rand((5, n), generator=random)
