@@ -28,15 +28,13 @@ from torch import Tensor
 from dfshield.attacks import pyautoattack
 from dfshield.attacks.apgd import Aimed, apgd, cross_entropy, dlr, dlr_targeted, targeted_margin
 from dfshield.attacks.base import MISCLASSIFICATION_MARGIN, Attack, Component, Ensemble, Eot, Problem, margin
-from dfshield.attacks.budget import TARGETS, Budget, draws, target_classes
+from dfshield.attacks.budget import BUDGET, TARGETS, Budget, draws, target_classes
 from dfshield.attacks.fab import fab
 from dfshield.attacks.pgd import pgd_prefilter
 from dfshield.attacks.square import square
 from dfshield.attacks.targets import attack_targets
 from dfshield.core.threat import parse_threat
 from dfshield.options.attacks import AttackOptions, AutoAttack
-
-BUDGET = Budget()
 
 
 def autoattack(options: AutoAttack, input_shape: tuple[int, int, int], classes: int) -> Ensemble:

@@ -41,6 +41,8 @@ class Budget:
     """of Square"""
 
 
+BUDGET = Budget()
+"""AutoAttack's own, by which it runs and by which its cost is counted."""
 RAND_DRAWS = 20
 """Passes that AutoAttack's variant for models that draw averages, by its definition."""
 
@@ -121,11 +123,11 @@ def fab_passes(options: Fab, images: int, robust: float, classes: int) -> float:
 
 def autoattack_passes(options: AutoAttack, images: int, robust: float, classes: int) -> float:
     """Forward passes of AutoAttack; what does not survive (1 - `robust`) is taken to fall to the pre-filter."""
-    budget, targets = Budget(), target_classes(options, classes)
+    targets = target_classes(options, classes)
     runs = GRADIENT * (1 + targets) + (GRADIENT + 1) * targets  # of APGD and FAB
-    full = runs * budget.iterations + budget.queries
+    full = runs * BUDGET.iterations + BUDGET.queries
     if options.version == "rand":
-        full = 2 * GRADIENT * (budget.iterations + 1)
+        full = 2 * GRADIENT * (BUDGET.iterations + 1)
     return images * (GRADIENT * PREFILTER_STEPS + robust * full) * (draws(options) // options.eot)
 
 

@@ -21,8 +21,8 @@ SHAPE = (1, 8, 8)
 def small_budget(monkeypatch, iterations: int = 6, queries: int = 25) -> None:
     """AutoAttack with less effort, as it runs and as the cost model counts it."""
     made = budget.Budget(iterations, queries)
-    monkeypatch.setattr(autoattack, "BUDGET", made)
-    monkeypatch.setattr(budget, "Budget", lambda: made)
+    for module in (autoattack, budget):  # never `Budget`: a module first imported meanwhile would keep it
+        monkeypatch.setattr(module, "BUDGET", made)
 
 
 def norms(delta: Tensor, norm: str) -> Tensor:
