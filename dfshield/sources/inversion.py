@@ -99,9 +99,8 @@ def run(
                 groups.append(synthesizer.group(index, bar))
             keep_arrays(path, groups[-1])
     stop_if_asked("group", len(groups), len(groups), kept=kept is not None)
-    with atomic(out) as temporary:
-        terms = synthesizer.terms
-        writer = Writer(temporary, header, terms)
+    terms = synthesizer.terms
+    with atomic(out) as temporary, Writer(temporary, header, terms) as writer:
         for group in groups:
             writer.append(
                 group["images"],

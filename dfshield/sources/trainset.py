@@ -13,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, Self, get_args
 
 import h5py
 import numpy as np
@@ -96,7 +96,11 @@ def trainset_header(
 
 
 class Writer:
-    """Appends batches to the file of a training set; `finish` hashes and completes it. Use within `files.atomic`."""
+    """Appends batches to the file of a training set; `finish` hashes and completes it. Use within `files.atomic`.
+
+    As a context it closes the file whatever happens: HDF5 writes open files when the process ends, when there is no
+    Python left to write through, and the process dies.
+    """
 
     def __init__(self, path: Path, attributes: Mapping[str, Any], terms: Sequence[str]) -> None:
         self.sink = hdf5.Sink(path)
@@ -158,10 +162,20 @@ class Writer:
             self.file.attrs[key] = value
         content = _content_hash(self.file, {name: h.hexdigest() for name, h in self.hashes.items()})
         hdf5.seal(self.file, content)
-        self.file.close()
-        self.sink.close()
+        self.close()
         self.sink.check()
         return content
+
+    def close(self) -> None:
+        """Close the file, whole or not."""
+        self.file.close()
+        self.sink.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
 
 
 def write_whole(out: Path, header: Mapping[str, Any], images: np.ndarray, labels: np.ndarray) -> str:
@@ -169,8 +183,7 @@ def write_whole(out: Path, header: Mapping[str, Any], images: np.ndarray, labels
 
     `header` is that of `trainset_header`.
     """
-    with atomic(out) as temporary:
-        writer = Writer(temporary, header, terms=())
+    with atomic(out) as temporary, Writer(temporary, header, terms=()) as writer:
         writer.append(np.ascontiguousarray(images), labels, np.zeros(len(labels), dtype=np.int64), {}, {})
         content = writer.finish()
     say_missing(out, [labels], header["classes"])
@@ -338,17 +351,17 @@ def merge(paths: Sequence[Path], out: Path) -> str:
     with atomic(out) as temporary, progress(len(ordered), "merge", "shard") as bar:
         with opened(ordered[0]) as file:
             terms = sorted(file["coefficients"]) if "coefficients" in file else []
-        writer = Writer(temporary, attributes, terms)
-        for path in ordered:
-            with opened(path) as file:
-                hashes = {}
-                for name in _names(file):
-                    if name in writer.file and _kind(writer.file[name]) != _kind(file[name]):
-                        raise InputError(f"{path}: {name} are of another type or size than in {ordered[0]}")
-                    hashes[name] = hdf5.sha256(writer.copied(name, _checked(path, file, name)))
-                _confirm(path, file, hashes)
-            bar.update()
-        content = writer.finish()
+        with Writer(temporary, attributes, terms) as writer:
+            for path in ordered:
+                with opened(path) as file:
+                    hashes = {}
+                    for name in _names(file):
+                        if name in writer.file and _kind(writer.file[name]) != _kind(file[name]):
+                            raise InputError(f"{path}: {name} are of another type or size than in {ordered[0]}")
+                        hashes[name] = hdf5.sha256(writer.copied(name, _checked(path, file, name)))
+                    _confirm(path, file, hashes)
+                bar.update()
+            content = writer.finish()
     with opened(out) as file:
         say_missing(out, blocks(file, "labels"), int(file.attrs["classes"]))
     return content

@@ -1,6 +1,9 @@
 """TrainSet files: what is written is read, what is damaged, forged or does not belong together is refused."""
 
 import itertools
+import os
+import subprocess
+import sys
 
 import h5py
 import numpy as np
@@ -315,8 +318,7 @@ def test_a_missing_file(tmp_path):
 def test_a_writer_that_raises_leaves_nothing(tmp_path):
     out = tmp_path / "data.h5"
     out.write_bytes(b"what was there")
-    with pytest.raises(ZeroDivisionError), atomic(out) as temporary:
-        writer = Writer(temporary, tiny.header(), ())
+    with pytest.raises(ZeroDivisionError), atomic(out) as temporary, Writer(temporary, tiny.header(), ()) as writer:
         writer.append(tiny.images(4), np.zeros(4), np.zeros(4), {}, {})
         assert temporary.parent == tmp_path
         1 / 0  # noqa: B018
@@ -332,3 +334,14 @@ def test_a_full_disk_is_told_as_such(tmp_path, size):
     with pytest.raises(InputError, match=told), room(size):
         merge([shard], tmp_path / "out.h5")
     assert list(tmp_path.iterdir()) == [shard]
+
+
+def test_a_merge_that_fails_ends_with_the_status_of_an_error(tmp_path):
+    """Not by a signal: HDF5 writes files that are still open after Python is gone."""
+    shard = tiny.trainset(tmp_path / "shard.h5", 20)
+    words = ["merge", os.fspath(shard), "--out", os.fspath(tmp_path / "out.h5")]
+    full = "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, -1))"
+    script = f"{full}; from dfshield.cli import main; main({words})"
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert "not written (File too large)" in run.stderr
+    assert run.returncode == 2
