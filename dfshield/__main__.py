@@ -1,5 +1,13 @@
 """``python -m dfshield``."""
 
-from dfshield.cli import main
+import sys
 
-main()
+from dfshield.forkserver import ask
+
+status = ask(sys.argv[1:])
+if status is None:
+    from dfshield.cli import main
+
+    main()
+else:
+    sys.exit(status)

@@ -92,6 +92,11 @@ class TrainOptions(StageOptions):
         """Whether images change from one use to the next, so that teacher logits are recomputed."""
         return self.flip or self.translate or self.contrast > 0 or self.noise > 0
 
+    @property
+    def reads_features(self) -> bool:
+        """Whether the loss reads features besides logits."""
+        return False
+
     def used_images(self, images: int) -> int:
         """How many of a training set's images are used, held-out ones included."""
         return max(1, round(self.data_share * images))
@@ -169,6 +174,12 @@ class Dfshield(TrainOptions):
     """temperature of the clean term"""
     clean_reduction: Literal["batchmean", "mean"] = "batchmean"
     """clean term: divided by images (batchmean) or by images times classes (mean, released code)"""
+    features: Weight = 0.0
+    """weight of the distance of the student's stage features, clean and perturbed, from the teacher's; 0 for none"""
+
+    @property
+    def reads_features(self) -> bool:
+        return self.features > 0
 
 
 class Trades(TrainOptions):

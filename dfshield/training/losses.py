@@ -29,6 +29,19 @@ class Outputs(NamedTuple):
     """Labels ŷ (N,)."""
     images: torch.Tensor | None = None
     """For a loss of the input gradient: the leaf tensor (N,C,H,W) that `clean` was computed from."""
+    features: "Features | None" = None
+    """For a loss of features."""
+
+
+class Features(NamedTuple):
+    """Features (N,D) of every stage, as `dfshield.models.stage_features` has them."""
+
+    clean: list[torch.Tensor]
+    """Student's on x̂."""
+    adversarial: list[torch.Tensor]
+    """Student's on x̂'."""
+    teacher: list[torch.Tensor]
+    """Teacher's on x̂."""
 
 
 def kl(
@@ -46,12 +59,26 @@ def dfshield(out: Outputs, options: Dfshield) -> torch.Tensor:
     """L_DFShield = KL(S(x̂),T(x̂)) + λ₁ KL(S(x̂'),T(x̂)) + λ₂ KL(S(x̂'),S(x̂)) (Eq 11; the second is the target).
 
     The clean term carries a temperature t and the factor t², and its own reduction, for the released code's sake.
+    With `features` above 0 that multiple of `feature_distance` is added, which is ours.
     """
     t = options.temperature
     distillation = t * t * kl(out.teacher / t, out.clean / t, options.clean_reduction)
     robust = kl(out.teacher, out.adversarial)
     smooth = kl(out.clean, out.adversarial)
-    return distillation + options.lambda1 * robust + options.lambda2 * smooth
+    total = distillation + options.lambda1 * robust + options.lambda2 * smooth
+    return total if out.features is None else total + options.features * feature_distance(out.features)
+
+
+def feature_distance(features: Features) -> torch.Tensor:
+    """Distance of the student's features on x̂ and on x̂' from the teacher's on x̂: the mean over the stages of
+
+    (‖f_S(x̂) - f_T(x̂)‖² + ‖f_S(x̂') - f_T(x̂)‖²) / ‖f_T(x̂)‖², each norm over the whole mini-batch.
+    """
+    stages = zip(features.clean, features.adversarial, features.teacher, strict=True)
+    shares = [
+        ((c - t).square().sum() + (a - t).square().sum()) / t.square().sum().clamp(min=1e-12) for c, a, t in stages
+    ]
+    return torch.stack(shares).mean()
 
 
 def trades(out: Outputs, options: Trades) -> torch.Tensor:

@@ -16,6 +16,7 @@ from dfshield.core.rng import generator
 from dfshield.core.schedules import half_cosine, warmed
 from dfshield.models.classifier import Classifier, predict
 from dfshield.models.folding import fold
+from dfshield.models.stage_features import Staged, stage_layers
 from dfshield.models.standins import arranged, generated
 from dfshield.options import TrainOptions
 from dfshield.sources.trainset import TrainSet
@@ -24,7 +25,7 @@ from dfshield.training.awp import frozen_buffers, perturbed
 from dfshield.training.ema import WeightEMA
 from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import SEARCHES, InnerAttack
-from dfshield.training.losses import Outputs
+from dfshield.training.losses import Features, Outputs
 
 
 class Trainer(EpochLoop):
@@ -38,13 +39,18 @@ class Trainer(EpochLoop):
         self.student.requires_grad_(True)
         self.crafting = fold(self.student)
         self.teacher = fold(teacher) if options.varies else None
-        self.forward: Callable[..., torch.Tensor] = self.student
+        used = options.used_images(len(data.images))
+        images = torch.from_numpy(data.images[:used]).permute(0, 3, 1, 2).to(device)
+        self.watched: tuple[Staged, Staged] | None = None
+        """Student and teacher, where the loss reads features."""
+        if options.reads_features:
+            layers = stage_layers(teacher.eval(), images[:2])
+            self.watched = Staged(self.student, layers), Staged(teacher, layers)
+        self.forward: Callable[..., torch.Tensor] = self.watched[0] if self.watched else self.student
         if options.compile:
             if SEARCHES[self.entry.search].compiles:
                 self.crafting.compile_for(options.batch)
-            self.forward = generated(self.student)
-        used = options.used_images(len(data.images))
-        images = torch.from_numpy(data.images[:used]).permute(0, 3, 1, 2).to(device)
+            self.forward = generated(self.forward)
         labels = torch.from_numpy(data.labels[:used]).to(device)
         targets = predict(teacher, images)
         order = torch.randperm(len(images), generator=generator("holdout", options.seed))
@@ -164,7 +170,13 @@ class Trainer(EpochLoop):
                 loss = self.loss(Outputs(clean, clean, targets, labels, x), self.options)
             else:
                 clean, robust = self.forward(x).float(), self.forward(adversarial).float()
-                loss = self.loss(Outputs(clean, robust, targets, labels), self.options)
+                features = None
+                if self.watched:
+                    student, teacher = self.watched
+                    (clean, own), (robust, moved) = student.parts(clean), student.parts(robust)
+                    with torch.no_grad():
+                        features = Features(own, moved, teacher.parts(teacher(x).float())[1])
+                loss = self.loss(Outputs(clean, robust, targets, labels, features=features), self.options)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         self.reached |= {number for number, gradient in enumerate(gradients) if gradient is not None}
         pairs = zip(gradients, self.parameters, strict=True)

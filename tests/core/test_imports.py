@@ -24,6 +24,7 @@ FLOORS = (
     "report",
     "tools",
     "cli",
+    "forkserver",
 )
 """Folders from the ground up: a folder imports those before it."""
 LONGEST = 400
@@ -41,7 +42,7 @@ def modules() -> dict[str, Path]:
     return {
         path.relative_to(PACKAGE).with_suffix("").as_posix().removesuffix("/__init__"): path
         for path in PACKAGE.rglob("*.py")
-        if path.parent != PACKAGE or path.name == "cli.py"
+        if path.parent != PACKAGE or path.name in ("cli.py", "forkserver.py")
     }
 
 

@@ -45,7 +45,7 @@ def workspace(folder: Path) -> Path:
 
 def environment(package: Path = ROOT) -> dict[str, str]:
     """Variables for a process that takes the package from the folder `package`."""
-    apart = ("DFSHIELD_DATA", "SNAKEMAKE_PROFILE")
+    apart = ("DFSHIELD_DATA", "DFSHIELD_FORKSERVER", "SNAKEMAKE_PROFILE")
     kept = {name: value for name, value in os.environ.items() if name not in apart}
     return kept | {"PYTHONPATH": str(package), "OMP_NUM_THREADS": "1"}
 

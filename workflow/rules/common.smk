@@ -10,6 +10,7 @@ from pathlib import Path
 
 from snakemake.settings.types import DeploymentMethod
 
+from dfshield import forkserver
 from dfshield.core.device import cuda_devices
 from dfshield.core.hashing import canonical_json
 from dfshield.options.flags import as_flags
@@ -28,6 +29,7 @@ CONFIG = frozen.folder_of(plan.config.name) / frozen.CONFIG
 COST = f"{RESULTS}/cost.csv"
 CHECKLIST = f"{RESULTS}/robustness-checks.csv"
 PARTITION = workflow.resource_settings._parsed_default_resources.get("slurm_partition").raw
+FEWEST_FORKS = 8  # jobs that save more than a server of forks takes to start
 IN_CONDA = DeploymentMethod.CONDA in workflow.deployment_settings.deployment_method
 PYTHON = "python" if IN_CONDA else shlex.quote(sys.executable)
 

@@ -66,6 +66,9 @@ def hardened_files(wildcards):
 onstart:
     begin()  # not by a dry run, which may be of another config than the run in progress
     if workflow.local_exec:
+        # In conda jobs have another interpreter.
+        if not IN_CONDA and len(list(workflow.dag.needrun_jobs())) >= FEWEST_FORKS:
+            forkserver.start()
         # The limit on starts per second is for queues. While jobs wait, Snakemake looks for ready ones again after each
         # look and after each job, so that its own looking takes a whole core once some hundred jobs have ended.
         workflow.scheduler.job_rate_limiter = None
