@@ -159,7 +159,7 @@ def training_passes(options: TrainOptions, images: int) -> float | None:
     held = min(options.holdout, images)
     trained = (images - held) // options.batch * options.batch  # an epoch has whole mini-batches
     perturbed = max(0, options.epochs - options.awp_warmup) if options.awp else 0  # epochs that do all of it twice
-    recomputed = 1 if options.varies else 0  # teacher logits of augmented images
+    recomputed = 1 if options.varies or options.reads_features else 0  # the teacher on what it is asked about anew
     measured = held * (1 + GRADIENT * options.attack_steps + 2)  # attacked, then both versions classified
     trained *= sum(known) + options.epochs * (recomputed + outer) + perturbed * outer
     return images + trained + options.epochs * measured

@@ -38,7 +38,7 @@ class Trainer(EpochLoop):
         self.student = arranged(copy.deepcopy(teacher))
         self.student.requires_grad_(True)
         self.crafting = fold(self.student)
-        self.teacher = fold(teacher) if options.varies else None
+        self.teacher = fold(teacher) if options.varies and not options.reads_features else None
         used = options.used_images(len(data.images))
         images = torch.from_numpy(data.images[:used]).permute(0, 3, 1, 2).to(device)
         self.watched: tuple[Staged, Staged] | None = None
@@ -146,23 +146,42 @@ class Trainer(EpochLoop):
         With weight perturbation both are those at the perturbed weights, for the same x̂' and with one update of BN.
         """
         x, labels, targets = self.images[rows], self.labels[rows], self.targets[rows]
-        if self.teacher:
+        if self.options.varies:
             x = augment(x, self.options, random)
-            targets = predict(self.teacher, x)
-            labels = targets.argmax(1) if self.entry.labels == "teacher" else labels
         x = x.contiguous(memory_format=torch.channels_last)
+        features = None
+        if self.watched:
+            targets, features = self._taught(x)
+        elif self.teacher:
+            targets = predict(self.teacher, x)
+        if self.options.varies and self.entry.labels == "teacher":
+            labels = targets.argmax(1)
         adversarial = None if self.entry.input_gradient else self._craft(x, labels, random, targets)
         self.student.train(self.options.batchnorm == "train")
+        given = (x, adversarial, targets, labels, features)
         if not self.awp:
-            return self._outer(x, adversarial, targets, labels)
+            return self._outer(*given)
         with frozen_buffers(self.student):
-            _, upwards = self._outer(x, adversarial, targets, labels)
+            _, upwards = self._outer(*given)
         with perturbed(self.parameters, upwards, self.awp):
-            return self._outer(x, adversarial, targets, labels)
+            return self._outer(*given)
+
+    @torch.no_grad()
+    def _taught(self, x: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """The teacher's logits and stage features."""
+        assert self.watched
+        teacher = self.watched[1].eval()
+        return teacher.parts(teacher(x).float())
 
     def _outer(
-        self, x: torch.Tensor, adversarial: torch.Tensor | None, targets: torch.Tensor, labels: torch.Tensor
+        self,
+        x: torch.Tensor,
+        adversarial: torch.Tensor | None,
+        targets: torch.Tensor,
+        labels: torch.Tensor,
+        features: list[torch.Tensor] | None = None,
     ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        seen = None
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.outer_precision == "bf16"):
             if adversarial is None:
                 x = x.detach().requires_grad_()
@@ -170,13 +189,10 @@ class Trainer(EpochLoop):
                 loss = self.loss(Outputs(clean, clean, targets, labels, x), self.options)
             else:
                 clean, robust = self.forward(x).float(), self.forward(adversarial).float()
-                features = None
-                if self.watched:
-                    student, teacher = self.watched
-                    (clean, own), (robust, moved) = student.parts(clean), student.parts(robust)
-                    with torch.no_grad():
-                        features = Features(own, moved, teacher.parts(teacher(x).float())[1])
-                loss = self.loss(Outputs(clean, robust, targets, labels, features=features), self.options)
+                if self.watched and features is not None:
+                    (clean, own), (robust, moved) = map(self.watched[0].parts, (clean, robust))
+                    seen = Features(own, moved, features)
+                loss = self.loss(Outputs(clean, robust, targets, labels, features=seen), self.options)
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         self.reached |= {number for number, gradient in enumerate(gradients) if gradient is not None}
         pairs = zip(gradients, self.parameters, strict=True)

@@ -93,6 +93,61 @@ def test_gradients_are_those_of_the_loss_in_its_mode(mode):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("changes", [{}, {"noise": 0.1, "translate": True}, {"batchnorm": "eval"}])
+def test_features_of_student_and_teacher_are_of_the_images_in_use(changes):
+    """Against a student and a teacher that are watched by hand."""
+    options = quick(features=0.5, **changes)
+    made = make(options)
+    rows = torch.arange(10)
+    seen = {}
+    genuine = made._outer
+
+    def outer(x, adversarial, targets, labels, features):
+        seen.update(x=x, adversarial=adversarial, targets=targets)
+        return genuine(x, adversarial, targets, labels, features)
+
+    made._outer = outer
+    found, gradients = made.gradients(rows, generator("a"))
+    x, adversarial = seen["x"], seen["adversarial"]
+    assert torch.equal(x, made.images[rows]) == (not made.options.varies)
+    reference, teacher = tiny.classifier(), tiny.classifier()
+    torch.testing.assert_close(seen["targets"], teacher(x))
+    reference.train(options.batchnorm == "train")
+    stages = (9, 11)  # what shrinks the map, and the Linear layer
+
+    def features(network, images):
+        inside = (images - network.mean) / network.std
+        maps = []
+        for number, layer in enumerate(network.net):
+            maps += [inside.flatten(1)] if number in stages else []
+            inside = layer(inside)
+        return inside, maps
+
+    (clean, own), (robust, moved) = features(reference, x), features(reference, adversarial)
+    with torch.no_grad():
+        targets, taught = features(teacher, x)
+    out = Outputs(clean, robust, targets, made.labels[rows], features=losses.Features(own, moved, taught))
+    expected = losses.dfshield(out, options)
+    assert float(found) == pytest.approx(expected.item(), rel=1e-4)
+    slopes = torch.autograd.grad(expected, list(reference.parameters()))
+    for a, b in zip(gradients, slopes, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+def test_features_of_no_weight_change_nothing():
+    plain, other = make(), make(quick(features=0))
+    assert other.watched is None
+    assert plain.epoch(0) == other.epoch(0)
+
+
+@pytest.mark.parametrize("changes", [{"awp": 0.01}, {"average": 0.5, "tau": 0}, {"outer_precision": "bf16"}])
+def test_training_with_features_brings_them_closer_to_the_teachers(changes):
+    made = make(quick(features=5.0, epochs=4, lr=0.01, aggregate=1, **changes))
+    first = made.epoch(0)["loss"]
+    losses_after = [made.epoch(epoch)["loss"] for epoch in range(1, 4)]
+    assert losses_after[-1] < first
+
+
 def test_one_update_is_sgd_on_the_refined_gradients():
     options = quick(aggregate=5, holdout=0, momentum=0.9, weight_decay=0.01, lr=0.1)
     made = make(options, n=50)
