@@ -166,6 +166,8 @@ class TrainOptions(StageOptions):
 class Dfshield(TrainOptions):
     """L_DFShield (Eq 11)."""
 
+    neutral: ClassVar[dict[str, Any]] = TrainOptions.neutral | {"features": 0.0}
+
     lambda1: Weight = 1.0
     """weight of the robust-teacher term (b in Eq 11)"""
     lambda2: Weight = 1.0

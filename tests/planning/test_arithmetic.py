@@ -50,6 +50,13 @@ def test_losses_by_hand(loss, each):
     assert arithmetic.training_passes(options, 10) == 10 + 10 * each
 
 
+@pytest.mark.parametrize("changes", [{"features": 1.0}, {"noise": 0.1}, {"features": 1.0, "noise": 0.1}])
+def test_a_teacher_that_is_asked_anew_makes_one_pass_more_of_each_image(changes):
+    given = {"epochs": 4, "batch": 10, "holdout": 0, "attack_steps": 6}
+    plain, asked = (arithmetic.training_passes(TrainOptions.of(**given, **more), 10) for more in ({}, changes))
+    assert asked - plain == 4 * 10
+
+
 @pytest.mark.parametrize(
     ("method", "changes", "generator", "student"),
     [

@@ -137,6 +137,8 @@ def test_features_of_student_and_teacher_are_of_the_images_in_use(changes):
 def test_features_of_no_weight_change_nothing():
     plain, other = make(), make(quick(features=0))
     assert other.watched is None
+    assert plain.options.described() == other.options.described()
+    assert "features" not in plain.options.described()  # students of before the option stay as they are
     assert plain.epoch(0) == other.epoch(0)
 
 
