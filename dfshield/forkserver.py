@@ -36,6 +36,8 @@ LIBRARIES = (
 )
 """What the server imports; nothing of `dfshield.data`, which data-free stages refuse to have in memory."""
 PASSED_ON = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+LONGEST_PATH = 107
+"""Bytes of the longest path that a socket may have on Linux."""
 KILLED = 128 + signal.SIGKILL
 """Exit status of a job whose fork ended without one."""
 
@@ -97,16 +99,23 @@ def _follow(server: socket.socket, background: bool) -> int | None:
 
 
 def start() -> subprocess.Popen[bytes] | None:
-    """Start a server for the jobs of this process, and name it in the environment; None where one is named already.
+    """Start a server for the jobs of this process, and name it in the environment; it ends when this process does.
 
-    It ends when this process does. None, too, on systems other than Linux, where a fork of such a process is not safe.
+    None where one is named already, where there is no place for a socket, and on systems other than Linux, where to
+    fork such a process is not safe.
     """
     if SOCKET in os.environ or sys.platform != "linux":
         return None
-    path = Path(tempfile.mkdtemp(prefix="dfshield-"), "socket")
-    made = subprocess.Popen(
-        [sys.executable, "-m", "dfshield.forkserver", str(path)], stdin=subprocess.PIPE, start_new_session=True
-    )
+    try:
+        path = Path(tempfile.mkdtemp(prefix="dfshield-"), "socket")
+    except OSError:
+        return None
+    if len(os.fsencode(path)) > LONGEST_PATH:
+        path.parent.rmdir()
+        return None
+    command = [sys.executable, "-m", "dfshield.forkserver", str(path)]
+    alone = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # a fork has one thread
+    made = subprocess.Popen(command, stdin=subprocess.PIPE, env=alone, start_new_session=True)
     os.environ[SOCKET] = str(path)
     return made
 
@@ -129,7 +138,7 @@ def serve(path: Path) -> None:
                     _work(job)
                 job.close()
     finally:
-        path.unlink()
+        path.unlink(missing_ok=True)
         path.parent.rmdir()
 
 
@@ -147,7 +156,7 @@ def _work(job: socket.socket) -> None:
         sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
         sys.stderr = os.fdopen(2, "w", buffering=1, errors="backslashreplace", closefd=False)
         os.chdir(told["folder"])
-        sys.path[0] = told["folder"]
+        sys.path[0], sys.argv = told["folder"], ["dfshield", *told["words"]]
         os.environ.clear()
         os.environ.update(told["environment"])
         for number in PASSED_ON:

@@ -222,6 +222,17 @@ def test_a_server_ends_with_the_process_that_starts_it():
     assert gone(int(process)) and not Path(path).parent.exists()
 
 
+@pytest.mark.parametrize("folder", ["missing", "long" * 50])
+def test_without_a_place_for_a_socket_there_is_no_server(folder, tmp_path, monkeypatch):
+    monkeypatch.delenv(forkserver.SOCKET, raising=False)
+    place = tmp_path / folder
+    if folder != "missing":
+        place.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(place))
+    assert forkserver.start() is None and forkserver.SOCKET not in os.environ
+    assert not place.exists() or not list(place.iterdir())
+
+
 def test_the_server_has_nothing_in_memory_that_opens_real_data(tmp_path):
     imports = "\n".join(f"import {name}" for name in forkserver.LIBRARIES)
     made = python(tmp_path, f"import sys\n{imports}\nprint('dfshield.data' in sys.modules)")

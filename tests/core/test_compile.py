@@ -67,6 +67,16 @@ def test_training(plain_gradients, changes, tolerance):
         assert (found - expected).norm() <= tolerance * expected.norm()
 
 
+def test_features_pass_through_generated_code(capsys):
+    """They are kept by hooks, which code that is generated without them would leave out."""
+    expected = gradients(features=2.0)
+    for given, wanted in zip(gradients(features=2.0, compile=True), expected, strict=True):
+        found, plain = torch.as_tensor(given), torch.as_tensor(wanted)
+        assert (found - plain).norm() <= 1e-3 * plain.norm()
+    assert "not used" not in capsys.readouterr().err
+    assert abs(expected[0] - gradients()[0]) > 0.1
+
+
 @pytest.mark.parametrize("loss", ["vat", "gradient-penalty"])
 def test_losses_of_second_derivatives_take_the_plain_loops_where_there_are_none(loss):
     given = {"loss": loss, "threat": "l2:0.5"}
