@@ -16,6 +16,7 @@ def half_cosine(step: int, steps: int) -> float:
 
 INNER_STEPS: dict[str, Callable[[int, int, int], int]] = {
     "single-step": lambda steps, epoch, epochs: 1,
+    "n-fgsm": lambda steps, epoch, epochs: 1,
     "curriculum": lambda steps, epoch, epochs: -(-(epoch + 1) * steps // epochs),
 }
 """Searches whose number of steps depends on more than `attack_steps`: ``(steps, epoch, epochs) -> steps``."""

@@ -93,8 +93,8 @@ class DastGenerator(Generator):
 class UpsamplingTrunk(nn.Module):
     """Latent (N,latent) to maps (N,C,H,W): a linear layer, nearest-neighbour doublings and 3x3 convolutions.
 
-    The body that the generators of DFME, GDFQ and RDSKD have in common: two doublings of an 8x8 map for 32x32 images;
-    `eps` of BatchNorm as published. `width` multiplies the channels.
+    The body that the generators of DFME, GDFQ, RDSKD and FastDFKD have in common: two doublings of an 8x8 map for 32x32
+    images; `eps` of BatchNorm as published. `width` multiplies the channels.
     """
 
     def __init__(self, latent: int, shape: Shape, width: float = 1.0, eps: float = 1e-5) -> None:
@@ -123,6 +123,21 @@ class DfmeGenerator(Generator):
     def raw(self, z: Tensor, labels: Tensor) -> Tensor:
         image: Tensor = self.layers(z)
         return image
+
+
+class FastGenerator(Generator):
+    """FastDFKD's generator for small images (Fang et al. 2022): unconditional; the output mapping is the sigmoid."""
+
+    def __init__(self, latent: int, shape: Shape, width: float = 1.0) -> None:
+        super().__init__()
+        self.trunk = UpsamplingTrunk(latent, shape, width)
+
+    def raw(self, z: Tensor, labels: Tensor) -> Tensor:
+        image: Tensor = self.trunk(z)
+        return image
+
+    def to_image(self, raw: Tensor) -> Tensor:
+        return raw.sigmoid()
 
 
 class LabelEmbedding(nn.Module):

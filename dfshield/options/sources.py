@@ -190,6 +190,64 @@ class Rdskd(GenerateOptions):
     """numbers that an image is made from; 0 for as many as the teacher has penultimate features"""
 
 
+class Fast(GenerateOptions):
+    """FastDFKD (Fang et al., AAAI 2022) without its student: a generator that is adapted to each mini-batch."""
+
+    method: GeneratedName = "fast"
+    """what the generator learns from"""
+    batch: Annotated[int, Field(ge=2)] = 256
+    """images of a round, which is an epoch"""
+    epochs: Annotated[int, Field(ge=0)] = 0
+    """rounds, of which the last make the set; 0 for as many as that takes and `warmup` before them"""
+    iterations: Positive = 5
+    """Adam steps of a round on the noise and on a clone of the generator (k)"""
+    lr: Annotated[float, Field(gt=0)] = 3e-3
+    """Adam learning rate of the clone"""
+    latent_lr: Annotated[float, Field(gt=0)] = 0.01
+    """Adam learning rate of the noise"""
+    milestones: tuple[Share, ...] = ()
+    """shares of the rounds after which all learning rates fall tenfold"""
+    latent: Annotated[int, Field(ge=0)] = 256
+    """numbers that an image is made from; 0 for as many as the teacher has penultimate features"""
+    warmup: Annotated[int, Field(ge=0)] = 20
+    """first rounds, whose images are not kept; `epochs`, if given, says how many there are"""
+    meta: Literal["fomaml", "reptile"] = "fomaml"
+    """how the generator learns from a round: by the clone's gradients (FOMAML), or towards the clone's weights"""
+    meta_lr: Annotated[float, Field(gt=0)] = 0.015
+    """learning rate of fomaml's Adam; published is lr times iterations"""
+    meta_rate: Share = 0.5
+    """part of the way to the clone's weights that reptile goes; a convention of this project"""
+    feature_weight: Weight = 10.0
+    """weight of the BN-statistics term"""
+    class_weight: Weight = 0.5
+    """weight of the cross entropy"""
+    least_factor: Share = 0.2
+    """each round multiplies both weights by draws from U(least_factor, 1); 1 for the weights themselves"""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """share of earlier rounds in the batch statistics that are compared with the teacher's"""
+    flip: bool = False
+    """mirror half of the images before the teacher sees them; what is kept is not mirrored"""
+
+    @model_validator(mode="after")
+    def _enough_rounds(self) -> "Fast":
+        rounds = -(-self.images // self.batch)
+        epochs = self.epochs or self.warmup + rounds
+        if epochs < rounds:
+            raise ValueError(
+                f"epochs ({epochs}) times batch ({self.batch}) is less than images ({self.images}); "
+                f"use at least {rounds} epochs, or 0 for as many as it takes"
+            )
+        warmup = epochs - rounds
+        if "warmup" in self.model_fields_set and warmup != self.warmup:
+            raise ValueError(
+                f"epochs ({epochs}) are not warmup ({self.warmup}) and the {rounds} that make the images; "
+                "leave one of the two out"
+            )
+        for name, value in {"epochs": epochs, "warmup": warmup}.items():  # so that both say what is done
+            object.__setattr__(self, name, value)
+        return self
+
+
 class PublicOptions(StageOptions):
     """Take the images of another real data set, with the teacher's answers for labels (not data-free)."""
 

@@ -14,7 +14,7 @@ class TrainOptions(StageOptions):
     """Adversarially fine-tune a copy of the teacher on a training set (Eq 7 and 9-11)."""
 
     entries = ("loss", registry.LOSSES)
-    neutral: ClassVar[dict[str, Any]] = {"sign_filter": True}
+    neutral: ClassVar[dict[str, Any]] = {"sign_filter": True, "search": "auto", "mix": "none", "reestimate": "none"}
 
     loss: LossName = "dfshield"
     """training loss"""
@@ -44,6 +44,8 @@ class TrainOptions(StageOptions):
     """mirror synthetic images left to right at random; for photographs, not for digits"""
     translate: bool = False
     """shift synthetic images at random by up to one pixel in eight, filling black; teacher logits are recomputed"""
+    mix: Literal["none", "mixup", "cutmix"] = "none"
+    """mix each image with one of its mini-batch, anew at each use; logits and label are the teacher's of the mixture"""
     contrast: Share = 0.0
     """largest relative change of a synthetic image's brightness, drawn at each use; teacher logits are recomputed"""
     noise: Weight = 0.0
@@ -52,6 +54,8 @@ class TrainOptions(StageOptions):
     """ε of the inner maximisation as a multiple of the threat model's, which the student is meant to withstand"""
     batchnorm: Literal["train", "eval"] = "train"
     """student's BatchNorm layers in its training step: batch statistics, or the teacher's kept as they are"""
+    reestimate: Literal["none", "clean", "both"] = "none"
+    """BN statistics anew after training, by one pass of the set's images as they are, or of these and perturbed ones"""
     average: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """decay of an exponential moving average of weights and BN statistics, which is then the result; 0 for none"""
     awp: Share = 0.0
@@ -60,6 +64,8 @@ class TrainOptions(StageOptions):
     """epochs before adversarial weight perturbation sets in"""
     inner: Literal["auto", registry.Inner] = "auto"
     """objective of the inner maximisation; auto is the one of the loss's own paper, none takes its random start"""
+    search: Literal["auto", "pgd", "n-fgsm"] = "auto"
+    """how the inner maximisation is solved; auto is the loss's own search, n-fgsm takes one step"""
     attack_steps: Positive = 10
     """steps of the inner maximisation"""
     l2_step: FractionText | Literal["eps/5"] = "15/255"
@@ -90,7 +96,12 @@ class TrainOptions(StageOptions):
     @property
     def varies(self) -> bool:
         """Whether images change from one use to the next, so that teacher logits are recomputed."""
-        return self.flip or self.translate or self.contrast > 0 or self.noise > 0
+        return self.flip or self.translate or self.mix != "none" or self.contrast > 0 or self.noise > 0
+
+    @property
+    def searched(self) -> str:
+        """The search in force, a key of `registry.SEARCHES`."""
+        return registry.LOSSES[self.loss].search if self.search == "auto" else self.search
 
     @property
     def reads_features(self) -> bool:
@@ -138,6 +149,23 @@ class TrainOptions(StageOptions):
         return self
 
     @model_validator(mode="after")
+    def _mini_batch_can_be_mixed(self) -> "TrainOptions":
+        if self.batch == 1 and self.mix != "none":
+            raise ValueError(f"mix {self.mix}: batch 1 has no other image to mix with; use batch >= 2 or mix none")
+        return self
+
+    @model_validator(mode="after")
+    def _statistics_can_be_estimated(self) -> "TrainOptions":
+        if self.reestimate != "none" and self.batchnorm == "eval":
+            raise ValueError(
+                f"reestimate {self.reestimate}: batchnorm eval keeps the teacher's statistics; "
+                "use batchnorm train or reestimate none"
+            )
+        if self.reestimate == "both" and registry.LOSSES[self.loss].input_gradient:
+            raise ValueError(f"reestimate both: loss {self.loss} perturbs no images; use reestimate clean")
+        return self
+
+    @model_validator(mode="after")
     def _perturbs_some_epoch(self) -> "TrainOptions":
         if self.awp and self.awp_warmup >= self.epochs:
             raise ValueError(
@@ -149,10 +177,17 @@ class TrainOptions(StageOptions):
     @model_validator(mode="after")
     def _inner_problem_fits_the_loss(self) -> "TrainOptions":
         entry = registry.LOSSES[self.loss]
-        search = registry.SEARCHES[entry.search]
+        search = registry.SEARCHES[self.searched]
+        if self.search != "auto" and entry.input_gradient:
+            raise ValueError(f"search {self.search}: loss {self.loss} has no inner maximisation to solve; use auto")
+        if self.search != "auto" and entry.search != "pgd":
+            raise ValueError(
+                f"search {self.search}: loss {self.loss} has a search of its own, {entry.search}; use auto"
+            )
         if self.threat.partition(":")[0] not in search.norms:
             balls = " or ".join(search.norms)
-            raise ValueError(f"loss {self.loss} searches an {balls} ball, threat is {self.threat}; give {balls}:EPS")
+            who = f"loss {self.loss}" if self.search == "auto" else f"search {self.search}"
+            raise ValueError(f"{who} searches an {balls} ball, threat is {self.threat}; give {balls}:EPS")
         if self.inner != "auto" and (entry.input_gradient or not search.objective):
             raise ValueError(f"inner {self.inner}: loss {self.loss} has no inner maximisation to choose; use auto")
         if self.inner in ("kl", "teacher") and entry.start == "image":
@@ -182,6 +217,21 @@ class Dfshield(TrainOptions):
     @property
     def reads_features(self) -> bool:
         return self.features > 0
+
+
+class Ikl(TrainOptions):
+    """L_DFShield with Improved KL (Cui et al. 2024) in its robust and smoothness terms."""
+
+    loss: LossName = "ikl"
+    """training loss"""
+    lambda1: Weight = 1.0
+    """weight of the robust-teacher term"""
+    lambda2: Weight = 1.0
+    """weight of the smoothness term"""
+    alpha: Weight = 1.0
+    """weight of the squares; 1 is their weight in KL"""
+    beta: Weight = 1.0
+    """weight of the cross entropy; 1 is its weight in KL"""
 
 
 class Trades(TrainOptions):

@@ -160,8 +160,9 @@ def training_passes(options: TrainOptions, images: int) -> float | None:
     trained = (images - held) // options.batch * options.batch  # an epoch has whole mini-batches
     perturbed = max(0, options.epochs - options.awp_warmup) if options.awp else 0  # epochs that do all of it twice
     recomputed = 1 if options.varies or options.reads_features else 0  # the teacher on what it is asked about anew
+    last = {"none": 0, "clean": 1, "both": 2 + known[-1]}[options.reestimate]  # the pass for BatchNorm's statistics
     measured = held * (1 + GRADIENT * options.attack_steps + 2)  # attacked, then both versions classified
-    trained *= sum(known) + options.epochs * (recomputed + outer) + perturbed * outer
+    trained *= sum(known) + options.epochs * (recomputed + outer) + perturbed * outer + last
     return images + trained + options.epochs * measured
 
 
@@ -171,8 +172,8 @@ def inner_passes(options: TrainOptions, epoch: int) -> int | None:
     if entry.input_gradient:
         return 0
     objective = entry.inner if options.inner == "auto" else options.inner
-    steps = inner_steps(entry.search, options.attack_steps, epoch, options.epochs) if objective != "none" else 0
-    passes = registry.SEARCHES[entry.search].passes
+    steps = inner_steps(options.searched, options.attack_steps, epoch, options.epochs) if objective != "none" else 0
+    passes = registry.SEARCHES[options.searched].passes
     return passes(options, steps) if passes else None
 
 

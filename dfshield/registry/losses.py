@@ -11,7 +11,7 @@ Inner = Literal["kl", "ce", "teacher", "loss", "none"]
 teacher's clean output, the training loss itself, or none (a random point)."""
 Start = Literal["normal", "uniform", "image"]
 """Start of the inner maximisation: 0.001 times a normal draw, uniform in the ball, or the image itself."""
-Search = Literal["pgd", "single-step", "power", "nearest", "curriculum", "fosc"]
+Search = Literal["pgd", "single-step", "power", "nearest", "curriculum", "fosc", "n-fgsm"]
 """How the inner maximisation is solved: a key of `SEARCHES`."""
 
 
@@ -24,6 +24,8 @@ class SearchFacts:
     """Norms of the balls that it searches."""
     objective: bool = True
     """Whether it climbs an objective that can be chosen."""
+    beyond: float = 1.0
+    """How far from x̂ it may end, in multiples of ε."""
     passes: Callable[[Any, int], int] | None = None
     """Used only by the cost model: forward passes of an image, ``(options of the loss, gradient steps) -> passes``. A
     gradient counts as one extra pass; the steps are 0 where nothing is climbed. None: not known, so not estimated."""
@@ -50,6 +52,12 @@ SEARCHES: dict[str, SearchFacts] = {
     ),
     "curriculum": SearchFacts("ascent with more steps as training goes on", passes=_ascent),
     "fosc": SearchFacts("ascent that stops at a convergence (FOSC), ever stricter over the epochs", passes=_ascent),
+    "n-fgsm": SearchFacts(
+        "noise of up to 2ε, then one step of length ε, not projected (de Jorge et al. 2022)",
+        norms=("linf",),
+        beyond=3.0,
+        passes=_ascent,
+    ),
 }
 BOTH, ROBUST_ONLY = 6, 4
 """Passes of a loss of both logits, and of one without the clean logits, through which no gradient goes back: a forward
@@ -63,6 +71,7 @@ class Loss(Entry):
     inner: Inner = "kl"
     start: Start = "normal"
     search: Search = "pgd"
+    """Its own search; an option may choose another: `TrainOptions.searched` is the one in force."""
     labels: Literal["data", "teacher"] = "data"
     """Labels of training and of the inner maximisation: those of the data, or the teacher's class."""
     input_gradient: bool = False
@@ -78,6 +87,13 @@ LOSSES = {
         "L_DFShield",
         about="distillation, robust-teacher term and smoothness (Eq 11)",
         options="dfshield.options.training:Dfshield",
+        passes=BOTH,
+    ),
+    "ikl": Loss(
+        "dfshield.training.losses:ikl",
+        "L_DFShield, IKL",
+        about="L_DFShield with Improved KL in its robust and smoothness terms (Cui et al. 2024)",
+        options="dfshield.options.training:Ikl",
         passes=BOTH,
     ),
     "trades": Loss(

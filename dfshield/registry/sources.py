@@ -73,6 +73,13 @@ GENERATED = {
         options="dfshield.options.sources:Rdskd",
         passes=2,
     ),
+    "fast": Objective(
+        "dfshield.sources.fast:Fast",
+        "FastDFKD",
+        about="a meta-learnt generator, adapted to each mini-batch in a few steps (Fang et al. 2022)",
+        options="dfshield.options.sources:Fast",
+        passes=2,
+    ),
 }
 """Generators that a teacher trains: subclasses of ``dfshield.sources.generator.GeneratorSource``."""
 

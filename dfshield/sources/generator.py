@@ -1,7 +1,8 @@
 """Synthetic sets drawn from a generator that is trained against the teacher alone.
 
-Qimera and RDSKD are published with a student that learns beside or after the generator. Here they are sources of
-training data: the generator is trained as published, without its student, and the set is drawn from it at the end.
+Qimera, RDSKD and FastDFKD are published with a student that learns beside or after the generator. Here they are sources
+of training data: the generator is trained as published, without its student. The set is drawn from it at the end, or
+collected on the way.
 """
 
 import math
@@ -108,18 +109,13 @@ class GeneratorSource(EpochLoop):
     def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
         """One epoch; a loss that is not finite raises InputError, since half a generator is of no use."""
         options = self.options
-        falls = sum(epoch >= share * options.epochs for share in options.milestones)
         for group in self.adam.param_groups:
-            group["lr"] = options.lr * 0.1**falls
+            group["lr"] = options.lr * self.decay(epoch)
         self.generator.train()
         value = math.nan
         for index in range(options.iterations):
             loss = self.loss(generator("generation", options.seed, epoch, index), index)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise InputError(
-                    f"{options.method} diverged: the loss is {value} in epoch {epoch + 1}; use a smaller lr"
-                )
+            value = self.finite(loss, epoch)
             self.adam.zero_grad()
             loss.backward()
             self.adam.step()
@@ -127,6 +123,19 @@ class GeneratorSource(EpochLoop):
                 bar.set_postfix({"loss": f"{value:.4g}"}, refresh=False)
                 bar.update()
         return {"epoch": epoch + 1, "loss": value}
+
+    def decay(self, epoch: int) -> float:
+        """The learning rates of an epoch as a multiple of those given: a tenth for each milestone that is behind."""
+        return 0.1 ** sum(epoch >= share * self.options.epochs for share in self.options.milestones)
+
+    def finite(self, loss: Tensor, epoch: int) -> float:
+        """The value of a loss; raises InputError if it is not finite."""
+        value = float(loss.detach())
+        if not math.isfinite(value):
+            raise InputError(
+                f"{self.options.method} diverged: the loss is {value} in epoch {epoch + 1}; use a smaller lr"
+            )
+        return value
 
     def state(self) -> dict[str, Any]:
         """Generator, optimiser and memory."""

@@ -19,6 +19,8 @@ from dfshield.training.losses import Outputs, kl
 Network = Callable[[torch.Tensor], torch.Tensor]
 Objective = Callable[[Outputs], torch.Tensor]
 """What an ascent raises: a scalar, the sum over the images of a mini-batch."""
+NOISE = 2
+"""Largest noise of N-FGSM in multiples of ε (k of de Jorge et al. 2022)."""
 
 
 def summed(loss: Callable[[Outputs, TrainOptions], torch.Tensor], options: TrainOptions, out: Outputs) -> torch.Tensor:
@@ -60,15 +62,15 @@ class InnerAttack:
 
     @classmethod
     def of(cls, options: TrainOptions, epoch: int) -> "InnerAttack":
-        """The attack that the loss's paper asks for, in epoch `epoch` (from 0)."""
+        """The attack of epoch `epoch` (from 0), by the search that the loss's paper or the options ask for."""
         entry, threat = registry.LOSSES[options.loss], parse_threat(options.threat)
-        search = SEARCHES[entry.search]
+        search = SEARCHES[options.searched]
         factor = options.eps_factor * warmed(options.eps_warmup, epoch, options.epochs)
         return search(
             objective(options),
             entry.start,
             threat._replace(eps=factor * threat.eps),
-            inner_steps(entry.search, options.attack_steps, epoch, options.epochs),
+            inner_steps(options.searched, options.attack_steps, epoch, options.epochs),
             factor * search.step_size(threat, options),
             **search.own(options, epoch),
         )
@@ -103,7 +105,10 @@ class InnerAttack:
         teacher: torch.Tensor | None,
         generator: torch.Generator,
     ) -> torch.Tensor:
-        """x̂' (N,C,H,W) within ε of `x` and in [0,1]; `model` is in eval mode with frozen parameters."""
+        """x̂' (N,C,H,W) in [0,1] and as near to `x` as the search's `beyond` says, within ε for all but N-FGSM.
+
+        `model` is in eval mode with frozen parameters.
+        """
         return pgd_ascent(
             *(model, x, labels, self.objective, self.start, self.threat, self.steps, self.size, generator),
             *(teacher, self.stop),
@@ -116,6 +121,20 @@ class SingleStep(InnerAttack):
     @staticmethod
     def step_size(threat: Threat, options: TrainOptions) -> float:
         return threat.eps
+
+
+class NoisyStep(SingleStep):
+    """One step of length ε from an image with noise (de Jorge et al. 2022, N-FGSM); it has a start of its own."""
+
+    def solve(
+        self,
+        model: Network,
+        x: torch.Tensor,
+        labels: torch.Tensor,
+        teacher: torch.Tensor | None,
+        generator: torch.Generator,
+    ) -> torch.Tensor:
+        return n_fgsm(model, x, labels, self.objective, self.threat, self.size, generator, teacher)
 
 
 class FoscAscent(InnerAttack):
@@ -177,6 +196,7 @@ SEARCHES: dict[str, type[InnerAttack]] = {
     "nearest": MarginSearch,
     "curriculum": InnerAttack,
     "fosc": FoscAscent,
+    "n-fgsm": NoisyStep,
 }
 """The code of each search; `registry.SEARCHES` has the facts."""
 
@@ -202,19 +222,52 @@ def pgd_ascent(
     adversarial = x.clone() if start == "image" else random_start(x, threat, generator, start)
     if objective is None:
         return project(x, adversarial, threat)
-    with torch.no_grad():
-        clean = model(x).float()
-    targets = clean.new_empty(0) if teacher is None else teacher
+    slope = slope_of(objective, model, x, labels, teacher)
     for taken in range(steps):
-        adversarial.requires_grad_()
-        value = objective(Outputs(clean, model(adversarial).float(), targets, labels))
-        (gradient,) = torch.autograd.grad(value, adversarial)
-        adversarial = adversarial.detach()
+        gradient = slope(adversarial)
         moved = project(x, step(adversarial, gradient, size, threat.norm), threat)
         if stop is not None and taken:
             moved = torch.where(fosc(x, adversarial, gradient, threat) > stop, moved, adversarial)
         adversarial = moved
     return adversarial
+
+
+def slope_of(
+    objective: Objective, model: Network, x: torch.Tensor, labels: torch.Tensor, teacher: torch.Tensor | None
+) -> Network:
+    """Gradient of `objective` by x̂', as a function of x̂' (N,C,H,W); the clean logits are computed here, once."""
+    with torch.no_grad():
+        clean = model(x).float()
+    targets = clean.new_empty(0) if teacher is None else teacher
+
+    def slope(adversarial: torch.Tensor) -> torch.Tensor:
+        adversarial = adversarial.detach().requires_grad_()
+        value = objective(Outputs(clean, model(adversarial).float(), targets, labels))
+        return torch.autograd.grad(value, adversarial)[0]
+
+    return slope
+
+
+def n_fgsm(
+    model: Network,
+    x: torch.Tensor,
+    labels: torch.Tensor,
+    objective: Objective | None,
+    threat: Threat,
+    size: float,
+    generator: torch.Generator,
+    teacher: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """N-FGSM (de Jorge et al. 2022) for l∞: x̂' = x + η + α sign(∇ objective at x + η), η ~ U(-2ε,2ε), α = `size`.
+
+    x̂' (N,C,H,W) is not projected: it lies within 2ε + α of `x`. Without an objective it is x + η.
+
+    Differs from the publication: both x + η and x̂' are cut to [0,1], so that the network sees no other pixels.
+    """
+    noisy = random_start(x, threat._replace(eps=NOISE * threat.eps), generator)
+    if objective is None:
+        return noisy
+    return step(noisy, slope_of(objective, model, x, labels, teacher)(noisy), size, threat.norm).clamp(0, 1)
 
 
 def fosc(x: torch.Tensor, adversarial: torch.Tensor, gradient: torch.Tensor, threat: Threat) -> torch.Tensor:

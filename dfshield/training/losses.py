@@ -13,7 +13,21 @@ import torch.nn.functional as F
 
 from dfshield.core.fractions import fraction
 from dfshield.options import TrainOptions
-from dfshield.options.training import Alp, Ard, Clp, Dfshield, Fgsm, GradientPenalty, Mart, Mmc, Rslad, Trades, Uat, Vat
+from dfshield.options.training import (
+    Alp,
+    Ard,
+    Clp,
+    Dfshield,
+    Fgsm,
+    GradientPenalty,
+    Ikl,
+    Mart,
+    Mmc,
+    Rslad,
+    Trades,
+    Uat,
+    Vat,
+)
 
 
 class Outputs(NamedTuple):
@@ -79,6 +93,38 @@ def feature_distance(features: Features) -> torch.Tensor:
         ((c - t).square().sum() + (a - t).square().sum()) / t.square().sum().clamp(min=1e-12) for c, a, t in stages
     ]
     return torch.stack(shares).mean()
+
+
+def ikl(out: Outputs, options: Ikl) -> torch.Tensor:
+    """L_DFShield with IKL (Cui et al. 2024) in place of KL in its robust and smoothness terms:
+
+    KL(S(x̂),T(x̂)) + λ₁ IKL(T(x̂) ‖ S(x̂')) + λ₂ IKL(S(x̂) ‖ S(x̂')), IKL as in `decoupled_kl`.
+
+    Differs from the publication:
+    - The weights of the squares are the image's own; the publication takes the mean over the images of a class.
+    - The terms are those of L_DFShield; the publication has cross entropy with labels, and the smoothness term alone.
+    """
+    weights = options.alpha, options.beta
+    robust = decoupled_kl(out.teacher, out.adversarial, *weights)
+    smooth = decoupled_kl(out.clean, out.adversarial, *weights)
+    return kl(out.teacher, out.clean) + options.lambda1 * robust + options.lambda2 * smooth
+
+
+def decoupled_kl(
+    target: torch.Tensor, student: torch.Tensor, alpha: float = 1.0, beta: float = 1.0, both: bool = True
+) -> torch.Tensor:
+    """Decoupled KL of two sets of logits o_m, the target, and o_n (N,C) (Cui et al. 2024), the mean over the images of
+
+    α/4 Σ_jk w_jk (Δm_jk - Δn_jk)² + β CE(s_m, s_n), where Δm_jk = o_m[j] - o_m[k], s = softmax, w_jk = s_m[j] s_m[k].
+
+    w and the s_m of the cross entropy are constants. If not `both`, Δn is one, too: this is DKL, which at α = β = 1 has
+    the gradients of KL(s_m ‖ s_n). With `both` it is IKL: the squares also move o_n, even to a target that is fixed.
+    """
+    shares = target.detach().softmax(1)
+    difference = target - (student if both else student.detach())
+    deviation = difference - (shares * difference).sum(1, keepdim=True)
+    squares = 2 * (shares * deviation.square()).sum(1).mean()  # pairs of classes: twice the variance under s_m
+    return alpha / 4 * squares + beta * F.cross_entropy(student, shares)
 
 
 def trades(out: Outputs, options: Trades) -> torch.Tensor:

@@ -33,7 +33,7 @@ from dfshield.models.standins import settle
 from dfshield.models.user_code import as_author
 from dfshield.models.weights import load_weights
 from dfshield.options import TeacherOptions
-from dfshield.training.augment import translate
+from dfshield.sources.views import translate
 
 LARGEST_MEAN = 10.0
 """A normalisation mean beyond this is for pixels in 0..255, not in [0,1]."""

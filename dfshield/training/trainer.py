@@ -3,7 +3,7 @@
 import contextlib
 import copy
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from dfshield import registry
 from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import Diverged
-from dfshield.core.rng import generator
+from dfshield.core.rng import generator, seeded
 from dfshield.core.schedules import half_cosine, warmed
 from dfshield.models.classifier import Classifier, predict
 from dfshield.models.folding import fold
@@ -26,6 +26,7 @@ from dfshield.training.ema import WeightEMA
 from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import SEARCHES, InnerAttack
 from dfshield.training.losses import Features, Outputs
+from dfshield.training.reestimation import reestimate
 
 
 class Trainer(EpochLoop):
@@ -48,7 +49,7 @@ class Trainer(EpochLoop):
             self.watched = Staged(self.student, layers), Staged(teacher, layers)
         self.forward: Callable[..., torch.Tensor] = self.watched[0] if self.watched else self.student
         if options.compile:
-            if SEARCHES[self.entry.search].compiles:
+            if SEARCHES[options.searched].compiles:
                 self.crafting.compile_for(options.batch)
             self.forward = generated(self.forward)
         labels = torch.from_numpy(data.labels[:used]).to(device)
@@ -89,11 +90,29 @@ class Trainer(EpochLoop):
         self.awp = options.awp if epoch >= options.awp_warmup else 0.0
 
     def fit(self, checkpoint: Path | None = None) -> None:
-        """Train all epochs, as `EpochLoop.fit`; the result is the average of the weights if there is one."""
+        """Train all epochs, as `EpochLoop.fit`; the result is the average of the weights if there is one.
+
+        With `reestimate`, its BatchNorm statistics are estimated anew, unless training diverged.
+        """
         super().fit(checkpoint)
         if self.average:
             self.student.load_state_dict(self.average.state)
+        if self.options.reestimate != "none" and not self.diverged:
+            with seeded(generator("network", self.seed, "re-estimation").initial_seed(), self.device):
+                reestimate(self.student, self._once())
         self.student.eval()
+
+    def _once(self) -> Iterator[torch.Tensor]:
+        """An epoch's number of mini-batches x̂, without variation; x̂' after each if `reestimate` is both."""
+        options = self.options
+        inner = InnerAttack.of(options, options.epochs - 1)  # a run that goes on behind its last epoch begins none
+        order = torch.randperm(len(self.images), generator=generator("re-estimation", options.seed))
+        for index, rows in enumerate(order.to(self.images.device).split(options.batch)[: self.batches]):
+            x = self.images[rows].contiguous(memory_format=torch.channels_last)
+            yield x
+            if options.reestimate == "both":
+                random = generator("re-estimation", options.seed, index)
+                yield self._craft(x, self.labels[rows], random, self.targets[rows], inner)
 
     def describe(self, row: dict[str, Any]) -> str:
         """One epoch's metrics as a line for the person who watches."""
@@ -154,8 +173,8 @@ class Trainer(EpochLoop):
             targets, features = self._taught(x)
         elif self.teacher:
             targets = predict(self.teacher, x)
-        if self.options.varies and self.entry.labels == "teacher":
-            labels = targets.argmax(1)
+        if self.options.mix != "none" or (self.options.varies and self.entry.labels == "teacher"):
+            labels = targets.argmax(1)  # the data have no label of a mixed image
         adversarial = None if self.entry.input_gradient else self._craft(x, labels, random, targets)
         self.student.train(self.options.batchnorm == "train")
         given = (x, adversarial, targets, labels, features)

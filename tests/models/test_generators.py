@@ -10,6 +10,7 @@ from dfshield.models.generators import (
     AcganGenerator,
     DastGenerator,
     DfmeGenerator,
+    FastGenerator,
     GdfqGenerator,
     Generator,
     LabelEmbedding,
@@ -25,6 +26,8 @@ def made(name: str, shape: tuple[int, int, int], width: float = 0.05, latent: in
         return DastGenerator(latent, shape, CLASSES, width)
     if name == "dfme":
         return DfmeGenerator(latent, shape, width)
+    if name == "fast":
+        return FastGenerator(latent, shape, width)
     if name == "acgan":
         return AcganGenerator(latent, shape, CLASSES, width)
     embedding = LabelEmbedding(latent, CLASSES)
@@ -35,7 +38,7 @@ def drawn(n: int, scale: float = 1.0, latent: int = LATENT) -> tuple[torch.Tenso
     return scale * torch.randn((n, latent), generator=torch.Generator().manual_seed(0)), torch.arange(n) % CLASSES
 
 
-NAMES = ("dast", "dfme", "gdfq", "acgan")
+NAMES = ("dast", "dfme", "gdfq", "acgan", "fast")
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,7 +54,9 @@ def test_images_of_any_shape_in_range(name, shape):
     assert all(parameter.grad is not None for parameter in generator.parameters())
 
 
-@pytest.mark.parametrize(("name", "count"), [("dast", 32 * 32), ("dfme", 8 * 8), ("gdfq", 8 * 8), ("acgan", 4 * 4)])
+@pytest.mark.parametrize(
+    ("name", "count"), [("dast", 32 * 32), ("dfme", 8 * 8), ("gdfq", 8 * 8), ("acgan", 4 * 4), ("fast", 8 * 8)]
+)
 def test_the_published_layers_at_32_pixels(name, count):
     """Parameters by hand from the publications' layers, for width 1, 10 values of latent and one class."""
     latent = 10
@@ -130,7 +135,8 @@ def test_branches_in_one_pass_are_each_class_on_its_own():
 
 def test_output_mappings():
     raw = torch.tensor([-3.0, 0.0, 0.5, 3.0]).view(1, 1, 1, 4)
-    assert torch.allclose(made("dast", (1, 8, 8)).to_image(raw), raw.sigmoid())
+    for name in ("dast", "fast"):
+        assert torch.allclose(made(name, (1, 8, 8)).to_image(raw), raw.sigmoid())
     for name in ("dfme", "acgan"):
         assert torch.allclose(made(name, (1, 8, 8)).to_image(raw), (raw.tanh() + 1) / 2)
     # the classifier's normalised space: mean 0.4, std 0.3

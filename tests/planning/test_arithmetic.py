@@ -50,6 +50,14 @@ def test_losses_by_hand(loss, each):
     assert arithmetic.training_passes(options, 10) == 10 + 10 * each
 
 
+@pytest.mark.parametrize("loss", ["dfshield", "ikl", "trades"])
+def test_n_fgsm_takes_one_step_whatever_the_steps(loss):
+    options = TrainOptions.of(loss=loss, search="n-fgsm", epochs=4, batch=10, holdout=5, attack_steps=6)
+    assert arithmetic.training_passes(options, 15) == 15 + 4 * (10 * (1 + 2 + 6) + 5 * (1 + 2 * 6 + 2))
+    start = options.model_copy(update={"inner": "none"})
+    assert arithmetic.inner_passes(start, 0) == 0
+
+
 @pytest.mark.parametrize("changes", [{"features": 1.0}, {"noise": 0.1}, {"features": 1.0, "noise": 0.1}])
 def test_a_teacher_that_is_asked_anew_makes_one_pass_more_of_each_image(changes):
     given = {"epochs": 4, "batch": 10, "holdout": 0, "attack_steps": 6}

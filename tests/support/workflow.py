@@ -26,7 +26,7 @@ PAPER = {
     },
     "table2": {"table": 1},
     "table3": {"teacher": 8, "synthesize": 48, "merge": 8, "train": 8, "attack": 32, "checks": 16, "table": 1},
-    "losses": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 57, "attack": 114, "checks": 57, "table": 1},
+    "losses": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 60, "attack": 120, "checks": 60, "table": 1},
     "table5": {
         "teacher": 9,
         "synthesize": 54,

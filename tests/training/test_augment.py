@@ -65,7 +65,7 @@ def test_the_teacher_is_asked_about_the_varied_images(loss):
     genuine = made._outer
     made._outer = lambda *parts: seen.append(parts) or genuine(*parts)
     made.gradients(torch.arange(10), generator("a"))
-    ((x, adversarial, targets, labels),) = seen
+    ((x, adversarial, targets, labels, *_),) = seen
     assert torch.equal(x, augment(made.images[:10], made.options, generator("a")))
     torch.testing.assert_close(targets, tiny.classifier()(x).detach(), rtol=1e-4, atol=1e-4)
     assert float((targets - made.targets[:10]).abs().max()) > 0.01

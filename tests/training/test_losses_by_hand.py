@@ -61,6 +61,16 @@ def kl(p: list[list[float]], q: list[list[float]]) -> float:
     return mean(divergences(p, q))
 
 
+def ikl(p: list[list[float]], q: list[list[float]], alpha=1.0, beta=1.0) -> float:
+    """Improved KL, pair by pair of classes."""
+    pairs = [(j, k) for j in range(3) for k in range(3)]
+    return mean(
+        alpha / 4 * sum(a[j] * a[k] * math.log(a[j] / a[k] * b[k] / b[j]) ** 2 for j, k in pairs)
+        - beta * sum(a[j] * math.log(b[j]) for j in range(3))
+        for a, b in zip(p, q, strict=True)
+    )
+
+
 def warmed(p: list[list[float]], t: float) -> list[list[float]]:
     """Probabilities at temperature t."""
     powers = [[a ** (1 / t) for a in row] for row in p]
@@ -162,6 +172,9 @@ def ard(alpha: float, t: float) -> float:
 CASES = [
     ("std", {}, cross_entropy(ADVERSARIAL)),
     ("std-soft", {}, kl(TEACHER, ADVERSARIAL)),
+    ("ikl", {}, kl(TEACHER, CLEAN) + ikl(TEACHER, ADVERSARIAL) + ikl(CLEAN, ADVERSARIAL)),
+    ("ikl", {"lambda1": 0, "alpha": 3, "beta": 0}, kl(TEACHER, CLEAN) + ikl(CLEAN, ADVERSARIAL, 3, 0)),
+    ("ikl", {"lambda1": 2, "lambda2": 0, "alpha": 0}, kl(TEACHER, CLEAN) + 2 * ikl(TEACHER, ADVERSARIAL, 0)),
     ("trades", {"beta": 0.0}, cross_entropy(CLEAN)),
     ("trades", {}, cross_entropy(CLEAN) + 6 * kl(CLEAN, ADVERSARIAL)),
     ("mart", {}, mart(5)),
@@ -239,7 +252,14 @@ def test_the_mahalanobis_centres_are_as_far_apart_as_can_be(classes):
 
 @pytest.mark.parametrize(
     ("name", "weight"),
-    [("dfshield", "lambda2"), ("trades", "beta"), ("mart", "weight"), ("alp", "weight"), ("clp", "weight")],
+    [
+        ("dfshield", "lambda2"),
+        ("ikl", "lambda2"),
+        ("trades", "beta"),
+        ("mart", "weight"),
+        ("alp", "weight"),
+        ("clp", "weight"),
+    ],
 )
 def test_the_smoothness_term_moves_both_sides(name, weight):
     clean, adversarial = logits("clean").requires_grad_(), logits("adversarial").requires_grad_()
@@ -317,6 +337,7 @@ def test_the_gradient_penalty_reaches_the_weights():
     ("name", "facts"),
     [
         ("dfshield", ("kl", "normal", "pgd")),
+        ("ikl", ("kl", "normal", "pgd")),
         ("trades", ("kl", "normal", "pgd")),
         ("std", ("ce", "uniform", "pgd")),
         ("std-soft", ("teacher", "uniform", "pgd")),
@@ -345,6 +366,7 @@ def test_each_loss_has_the_inner_problem_of_its_paper(name, facts):
 
 OWN = {
     "dfshield": {"lambda1": 1, "lambda2": 1, "temperature": 1, "clean_reduction": "batchmean", "features": 0.0},
+    "ikl": {"lambda1": 1, "lambda2": 1, "alpha": 1, "beta": 1},
     "trades": {"beta": 6},
     "rst": {"beta": 6},
     "mart": {"weight": 5},
@@ -371,7 +393,7 @@ def test_constants_of_the_losses(name):
 def test_constants_that_all_losses_have():
     given = TrainOptions.of().model_dump()
     expected = {"awp": 0, "awp_warmup": 0, "average": 0, "lr_warmup": 0, "eps_warmup": 0, "eps_factor": 1}
-    expected |= {"flip": False, "contrast": 0, "noise": 0, "batchnorm": "train", "sign_filter": True}
+    expected |= {"flip": False, "contrast": 0, "noise": 0, "batchnorm": "train", "sign_filter": True, "search": "auto"}
     assert {key: given[key] for key in expected} == expected
 
 
