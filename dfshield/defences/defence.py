@@ -54,7 +54,7 @@ class Transformation(Defence[Options]):
     def transform(self, x: Tensor, random: torch.Generator | None) -> Tensor:
         """Images (N,C,H,W) in [0,1] as the network shall see them; the draws are those of `random`, if there are any.
 
-        `random` is a generator of the device of `x`; None where nothing is drawn.
+        `random` is a generator of the CPU; None where nothing is drawn.
         """
         raise NotImplementedError
 
@@ -86,11 +86,15 @@ class Transformed(nn.Module):
         """What the network sees of images, in their version number `copy`."""
         if not self.defence.draws:
             return self.defence.transform(x, None)
-        return torch.cat([self.defence.transform(image, self._drawn_for(image, copy)) for image in x.split(1)])
+        return torch.cat(
+            [self.defence.transform(image, drawn_for(image, self.defence.options, copy)) for image in x.split(1)]
+        )
 
-    def _drawn_for(self, image: Tensor, copy: int) -> torch.Generator:
-        content = hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
-        return generator(self.defence.options.defence, self.defence.options.seed, copy, content)
+
+def drawn_for(image: Tensor, options: DefendOptions, *key: int) -> torch.Generator:
+    """A generator of the CPU by the content of an image (1,C,H,W), the seed and a `key`."""
+    content = hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return generator(options.defence, options.seed, *key, content)
 
 
 class Approximated(Transformed):
@@ -103,7 +107,7 @@ class Approximated(Transformed):
             random = generator(self.defence.options.defence, number)
         if self.defence.differentiable:
             return self.defence.transform(x, random)
-        return StraightThrough.apply(x, self.defence, random)  # type: ignore[no-any-return]
+        return StraightThrough.apply(x, self.defence, random)
 
 
 class StraightThrough(torch.autograd.Function):
