@@ -1,9 +1,12 @@
 """What a defence at test time is: something that stands before a network, and what gradients go through."""
 
-from typing import Generic, TypeVar
+import hashlib
+from typing import Any, Generic, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
+from dfshield.core.rng import generator
 from dfshield.options.defences import DefendOptions
 
 Options = TypeVar("Options", bound=DefendOptions)
@@ -32,3 +35,88 @@ class Identity(Defence[DefendOptions]):
 
     def protect(self, model: nn.Module) -> nn.Module:
         return model
+
+
+class Transformation(Defence[Options]):
+    """Base of defences that transform images before the network sees them. A subclass writes `transform`.
+
+    Where `transform` draws, the defended model draws by the content of each image and the seed, so that a verdict can
+    be repeated, and an attacker, who has other draws, cannot know them beforehand. The surrogate transforms in the
+    forward pass, with new draws each time, and takes the derivative of the transformation for one (BPDA with the
+    identity, Athalye et al. 2018) unless `differentiable`.
+    """
+
+    differentiable = False
+    """Whether useful gradients go through `transform` itself."""
+    draws = False
+    """Whether `transform` draws."""
+
+    def transform(self, x: Tensor, random: torch.Generator | None) -> Tensor:
+        """Images (N,C,H,W) in [0,1] as the network shall see them; the draws are those of `random`, if there are any.
+
+        `random` is a generator of the CPU; None where nothing is drawn.
+        """
+        raise NotImplementedError
+
+    def protect(self, model: nn.Module) -> nn.Module:
+        return Transformed(model, self)
+
+    def surrogate(self, model: nn.Module) -> nn.Module:
+        return Approximated(model, self)
+
+
+class Transformed(nn.Module):
+    """A network behind a transformation; images (N,C,H,W) in [0,1] to logits (N,classes).
+
+    The logits are the mean over as many versions of an image as the options have `passes`.
+    """
+
+    def __init__(self, model: nn.Module, defence: Transformation[Any]) -> None:
+        super().__init__()
+        self.model, self.defence = model, defence
+
+    def forward(self, x: Tensor) -> Tensor:
+        copies = self.defence.options.passes
+        total = self.model(self.seen(x, 0))
+        for copy in range(1, copies):
+            total = total + self.model(self.seen(x, copy))
+        return total / copies
+
+    def seen(self, x: Tensor, copy: int) -> Tensor:
+        """What the network sees of images, in their version number `copy`."""
+        if not self.defence.draws:
+            return self.defence.transform(x, None)
+        return torch.cat(
+            [self.defence.transform(image, drawn_for(image, self.defence.options, copy)) for image in x.split(1)]
+        )
+
+
+def drawn_for(image: Tensor, options: DefendOptions, *key: int) -> torch.Generator:
+    """A generator of the CPU by the content of an image (1,C,H,W), the seed and a `key`."""
+    content = hashlib.sha256(image.detach().float().cpu().contiguous().numpy().tobytes()).hexdigest()
+    return generator(options.defence, options.seed, *key, content)
+
+
+class Approximated(Transformed):
+    """The same, for gradients: new draws at each call, and the identity's derivative where there is none of use."""
+
+    def seen(self, x: Tensor, copy: int) -> Tensor:
+        random = None
+        if self.defence.draws:
+            number = int(torch.randint(2**31, ()))  # of the global generator, which an attack's seed governs
+            random = generator(self.defence.options.defence, number)
+        if self.defence.differentiable:
+            return self.defence.transform(x, random)
+        return StraightThrough.apply(x, self.defence, random)
+
+
+class StraightThrough(torch.autograd.Function):
+    """A transformation whose derivative is taken for the identity's."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, defence: Transformation[Any], random: torch.Generator | None) -> Tensor:
+        return defence.transform(x.detach(), random)
+
+    @staticmethod
+    def backward(ctx: Any, *slope: Tensor) -> tuple[Tensor | None, ...]:
+        return slope[0], None, None
