@@ -152,6 +152,11 @@ class GenerateOptions(StageOptions):
     width: Annotated[float, Field(gt=0)] = 1.0
     """channels of the generator's layers, as a multiple of the published ones"""
 
+    @property
+    def rounds(self) -> int:
+        """Epochs that there are."""
+        return self.epochs
+
     def missed_classes(self, classes: int) -> str:
         """What there is to say of classes, among so many, that get no image; empty if none is known to."""
         missed = classes - self.images
@@ -228,23 +233,22 @@ class Fast(GenerateOptions):
     flip: bool = False
     """mirror half of the images before the teacher sees them; what is kept is not mirrored"""
 
+    @property
+    def making(self) -> int:
+        """Rounds that make the images."""
+        return -(-self.images // self.batch)
+
+    @property
+    def rounds(self) -> int:
+        return self.epochs or self.warmup + self.making
+
     @model_validator(mode="after")
     def _enough_rounds(self) -> "Fast":
-        rounds = -(-self.images // self.batch)
-        epochs = self.epochs or self.warmup + rounds
-        if epochs < rounds:
+        if self.rounds < self.making:
             raise ValueError(
-                f"epochs ({epochs}) times batch ({self.batch}) is less than images ({self.images}); "
-                f"use at least {rounds} epochs, or 0 for as many as it takes"
+                f"epochs ({self.epochs}) times batch ({self.batch}) is less than images ({self.images}); "
+                f"use at least {self.making} epochs, or 0 for as many as it takes"
             )
-        warmup = epochs - rounds
-        if "warmup" in self.model_fields_set and warmup != self.warmup:
-            raise ValueError(
-                f"epochs ({epochs}) are not warmup ({self.warmup}) and the {rounds} that make the images; "
-                "leave one of the two out"
-            )
-        for name, value in {"epochs": epochs, "warmup": warmup}.items():  # so that both say what is done
-            object.__setattr__(self, name, value)
         return self
 
 

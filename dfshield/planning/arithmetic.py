@@ -142,7 +142,7 @@ def generation_passes(options: GenerateOptions) -> tuple[float, float] | None:
     None for a method whose entry does not say.
     """
     passes = registry.GENERATED[options.method].passes
-    trained = options.batch * options.iterations * options.epochs
+    trained = options.batch * options.iterations * options.rounds
     return None if passes is None else (passes * trained, UPDATE * trained + options.images)
 
 

@@ -85,7 +85,7 @@ class Fast(GeneratorSource):
     def epoch(self, epoch: int, bar: Any = None) -> dict[str, Any]:
         """One round; a loss that is not finite raises InputError."""
         options, decay = self.options, self.decay(epoch)
-        if epoch == int(RENEWAL * options.epochs) and epoch:
+        if epoch == int(RENEWAL * options.rounds) and epoch:
             self.renew()
         random = generator("generation", options.seed, epoch)
         weights = self.weights(random)
@@ -120,7 +120,7 @@ class Fast(GeneratorSource):
             statistics.remove()
         self.moving = average([values.detach() for values in own], self.moving, options.momentum)
         self.learn(adapted, total, decay)
-        if epoch >= options.warmup:
+        if epoch >= options.rounds - options.making:
             self.keep(best, labels)
         return {"epoch": epoch + 1, "loss": lowest}
 

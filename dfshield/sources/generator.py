@@ -78,7 +78,7 @@ class GeneratorSource(EpochLoop):
 
     def __init__(self, teacher: Classifier, shape: "Shape", classes: int, options: GenerateOptions) -> None:
         label, device = f"generate {options.method}", teacher.mean.device
-        super().__init__(label, options.epochs, options.iterations, device, seed=options.seed)
+        super().__init__(label, options.rounds, options.iterations, device, seed=options.seed)
         self.teacher = teacher.eval().requires_grad_(False)
         self.shape, self.classes, self.options = shape, classes, options
         self.last = last_layer(teacher, shape)
@@ -126,7 +126,7 @@ class GeneratorSource(EpochLoop):
 
     def decay(self, epoch: int) -> float:
         """The learning rates of an epoch as a multiple of those given: a tenth for each milestone that is behind."""
-        return 0.1 ** sum(epoch >= share * self.options.epochs for share in self.options.milestones)
+        return 0.1 ** sum(epoch >= share * self.options.rounds for share in self.options.milestones)
 
     def finite(self, loss: Tensor, epoch: int) -> float:
         """The value of a loss; raises InputError if it is not finite."""
