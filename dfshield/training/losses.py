@@ -106,8 +106,8 @@ def ikl(out: Outputs, options: Ikl) -> torch.Tensor:
     """
     weights = options.alpha, options.beta
     robust = decoupled_kl(out.teacher, out.adversarial, *weights)
-    smooth = decoupled_kl(out.clean, out.adversarial, *weights)
-    return kl(out.teacher, out.clean) + options.lambda1 * robust + options.lambda2 * smooth
+    consistent = decoupled_kl(out.clean, out.adversarial, *weights)
+    return kl(out.teacher, out.clean) + options.lambda1 * robust + options.lambda2 * consistent
 
 
 def decoupled_kl(
