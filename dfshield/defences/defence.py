@@ -107,16 +107,6 @@ class Approximated(Transformed):
             random = generator(self.defence.options.defence, number)
         if self.defence.differentiable:
             return self.defence.transform(x, random)
-        return StraightThrough.apply(x, self.defence, random)
-
-
-class StraightThrough(torch.autograd.Function):
-    """A transformation whose derivative is taken for the identity's."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, defence: Transformation[Any], random: torch.Generator | None) -> Tensor:
-        return defence.transform(x.detach(), random)
-
-    @staticmethod
-    def backward(ctx: Any, *slope: Tensor) -> tuple[Tensor | None, ...]:
-        return slope[0], None, None
+        found = self.defence.transform(x.detach(), random)
+        # by operations, not by a Function of its own: a trace, which quick copies are made by, keeps them
+        return found.detach() + (x - x.detach())

@@ -3,11 +3,13 @@
 import pytest
 import torch
 from pydantic import ValidationError
+from support import tiny
 from support.attacked import Linear, images, key, network
 from torch import nn
 
 from dfshield import registry
 from dfshield.defences.defence import Defence
+from dfshield.models.folding import fold
 from dfshield.options import DefendOptions
 
 NAMES = list(registry.DEFENCES)
@@ -57,6 +59,23 @@ def test_gradients_come_through_the_surrogate(name):
     logits = defence(name).surrogate(Linear(64))(x)
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), x)
     assert gradient.isfinite().all() and (gradient.flatten(1) != 0).any(dim=1).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_quick_copy_of_the_surrogate_has_its_gradients(name):
+    """Attacks are crafted on such copies. One by a trace would go through what has no derivative of use."""
+    made = defence(name).surrogate(tiny.classifier(scale=3.0))
+    copied = fold(made)
+    x = torch.rand((5, 1, 8, 8), generator=key(2))
+
+    def slope(network: nn.Module) -> torch.Tensor:
+        torch.manual_seed(0)
+        images = x.clone().requires_grad_()
+        return torch.autograd.grad(network(images)[:, 1].sum(), images)[0]
+
+    slope(copied)  # the first call compares
+    assert bool(slope(made).flatten(1).any(1).all())
+    torch.testing.assert_close(slope(copied), slope(made), rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", NAMES)
