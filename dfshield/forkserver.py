@@ -143,8 +143,8 @@ def serve(path: Path) -> None:
 
 
 def _work(job: socket.socket) -> None:
-    """In the fork: be the process that asked, and end."""
-    status = 1
+    """In the fork: be the process that asked, and end. Before it says its number the job takes the work back."""
+    status, begun = 1, False
     try:
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         line, streams = _read(job)
@@ -163,6 +163,7 @@ def _work(job: socket.socket) -> None:
             usual = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, signal.SIG_IGN if number in told["ignored"] else usual)
         job.sendall(f"{os.getpid()}\n".encode())
+        begun = True
         threading.Thread(target=_end_with, args=(job,), daemon=True).start()
         status = _run(told["words"])
     except BaseException:
@@ -173,7 +174,8 @@ def _work(job: socket.socket) -> None:
             for stream in (sys.stdout, sys.stderr):
                 stream.flush()
         with contextlib.suppress(OSError):
-            job.sendall(f"{status}\n".encode())
+            if begun:
+                job.sendall(f"{status}\n".encode())
         os._exit(status)
 
 

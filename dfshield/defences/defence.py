@@ -107,6 +107,12 @@ class Approximated(Transformed):
             random = generator(self.defence.options.defence, number)
         if self.defence.differentiable:
             return self.defence.transform(x, random)
-        found = self.defence.transform(x.detach(), random)
-        # by operations, not by a Function of its own: a trace, which quick copies are made by, keeps them
-        return found.detach() + (x - x.detach())
+        return straight_through(self.defence.transform(x.detach(), random), x)
+
+
+def straight_through(found: Tensor, given: Tensor) -> Tensor:
+    """`found`, made of `given`, with the identity's derivative (BPDA, Athalye et al. 2018); both of one shape.
+
+    By operations, not by an autograd function of its own: a trace, which quick copies are made by, keeps them.
+    """
+    return found.detach() + (given - given.detach())

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, fx, nn
 
-from dfshield.defences.defence import Defence
+from dfshield.defences.defence import Defence, straight_through
 from dfshield.defences.layers import with_layers
 from dfshield.options.defences_activations import KWta
 
@@ -32,7 +32,7 @@ class Winners(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         kept = winners(h, self.share)
-        return kept.detach() + (h - h.detach()) if self.bpda else kept
+        return straight_through(kept, h) if self.bpda else kept
 
 
 class KWinners(Defence[KWta]):

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dfshield.defences.defence import Defence
+from dfshield.defences.defence import Defence, straight_through
 from dfshield.defences.layers import with_layers
 from dfshield.options.defences_activations import MeanSparse
 
@@ -31,7 +31,7 @@ class Sparse(nn.Module):
 
     def forward(self, h: Tensor) -> Tensor:
         sparse = torch.where((h - self.mean).abs() <= self.band, self.mean, h).to(h.dtype)
-        return sparse.detach() + (h - h.detach()) if self.bpda else sparse
+        return straight_through(sparse, h) if self.bpda else sparse
 
 
 class MeanSparsification(Defence[MeanSparse]):

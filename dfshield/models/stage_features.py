@@ -19,9 +19,9 @@ def stage_layers(network: nn.Module, x: Tensor) -> dict[str, int]:
     last: list[tuple[str, Tensor]] = []
     weighted = False
 
-    def look(name: str, layer: nn.Module, seen: Tensor, output: Any) -> None:
+    def look(name: str, layer: nn.Module, seen: Any, output: Any) -> None:
         nonlocal weighted
-        if weighted and isinstance(output, Tensor):
+        if weighted and isinstance(seen, Tensor) and isinstance(output, Tensor):
             if isinstance(layer, nn.Linear):
                 last[:] = [(name, seen)]
             elif seen.ndim == output.ndim == 4 and 1 < output[0, 0].numel() < seen[0, 0].numel():
@@ -50,7 +50,7 @@ def stage_layers(network: nn.Module, x: Tensor) -> dict[str, int]:
 
 
 def _first(inputs: tuple[Any, ...], named: dict[str, Any]) -> Any:
-    return (*inputs, *named.values())[0]
+    return next(iter((*inputs, *named.values())), None)
 
 
 class Staged(nn.Module):

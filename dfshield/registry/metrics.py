@@ -34,7 +34,7 @@ METRICS = {
     "pgd-static": Metric("PGD-20, static"),
     "autoattack-static": Metric("AA, static"),
     "pgd-adaptive": Metric("PGD-40, adaptive"),
-    "autoattack-adaptive": Metric("AA rand, adaptive"),
+    "aa-rand": Metric("AA rand"),
     "mi-fgsm": Metric("MI-FGSM"),
     "transfer": Metric("Transfer"),
     "modified-a": Metric("(a)"),

@@ -169,9 +169,8 @@ def _check(cell: Cell, ledger: Ledger) -> None:
 
 
 def metric_of(protocol: str) -> str:
-    """The metric that a protocol gives: ``aa-standard[C=7]`` gives ``autoattack``, others their own name."""
-    name = protocol.partition("[")[0]
-    return "autoattack" if name.startswith("aa-") else name
+    """The metric that a protocol gives: ``autoattack[aa-standard]`` gives ``autoattack``."""
+    return protocol.partition("[")[0]
 
 
 def flags_of(ledger: Ledger) -> tuple[str, ...]:

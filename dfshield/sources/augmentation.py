@@ -1,8 +1,8 @@
 """Training sets derived from another by Mixup, Cutout or CutMix, in the same format.
 
-Each augmentation takes all images (N,C,H,W) in [0,1], a random generator and its options. It returns the new images
-and, for each, the index of the image whose label it carries: the one that it has most of. L_DFShield asks the teacher
-itself what it sees in an image, so no label has to be mixed.
+Each augmentation takes images (N,C,H,W) in [0,1], a random generator of the CPU and its options. It returns the new
+images and, for each, the index of the image whose label it carries: the one that it has most of. L_DFShield asks the
+teacher itself what it sees in an image, so no label has to be mixed.
 """
 
 from pathlib import Path
@@ -55,8 +55,7 @@ def mixup(images: Tensor, random: torch.Generator, options: Mixup) -> tuple[Tens
     """λ·x + (1-λ)·x' with λ ~ Beta(α, α) for each image and x' of a random permutation (Zhang et al., ICLR 2018)."""
     partner = torch.randperm(len(images), generator=random)
     share = _beta(len(images), random, options.alpha)
-    weight = share[:, None, None, None]
-    mixed = weight * images + (1 - weight) * images[partner]
+    mixed = torch.lerp(images[partner], images, share[:, None, None, None].to(images))
     return mixed.clamp(0, 1), torch.where(share >= 0.5, torch.arange(len(images)), partner)
 
 
@@ -65,7 +64,7 @@ def cutout(images: Tensor, random: torch.Generator, options: Cutout) -> tuple[Te
     height, width = images.shape[2:]
     sides = torch.full((len(images),), options.side)
     mask = _boxes((sides * height).round().long(), (sides * width).round().long(), height, width, random)
-    return images.masked_fill(mask, 0), torch.arange(len(images))
+    return images.masked_fill(mask.to(images.device), 0), torch.arange(len(images))
 
 
 def cutmix(images: Tensor, random: torch.Generator, options: Cutmix) -> tuple[Tensor, Tensor]:
@@ -78,7 +77,9 @@ def cutmix(images: Tensor, random: torch.Generator, options: Cutmix) -> tuple[Te
     side = (1 - _beta(len(images), random, options.alpha)).sqrt()
     mask = _boxes((side * height).long(), (side * width).long(), height, width, random)
     mostly_own = mask.flatten(1).float().mean(1) <= 0.5
-    return torch.where(mask, images[partner], images), torch.where(mostly_own, torch.arange(len(images)), partner)
+    return torch.where(mask.to(images.device), images[partner], images), torch.where(
+        mostly_own, torch.arange(len(images)), partner
+    )
 
 
 def _beta(n: int, random: torch.Generator, alpha: float) -> Tensor:

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -42,6 +42,20 @@ def objective(options: TrainOptions) -> Objective | None:
     if name == "loss":
         return functools.partial(summed, entry.load(), options)
     return OBJECTIVES.get(name)
+
+
+class Task(NamedTuple):
+    """What an inner maximisation is given."""
+
+    model: Network
+    """In eval mode, with frozen parameters."""
+    x: torch.Tensor
+    """Images x̂ (N,C,H,W) in [0,1]."""
+    labels: torch.Tensor
+    """(N,)."""
+    teacher: torch.Tensor | None
+    """Teacher logits (N,C) on x̂, for objectives that read them."""
+    random: torch.Generator
 
 
 @dataclass(frozen=True)
@@ -97,21 +111,11 @@ class InnerAttack:
         """Fields that a subclass sets, from the options of its loss in epoch `epoch`."""
         return {}
 
-    def solve(
-        self,
-        model: Network,
-        x: torch.Tensor,
-        labels: torch.Tensor,
-        teacher: torch.Tensor | None,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        """x̂' (N,C,H,W) in [0,1] and as near to `x` as the search's `beyond` says, within ε for all but N-FGSM.
-
-        `model` is in eval mode with frozen parameters.
-        """
+    def solve(self, task: Task) -> torch.Tensor:
+        """x̂' (N,C,H,W) in [0,1] and as near to x̂ as the search's `beyond` says: within ε for all but N-FGSM."""
         return pgd_ascent(
-            *(model, x, labels, self.objective, self.start, self.threat, self.steps, self.size, generator),
-            *(teacher, self.stop),
+            *(task.model, task.x, task.labels, self.objective, self.start, self.threat, self.steps, self.size),
+            *(task.random, task.teacher, self.stop),
         )
 
 
@@ -124,17 +128,19 @@ class SingleStep(InnerAttack):
 
 
 class NoisyStep(SingleStep):
-    """One step of length ε from an image with noise (de Jorge et al. 2022, N-FGSM); it has a start of its own."""
+    """N-FGSM (de Jorge et al. 2022), for l∞: x̂' = x̂ + η + α sign(∇ objective at x̂ + η), η ~ U(-2ε,2ε), α = ε.
 
-    def solve(
-        self,
-        model: Network,
-        x: torch.Tensor,
-        labels: torch.Tensor,
-        teacher: torch.Tensor | None,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        return n_fgsm(model, x, labels, self.objective, self.threat, self.size, generator, teacher)
+    It has a start of its own and is not projected: x̂' lies within 3ε of x̂. Without an objective it is x̂ + η.
+
+    Differs from the publication: both x̂ + η and x̂' are cut to [0,1], so that the network sees no other pixels.
+    """
+
+    def solve(self, task: Task) -> torch.Tensor:
+        noisy = random_start(task.x, self.threat._replace(eps=NOISE * self.threat.eps), task.random)
+        if self.objective is None:
+            return noisy
+        slope = slope_of(self.objective, task.model, task.x, task.labels, task.teacher)
+        return step(noisy, slope(noisy), self.size, self.threat.norm).clamp(0, 1)
 
 
 class FoscAscent(InnerAttack):
@@ -155,16 +161,8 @@ class MarginSearch(InnerAttack):
     def own(options: Any, epoch: int) -> dict[str, Any]:
         return {"halvings": options.halvings}
 
-    def solve(
-        self,
-        model: Network,
-        x: torch.Tensor,
-        labels: torch.Tensor,
-        teacher: torch.Tensor | None,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        found = super().solve(model, x, labels, teacher, generator)
-        return mma_boundary(model, x, found, labels, self.halvings)
+    def solve(self, task: Task) -> torch.Tensor:
+        return mma_boundary(task.model, task.x, super().solve(task), task.labels, self.halvings)
 
 
 @dataclass(frozen=True)
@@ -178,15 +176,8 @@ class PowerIteration(InnerAttack):
     def own(options: Any, epoch: int) -> dict[str, Any]:
         return {"iterations": options.iterations}
 
-    def solve(
-        self,
-        model: Network,
-        x: torch.Tensor,
-        labels: torch.Tensor,
-        teacher: torch.Tensor | None,
-        generator: torch.Generator,
-    ) -> torch.Tensor:
-        return vat_direction(model, x, self.threat, self.iterations, generator)
+    def solve(self, task: Task) -> torch.Tensor:
+        return vat_direction(task.model, task.x, self.threat, self.iterations, task.random)
 
 
 SEARCHES: dict[str, type[InnerAttack]] = {
@@ -246,28 +237,6 @@ def slope_of(
         return torch.autograd.grad(value, adversarial)[0]
 
     return slope
-
-
-def n_fgsm(
-    model: Network,
-    x: torch.Tensor,
-    labels: torch.Tensor,
-    objective: Objective | None,
-    threat: Threat,
-    size: float,
-    generator: torch.Generator,
-    teacher: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """N-FGSM (de Jorge et al. 2022) for l∞: x̂' = x + η + α sign(∇ objective at x + η), η ~ U(-2ε,2ε), α = `size`.
-
-    x̂' (N,C,H,W) is not projected: it lies within 2ε + α of `x`. Without an objective it is x + η.
-
-    Differs from the publication: both x + η and x̂' are cut to [0,1], so that the network sees no other pixels.
-    """
-    noisy = random_start(x, threat._replace(eps=NOISE * threat.eps), generator)
-    if objective is None:
-        return noisy
-    return step(noisy, slope_of(objective, model, x, labels, teacher)(noisy), size, threat.norm).clamp(0, 1)
 
 
 def fosc(x: torch.Tensor, adversarial: torch.Tensor, gradient: torch.Tensor, threat: Threat) -> torch.Tensor:

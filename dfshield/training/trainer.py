@@ -24,7 +24,7 @@ from dfshield.training.augment import augment
 from dfshield.training.awp import frozen_buffers, perturbed
 from dfshield.training.ema import WeightEMA
 from dfshield.training.gradrefine import GradRefine
-from dfshield.training.inner import SEARCHES, InnerAttack
+from dfshield.training.inner import SEARCHES, InnerAttack, Task
 from dfshield.training.losses import Features, Outputs
 from dfshield.training.reestimation import reestimate
 
@@ -227,7 +227,7 @@ class Trainer(EpochLoop):
     ) -> torch.Tensor:
         self.crafting.refresh()
         with torch.autocast(x.device.type, torch.bfloat16, enabled=self.options.precision == "bf16"):
-            return (inner or self.inner).solve(self.crafting, x, labels, targets, random)
+            return (inner or self.inner).solve(Task(self.crafting, x, labels, targets, random))
 
     def _update(self) -> float | None:
         """One optimiser step with the refined gradients; returns the share that passed, None if there was no step."""

@@ -20,7 +20,7 @@ from dfshield.planning import arithmetic
 from dfshield.registry.losses import ROBUST_ONLY
 from dfshield.training import inner
 from dfshield.training.awp import frozen_buffers
-from dfshield.training.inner import InnerAttack
+from dfshield.training.inner import InnerAttack, Task
 from dfshield.training.losses import Outputs
 
 THREATS = ("linf:8/255", "l2:0.5")
@@ -154,7 +154,7 @@ def test_perturbed_images_lie_in_the_ball_and_depend_on_the_seed_alone(loss, sea
     x = torch.from_numpy(tiny.images(6)).permute(0, 3, 1, 2)
     labels, teacher = model(x).argmax(1), tiny.classifier(seed=1)(x).detach()
     attack = InnerAttack.of(options(loss, threat=threat, search=search, attack_steps=3, epochs=4), 3)
-    found, again, other = (attack.solve(model, x, labels, teacher, generator(seed)) for seed in (0, 0, 1))
+    found, again, other = (attack.solve(Task(model, x, labels, teacher, generator(seed))) for seed in (0, 0, 1))
     eps = parse_threat(threat).eps
     reached = float((found - x).flatten(1).norm(dim=1, p=math.inf if norm == "linf" else 2).max())
     assert reached <= facts.beyond * eps + 1e-5

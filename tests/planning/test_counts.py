@@ -16,7 +16,7 @@ from dfshield.options import CotrainOptions, TrainOptions
 from dfshield.planning import arithmetic as cost
 from dfshield.registry.losses import ROBUST_ONLY
 from dfshield.sources.trainset import TrainSet
-from dfshield.training.inner import InnerAttack
+from dfshield.training.inner import InnerAttack, Task
 from dfshield.training.trainer import Trainer
 
 FLOPS = 2 * 78_656  # of CNN-S: 3x3 convolutions of 1, 8 and 8 channels on 8x8 pixels, and the linear layer
@@ -63,7 +63,7 @@ def test_inner_maximisation(loss, changes):
         return
     for epoch in range(options.epochs):
         with Operations() as counter:
-            InnerAttack.of(options, epoch).solve(student, IMAGES, labels, targets, generator("x"))
+            InnerAttack.of(options, epoch).solve(Task(student, IMAGES, labels, targets, generator("x")))
         assert counter.total == pytest.approx(cost.inner_passes(options, epoch) * 20 * FLOPS, rel=ROUNDING)
 
 

@@ -17,6 +17,7 @@ from dfshield.training import losses
 from dfshield.training.inner import (
     OBJECTIVES,
     InnerAttack,
+    Task,
     fosc,
     mma_boundary,
     objective,
@@ -230,7 +231,7 @@ def test_a_single_step_has_the_length_of_epsilon(threat):
     (found,) = problems(loss="fgsm", epochs=1, threat=threat, attack_steps=9)
     assert (found.steps, found.size, found.start) == (1, found.threat.eps, "image")
     x = torch.full((2, 1, 1, 2), 0.5)
-    moved = found.solve(linear, x, Y, None, generator(0)).view(2, 2) - 0.5
+    moved = found.solve(Task(linear, x, Y, None, generator(0))).view(2, 2) - 0.5
     slope = (linear(x).softmax(1) - F.one_hot(Y, 3)) @ W.T
     unit = slope.sign() if found.threat.norm == "linf" else slope / slope.norm(dim=1, keepdim=True)
     torch.testing.assert_close(moved, found.threat.eps * unit, rtol=1e-4, atol=1e-6)

@@ -84,25 +84,6 @@ def squares(p: list[list[float]], q: list[list[float]]) -> float:
 # --- Kullback-Leibler divergence -------------------------------------------------------------------------------------
 
 
-def test_features_are_compared_with_the_teachers_relative_to_its_size():
-    clean, adversarial, teacher = [[1.0, 2.0], [3.0, 4.0]], [[1.0, 0.0], [0.0, 4.0]], [[2.0, 2.0], [3.0, 1.0]]
-    other = [[5.0]], [[4.0]], [[3.0]]
-    far = [1 + 0 + 0 + 9, 1 + 4 + 9 + 9]
-    expected = ((far[0] + far[1]) / (4 + 4 + 9 + 1) + (4 + 1) / 9) / 2
-    stages = [[torch.tensor(a), torch.tensor(b)] for a, b in zip((clean, adversarial, teacher), other, strict=True)]
-    features = losses.Features(*stages)
-    assert float(losses.feature_distance(features)) == pytest.approx(expected)
-    plain = loss("dfshield")
-    with_features = losses.dfshield(outputs()._replace(features=features), TrainOptions.of(features=0.25))
-    assert float(with_features) == pytest.approx(plain + 0.25 * expected)
-
-
-def test_features_of_a_dead_stage_make_no_infinite_loss():
-    zero, one = torch.zeros(2, 3), torch.ones(2, 3)
-    assert float(losses.feature_distance(losses.Features([zero], [zero], [zero]))) == 0
-    assert math.isfinite(float(losses.feature_distance(losses.Features([one], [one], [zero]))))
-
-
 def test_kl_has_the_target_first_and_the_student_in_the_logarithm():
     found = float(losses.kl(logits("teacher"), logits("clean")))
     assert found == pytest.approx(kl(TEACHER, CLEAN))

@@ -10,8 +10,8 @@ from support.training import QUICK, make, quick
 from dfshield.core.rng import generator
 from dfshield.options import TrainOptions
 from dfshield.planning import arithmetic
-from dfshield.training import augment as module
-from dfshield.training.augment import augment, cutmix, mixup
+from dfshield.sources import augmentation
+from dfshield.training.augment import augment
 
 BATCH = torch.arange(64.0).view(2, 2, 4, 4) / 64
 """Two images of two channels and 4x4 pixels, of which no two are alike."""
@@ -23,8 +23,18 @@ def partners(n):
     return torch.randperm(n, generator=generator("a"))
 
 
+def mixed(mix: str, images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
+    return augment(images, quick(mix=mix), random)
+
+
+def draw(monkeypatch, partner, foreign) -> None:
+    """Have the images numbered `partner` drawn as the others, and their shares `foreign`."""
+    monkeypatch.setattr(torch, "randperm", lambda n, generator: torch.as_tensor(partner))
+    monkeypatch.setattr(augmentation, "_beta", lambda *_: 1 - torch.as_tensor(foreign))
+
+
 def test_mixup_by_hand(monkeypatch):
-    monkeypatch.setattr(module, "_partners", lambda *_: (torch.tensor([1, 0]), torch.tensor([0.75, 0.125])))
+    draw(monkeypatch, [1, 0], [0.75, 0.125])
     made = augment(BATCH, quick(mix="mixup"), generator("a"))
     torch.testing.assert_close(made[0], 0.25 * BATCH[0] + 0.75 * BATCH[1])
     torch.testing.assert_close(made[1], 0.875 * BATCH[1] + 0.125 * BATCH[0])
@@ -33,8 +43,8 @@ def test_mixup_by_hand(monkeypatch):
 def test_cutmix_by_hand(monkeypatch):
     """1-λ = 9/16 is a box of 3 by 3, which begins one pixel before its centre; 1/4 is one of 2 by 2."""
     places = iter([[1, 3], [1, 0]])  # rows of both images, then columns
-    monkeypatch.setattr(module, "_partners", lambda *_: (torch.tensor([1, 0]), torch.tensor([9 / 16, 1 / 4])))
-    monkeypatch.setattr(torch, "randint", lambda high, size, generator, device: torch.tensor(next(places)))
+    draw(monkeypatch, [1, 0], [9 / 16, 1 / 4])
+    monkeypatch.setattr(torch, "randint", lambda high, size, generator: torch.tensor(next(places)))
     made = augment(BATCH, quick(mix="cutmix"), generator("a"))
     expected = BATCH.clone()
     expected[0, :, 0:3, 0:3] = BATCH[1, :, 0:3, 0:3]
@@ -45,7 +55,7 @@ def test_cutmix_by_hand(monkeypatch):
 def test_each_image_has_its_own_share_of_mixup():
     n = 2000
     values = torch.rand(n, generator=generator("values"))
-    made = mixup(values.view(n, 1, 1, 1).expand(n, 3, 2, 2), generator("a"))
+    made = mixed("mixup", values.view(n, 1, 1, 1).expand(n, 3, 2, 2), generator("a"))
     assert (made.flatten(1) == made[:, :1, 0, 0]).all()  # one share for all of an image's pixels
     distance = values[partners(n)] - values
     clear = distance.abs() > 0.1
@@ -59,7 +69,7 @@ def test_each_image_has_its_own_share_of_mixup():
 def test_each_image_has_its_own_box_of_its_partner():
     n, length = 2000, 16
     images = torch.arange(float(n)).view(n, 1, 1, 1).expand(n, 3, length, length) / n
-    made = cutmix(images, generator("a"))
+    made = mixed("cutmix", images, generator("a"))
     foreign = made != images
     assert torch.equal(made, torch.where(foreign, images[partners(n)], images))
     boxes = foreign.all(1)
@@ -78,10 +88,10 @@ def test_each_image_has_its_own_box_of_its_partner():
 def test_boxes_have_the_share_of_the_area(monkeypatch):
     """Shares of 1/8, 2/8, ... in the middle of the image, where nothing is cut off."""
     weight, length = torch.arange(1, 9) / 8, 64
-    monkeypatch.setattr(module, "_partners", lambda *_: (torch.arange(8).roll(1), weight))
-    monkeypatch.setattr(torch, "randint", lambda high, size, generator, device: torch.full(size, high // 2))
+    draw(monkeypatch, torch.arange(8).roll(1), weight)
+    monkeypatch.setattr(torch, "randint", lambda high, size, generator: torch.full(size, high // 2))
     images = torch.arange(8.0).view(8, 1, 1, 1).expand(8, 1, length, length) / 8
-    share = (cutmix(images, generator("a")) != images).float().mean((1, 2, 3))
+    share = (mixed("cutmix", images, generator("a")) != images).float().mean((1, 2, 3))
     torch.testing.assert_close(share, weight, atol=2 / length, rtol=0)
 
 
@@ -114,7 +124,7 @@ def test_other_augmentations_come_before_and_after(mix):
     images, random = torch.rand(20, 1, 16, 16, generator=generator("images")), generator("a")
     made = augment(images, quick(flip=True, translate=True, mix=mix, contrast=0.3, noise=0.1), generator("a"))
     expected = augment(images, quick(flip=True, translate=True), random)
-    expected = {"mixup": mixup, "cutmix": cutmix}[mix](expected, random)
+    expected = mixed(mix, expected, random)
     assert torch.equal(made, augment(expected, quick(contrast=0.3, noise=0.1), random))
 
 

@@ -6,7 +6,7 @@ from pydantic import ValidationError
 
 from dfshield.core.rng import generator
 from dfshield.options import TrainOptions
-from dfshield.training.inner import InnerAttack, NoisyStep
+from dfshield.training.inner import InnerAttack, NoisyStep, Task
 
 W = torch.tensor([[1.0, -2.0, 0.5], [-1.5, 0.5, 2.0]])  # two pixels, three classes
 
@@ -28,7 +28,7 @@ def test_a_step_by_hand():
     x, teacher = torch.tensor([[0.4, 0.6], [0.7, 0.2]]), torch.tensor([[0.3, 0.1, 0.6], [0.2, 0.7, 0.1]])
     noise = 0.1 * (2 * torch.rand((2, 1, 1, 2), generator=generator(0)) - 1).view(2, 2)
     slope = (((x + noise) @ W).softmax(1) - teacher) @ W.T
-    found = attack.solve(linear, x.view(2, 1, 1, 2), torch.zeros(2), teacher.log(), generator(0))
+    found = attack.solve(Task(linear, x.view(2, 1, 1, 2), torch.zeros(2), teacher.log(), generator(0)))
     torch.testing.assert_close(found.view(2, 2), x + noise + 0.05 * slope.sign())
     assert float((noise + 0.05 * slope.sign()).abs().max()) > 0.05
 
@@ -43,7 +43,7 @@ def test_one_gradient_beyond_epsilon_and_within_the_range_of_pixels():
 
     (attack,) = attacks(loss="std")
     x = torch.rand((100, 3, 8, 2), generator=generator(1))
-    found = attack.solve(model, x, torch.arange(100) % 3, None, generator(0))
+    found = attack.solve(Task(model, x, torch.arange(100) % 3, None, generator(0)))
     assert taken == [False, True]  # the clean logits, and those that are differentiated
     distance = (found - x)[(x > 0.15) & (x < 0.85)].abs()
     assert 0.147 < float(distance.max()) <= 0.15 + 1e-6
@@ -54,7 +54,7 @@ def test_one_gradient_beyond_epsilon_and_within_the_range_of_pixels():
 def test_without_an_objective_it_is_the_noise():
     (attack,) = attacks(loss="std", inner="none")
     x = torch.full((50, 1, 4, 2), 0.5)
-    found = attack.solve(linear, x, torch.zeros(50), None, generator(0))
+    found = attack.solve(Task(linear, x, torch.zeros(50), None, generator(0)))
     assert 0.099 < float((found - x).abs().max()) <= 0.1 + 1e-6
 
 

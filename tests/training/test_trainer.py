@@ -188,10 +188,10 @@ def test_the_problem_of_an_epoch_is_the_one_that_is_solved():
     solved, genuine = [], InnerAttack.solve
     furthest = []
 
-    def solve(self, model, x, *rest):
-        found = genuine(self, model, x, *rest)
+    def solve(self, task):
+        found = genuine(self, task)
         solved.append(self)
-        furthest.append(float((found - x).abs().max()))
+        furthest.append(float((found - task.x).abs().max()))
         return found
 
     with pytest.MonkeyPatch.context() as patch:
