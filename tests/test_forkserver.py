@@ -1,8 +1,10 @@
 """The server of forks: a job that a fork does is as one that its own process does, but sooner."""
 
 import contextlib
+import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -199,6 +201,16 @@ def test_without_a_server_a_job_works_itself(server):
     assert not server.socket.parent.exists()
     assert finished(server.job("--version"))[:2] == (0, "dfshield 0.1.0\n")
     assert finished(server.job("--version", more={forkserver.SOCKET: ""}))[0] == 0
+
+
+def test_a_fork_that_cannot_begin_gives_the_work_back(server, tmp_path):
+    """It has said no number then, which a status must not be taken for."""
+    told = {"words": ["--version"], "folder": str(tmp_path / "missing"), "environment": {}, "ignored": []}
+    with socket.socket(socket.AF_UNIX) as job:
+        job.connect(str(server.socket))
+        socket.send_fds(job, [json.dumps(told).encode() + b"\n"], [0, 1, 2])
+        assert job.recv(100) == b""
+    assert finished(server.job("--version"))[0] == 0
 
 
 def test_a_server_that_cannot_import_leaves_the_jobs_their_work(tmp_path):

@@ -212,6 +212,13 @@ class TestTables:
         expected |= {"checks": 8, "table": 29, "tables": 1}
         assert jobs(built[1]) == expected
 
+    def test_work_was_done_by_forks_of_one_process(self, built):
+        """What Snakemake measured are the jobs that asked for it, which hold no PyTorch."""
+        files = (built[0] / "logs").rglob("*.benchmark.tsv")
+        rows = [row for file in files for row in csv.DictReader(file.open(), delimiter="\t")]
+        memory = [float(row["max_rss"]) for row in rows if row["max_rss"] not in ("-", "NA")]
+        assert memory and max(memory) < 100  # MB
+
     def test_recall_and_coverage_are_those_of_the_training_sets(self, built):
         """The cells of table 6 by a computation of their own, out of the files of the run."""
         folder = built[0] / "results"
