@@ -210,9 +210,10 @@ def test_help_has_every_option_and_its_default(capsys, monkeypatch, which):
     monkeypatch.setenv("COLUMNS", "1000")  # no breaks within words
     stage, name = which
     text = help_of(capsys, stage, *([flags.flag_of(entry_field(stage)), name] if name else []))
+    texts = CLASSES[which].help_texts()
     for option, field in CLASSES[which].model_fields.items():
         default = f" (default: {flags._text(field.default)}"
-        shown = " ".join((field.description + default).split())
+        shown = " ".join((texts[option] + default).split())
         assert re.search(rf"{flags.flag_of(option)}\b[^()]* {re.escape(shown)}[;)]", text), option
 
 

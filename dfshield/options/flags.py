@@ -51,10 +51,11 @@ def add_options(parser: argparse.ArgumentParser, options: type[StageOptions]) ->
     """Add one flag per option; a value that was not given stays out of the namespace."""
     field = options.entries[0] if options.entries else ""
     group = parser.add_argument_group("settings, as a config has them")
+    texts = options.help_texts()
     for name, entry in options.model_fields.items():
         annotation = _base(entry.annotation)
         default = "" if entry.default is None else f" (default: {_text(entry.default)})"
-        settings: dict[str, Any] = {"help": f"{entry.description}{default}".replace("%", "%%")}
+        settings: dict[str, Any] = {"help": f"{texts[name]}{default}".replace("%", "%%")}
         settings["default"] = argparse.SUPPRESS
         if annotation is bool:
             settings["action"] = argparse.BooleanOptionalAction

@@ -10,9 +10,6 @@ from typing import Any
 from dfshield.core.errors import InputError
 from dfshield.core.validation import build
 from dfshield.options.defences import DefendOptions
-from dfshield.planning import frozen
-from dfshield.planning.config import load_config
-from dfshield.planning.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -68,7 +65,11 @@ def _json(flag: str) -> Callable[[str | None], dict[str, Any]]:
     return read
 
 
-def _plan(path: Path) -> Plan:
+def _plan(path: Path) -> Any:
+    from dfshield.planning import frozen  # not at the top: most commands read no config, and all would wait for it
+    from dfshield.planning.config import load_config
+    from dfshield.planning.plan import Plan
+
     if path.name == frozen.CONFIG:
         frozen.check_seal(path.parent)
     return Plan.of(load_config(path))

@@ -145,10 +145,11 @@ def classes(stage):
 )
 def test_every_option_says_what_it_is(options):
     assert options.__doc__
+    texts = options.help_texts()
     for name, field in options.model_fields.items():
-        assert field.description, name
+        assert texts[name], name
         assert not field.is_required(), name
-        assert "\n" not in field.description
+        assert "\n" not in texts[name]
 
 
 @pytest.mark.parametrize("stage", OPTIONS)

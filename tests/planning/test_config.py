@@ -250,7 +250,7 @@ def test_every_key_of_a_config_says_what_it_is():
     classes = nested(Config)
     assert {c.__name__ for c in classes} >= {"Config", "DatasetConfig", "HardenConfig", "EvaluationConfig"}
     for options in classes:
-        assert all(field.description for field in options.model_fields.values()), options
+        assert all(options.help_texts().values()), options
 
 
 # --- where tables and built-in entries lie ---------------------------------------------------------------------------
