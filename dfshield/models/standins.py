@@ -194,7 +194,8 @@ def _reactions(classifier: Classifier, x: Tensor, seed: int) -> list[Tensor] | s
 def generated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """`function` (or a network) as generated code, unless its first answer differs from the plain one's, which is said.
 
-    So it does for a network that draws random numbers, which generated code draws in another way.
+    So it does for a network that draws random numbers, which generated code draws in another way. In autocast the two
+    round at different places, so they are compared loosely.
     """
     made: Callable[..., Tensor] = compiled(function)
     chosen: list[Callable[..., Tensor]] = []
@@ -205,7 +206,7 @@ def generated(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
             with kept_buffers(function), seeded(0, device):
                 found = made(*arguments).detach()
             with kept_buffers(function), seeded(0, device), torch.no_grad():
-                same = alike([found], [function(*arguments)])
+                same = alike([found], [function(*arguments)], loosely=torch.is_autocast_enabled(device.type))
             chosen.append(made if same else function)
             if not same:
                 log("generated code of the network answers otherwise than the network; it is not used")
