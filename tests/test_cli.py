@@ -15,16 +15,21 @@ from dfshield import cli
 from dfshield.options import PROFILES, StageOptions, flags
 from dfshield.planning.choices import layer
 from dfshield.planning.commands import ARGUMENTS, TOOLS
-from dfshield.planning.stages import STAGES, options_of, sections
+from dfshield.planning.stages import STAGES, options_of
+from dfshield.registry import DEFENCES
 
+OPTIONED = {name: stage.options for name, stage in STAGES.items() if stage.options}
 CLASSES = {
     (stage, name): options.class_for(name or None)
-    for stage, options in sections().items()
+    for stage, options in OPTIONED.items()
     for name in (options.entries[1] if options.entries else [""])
+    if stage != "defend" or name == "identity" or DEFENCES[name].fitted
 }
-"""Classes of options by stage and registry entry."""
+"""Classes of options by stage and registry entry; of defences those that the stage fits, and its default."""
 OWN = {options: which for which, options in reversed(CLASSES.items())}
 """Every class once, with the first entry that has it."""
+GRIDS = {"scales", "shifts", "powers"}
+"""Options that hold one value at least."""
 NEEDED = {("train", "vat"): {"threat": "l2:0.5"}}
 """What an entry does not go without."""
 REQUIRED = {
@@ -36,6 +41,7 @@ REQUIRED = {
     "train": ["--teacher", "t", "--data", "d", "--out", "o"],
     "cotrain": ["--teacher", "t", "--out", "o"],
     "public": ["--teacher", "t", "--out", "o"],
+    "defend": ["--model", "m", "--teacher", "t", "--data", "d", "--threat", "linf:0.1", "--out", "o"],
     "attack": ["--model", "m", "--out", "o"],
     "checks": ["--model", "m", "--out", "o"],
 }
@@ -77,7 +83,7 @@ def other(which: tuple[str, str], name: str, chance: random.Random) -> object:
     if annotation is bool:
         return not default
     if get_origin(annotation) is tuple:
-        return tuple(chance.random() for _ in range(chance.randint(0, 3)))
+        return tuple(chance.random() for _ in range(chance.randint(1 if name in GRIDS else 0, 3)))
     if choices := flags._choices(annotation):  # vgg16 would need its weights, some objectives another loss
         return chance.choice([c for c in choices if c != default and fits(which, **{name: c})] or [default])
     if name == "rounds":  # which has a most
@@ -157,7 +163,7 @@ def test_defaults_are_those_of_the_options(which):
     assert given(stage, chosen + needed) == made_of(which)
 
 
-@pytest.mark.parametrize("stage", sections())
+@pytest.mark.parametrize("stage", OPTIONED)
 def test_without_an_entry_a_stage_takes_its_default(stage):
     options = STAGES[stage].options
     assert given(stage, []) == options.of()
@@ -228,7 +234,7 @@ def test_help_has_the_options_of_the_chosen_entry_alone(capsys):
         assert "--limit LIMIT" in text and "--attack NAME --help shows the options of NAME." in text
 
 
-@pytest.mark.parametrize("stage", [stage for stage, options in sections().items() if options.entries])
+@pytest.mark.parametrize("stage", [stage for stage, options in OPTIONED.items() if options.entries])
 def test_help_says_what_each_entry_is(capsys, stage):
     text = help_of(capsys, stage)
     field, known = STAGES[stage].options.entries

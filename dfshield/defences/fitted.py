@@ -16,7 +16,7 @@ class Fitting(NamedTuple):
     teacher: nn.Module
     """the classifier as it was before hardening, of the same kind; `model` itself where nothing was hardened"""
     images: Tensor
-    """of a training set (N,C,H,W), float32 in [0,1]"""
+    """of a training set (N,C,H,W), float32 in [0,1], where the networks are; those last that hardening held out"""
     labels: Tensor
     """their classes (N,), int64"""
     classes: int

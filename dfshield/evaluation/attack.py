@@ -23,6 +23,7 @@ from dfshield.core.progress import log
 from dfshield.core.rng import seeded
 from dfshield.core.state import forget, run_folder
 from dfshield.defences.defence import Defence
+from dfshield.defences.fit_file import Fit, fit_for
 from dfshield.evaluation.doubts import DOUBTS, at_majority, doubts, image_flags
 from dfshield.evaluation.ledger import Ledger, write_ledger
 from dfshield.evaluation.needs import load_other
@@ -30,6 +31,8 @@ from dfshield.evaluation.session import Session
 from dfshield.options import AttackOptions, DefendOptions
 
 NO_DEFENCE = "none"
+FIT = "defence"
+"""The name of a defence's fit among the other models that a record states."""
 
 if TYPE_CHECKING:
     from dfshield.data.sets import Images
@@ -50,6 +53,7 @@ def run(
     code: str = "",
     defence: DefendOptions | None = None,
     others: Mapping[str, Path] | None = None,
+    fitted: Path | None = None,
 ) -> Ledger:
     """Attack the checkpoint `model_path` and write the ledger `out`.
 
@@ -58,8 +62,8 @@ def run(
     brackets: the split, too, unless it is the test split. `state` is a folder for finished pieces. `factory`, `subject`
     and `code` go to the checkpoint's loader and into the ledger. With `defence` the defended model is judged and, if
     `options.adaptive`, attacked through the defence, whose seed is the attack's. `others` are checkpoints of further
-    models that the attack needs, by name. Raises InputError for a checkpoint, data or state folder that cannot be used,
-    and for an attack that lacks what it needs.
+    models that the attack needs, by name; `fitted` is the file of a defence that is fitted first. Raises InputError for
+    a checkpoint, data or state folder that cannot be used, and for an attack that lacks what it needs.
     """
     from dfshield.models.checkpoints import load_checkpoint
     from dfshield.models.probe import refuse_bf16
@@ -75,6 +79,7 @@ def run(
     images = evaluation_images(card, options, dataset, data_dir, evaluation_npz)
     ensemble = components(options, card.input_shape, card.classes)
     defence = defence.model_copy(update={"seed": options.seed}) if defence else None
+    fit = fit_for(defence, fitted, card.tensors_sha256)
     notes = [note for note in (ensemble.protocol, ensemble.note) if note and note != protocol]
     if options.split != "test" and evaluation_npz is None:
         notes.append(options.split)
@@ -84,21 +89,21 @@ def run(
         "model": card.model,
         "model_sha256": card.tensors_sha256,
         "data_sha256": images.sha256(),
-        "real_data": seen_data(card.real_data, defence),
+        "real_data": seen_data(card.real_data, defence, fit),
         "subject": subject,
         "protocol": f"{protocol}[{', '.join(notes)}]" if notes else protocol,
         "threat": options.threat,
         "options": options.described(device),
         "defence": defence.defence if defence else NO_DEFENCE,
         "defence_options": defence.described() if defence else {},
-        "others": {name: sha256 for name, (_, sha256) in further.items()},
+        "others": {name: sha256 for name, (_, sha256) in further.items()} | fit_hash(fit),
         "seed": options.seed,
         "version": __version__,
         "code": code,
     }
     kept = run_folder(state, "attack", header)
     models = {name: other for name, (other, _) in further.items()}
-    judged, victim = defended(model, defence, options)
+    judged, victim = defended(model, defence, options, fit)
     alike = image_flags(images.x.numpy())
     _say_doubts(model if card.kind == "teacher" else None, images, card.classes, alike, out, device)
     with contextlib.ExitStack() as stack:
@@ -145,19 +150,27 @@ def _say_doubts(
         log(f"{out}: {DOUBTS['at-majority']} (accuracy {right:.2f} %, commonest class {share:.2f} %{one})")
 
 
-def seen_data(own: registry.RealData, defence: DefendOptions | None) -> registry.RealData:
-    """Real data that a defended model has seen: the defence's, if it has seen any, else the model's `own`."""
-    seen = registry.DEFENCES[defence.defence].real_data if defence else "none"
-    return own if seen == "none" else seen
+def seen_data(own: registry.RealData, defence: DefendOptions | None, fit: Fit | None = None) -> registry.RealData:
+    """Real data that a defended model has seen: the defence's or its fit's, if it has any, else the model's `own`."""
+    of_entry = registry.DEFENCES[defence.defence].real_data if defence else "none"
+    seen = (of_entry, fit.card.real_data if fit else "none")
+    return next((real for real in seen if real != "none"), own)
+
+
+def fit_hash(fit: Fit | None) -> dict[str, str]:
+    """What records name the fit of a defence by, among the other models; nothing without one."""
+    return {FIT: fit.card.tensors_sha256} if fit else {}
 
 
 def defended(
-    model: nn.Module, defence: DefendOptions | None, options: AttackOptions
+    model: nn.Module, defence: DefendOptions | None, options: AttackOptions, fit: Fit | None = None
 ) -> tuple[nn.Module, nn.Module | None]:
     """The model that is judged, and what attacks are crafted on (None: the same)."""
     if defence is None:
         return model, None
-    made: Defence[Any] = registry.DEFENCES[defence.defence].load()(defence)
+    entry, device = registry.DEFENCES[defence.defence], next(model.parameters()).device
+    kept = ({name: value.to(device) for name, value in fit.tensors.items()},) if fit else ()
+    made: Defence[Any] = entry.load()(defence, *kept)
     return made.protect(model), made.surrogate(model) if options.adaptive else model
 
 

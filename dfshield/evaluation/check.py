@@ -17,7 +17,8 @@ from dfshield.core.progress import log, progress
 from dfshield.core.rng import seeded
 from dfshield.core.signals import stop_if_asked
 from dfshield.core.threat import parse_threat
-from dfshield.evaluation.attack import NO_DEFENCE, defended, evaluation_images, seen_data
+from dfshield.defences.fit_file import fit_for
+from dfshield.evaluation.attack import FIT, NO_DEFENCE, defended, evaluation_images, fit_hash, seen_data
 from dfshield.evaluation.checks.case import Case
 from dfshield.evaluation.findings import Finding, Findings, write_findings
 from dfshield.evaluation.ledger import Ledger, read_ledger
@@ -44,12 +45,13 @@ def run(
     others: Mapping[str, Path] | None = None,
     history: Path | None = None,
     code: str = "",
+    fitted: Path | None = None,
 ) -> Findings:
     """Check the checkpoint `model_path` and its `ledgers`; write the record `out`.
 
-    Images, `factory`, `subject`, `defence` and `code` are as in the attack stage; `others` may hold a ``surrogate``.
-    `history` is the CSV that the model's training wrote. Raises InputError for files that cannot be used or are not of
-    this model.
+    Images, `factory`, `subject`, `defence`, `fitted` and `code` are as in the attack stage; `others` may hold a
+    ``surrogate``. `history` is the CSV that the model's training wrote. Raises InputError for files that cannot be used
+    or are not of this model.
     """
     from dfshield.models.checkpoints import load_checkpoint
     from dfshield.models.standins import arranged
@@ -63,11 +65,13 @@ def run(
     asked = AttackOptions(limit=options.limit, split=options.split, threat=options.threat)
     images = evaluation_images(card, asked, dataset, data_dir, evaluation_npz)
     defence = defence.model_copy(update={"seed": options.seed}) if defence else None
+    fit = fit_for(defence, fitted, card.tensors_sha256)
     read = {path: read_ledger(path) for path in ledgers or ()}
     behind = defence.defence if defence else NO_DEFENCE
     for path, ledger in read.items():
-        _check_ledger(path, ledger, card.tensors_sha256, behind, options, images.y.numpy())
-    judged, victim = defended(model, defence, asked)
+        own = {"model": card.tensors_sha256, "defence": behind, "fit of the defence": fit_hash(fit).get(FIT)}
+        _check_ledger(path, ledger, own, options, images.y.numpy())
+    judged, victim = defended(model, defence, asked, fit)
     surrogate = loaded[SURROGATE][0] if loaded else None
     findings = []
     with contextlib.ExitStack() as stack:
@@ -98,8 +102,8 @@ def run(
         model_sha256=card.tensors_sha256,
         data_sha256=images.sha256(),
         ledgers={ledger.protocol: ledger.content_sha256 for ledger in read.values()},
-        others={name: sha256 for name, (_, sha256) in loaded.items()},
-        real_data=seen_data(card.real_data, defence),
+        others={name: sha256 for name, (_, sha256) in loaded.items()} | fit_hash(fit),
+        real_data=seen_data(card.real_data, defence, fit),
         package_version=__version__,
         code=code,
     )
@@ -110,12 +114,10 @@ def run(
     return record
 
 
-def _check_ledger(
-    path: Path, ledger: Ledger, model_sha256: str, defence: str, options: ChecksOptions, labels: np.ndarray
-) -> None:
-    """Raise InputError for a ledger of another model, defence, threat model or other images."""
-    own = {"model": model_sha256, "defence": defence, "threat": parse_threat(options.threat)}
-    found = {"model": ledger.model_sha256, "defence": ledger.defence, "threat": parse_threat(ledger.threat)}
+def _check_ledger(path: Path, ledger: Ledger, own: dict[str, Any], options: ChecksOptions, labels: np.ndarray) -> None:
+    """Raise InputError for a ledger of another model, defence or fit, `own` by name, threat model or other images."""
+    found = {"model": ledger.model_sha256, "defence": ledger.defence, "fit of the defence": ledger.others.get(FIT)}
+    own, found = own | {"threat": parse_threat(options.threat)}, found | {"threat": parse_threat(ledger.threat)}
     n = min(ledger.n, len(labels))
     for what, value in own.items():
         if found[what] != value:

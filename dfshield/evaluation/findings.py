@@ -62,7 +62,7 @@ class Findings:
     ledgers: dict[str, str]
     """Content SHA-256 of the ledgers that were read, by protocol."""
     others: dict[str, str]
-    """Further models that were used, by name: SHA-256 of their tensors."""
+    """Further models that were used, and the fit of the ``defence``, by name: SHA-256 of their tensors."""
     real_data: str
     """What real data the model has seen."""
     package_version: str

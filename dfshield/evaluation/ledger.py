@@ -96,7 +96,7 @@ class Ledger:
     defence_options: dict[str, Any] = field(default_factory=dict)
     """Options of the defence."""
     others: dict[str, str] = field(default_factory=dict)
-    """Further models that the attack used, by name: SHA-256 of their tensors."""
+    """Further models that the attack used, and the fit of the ``defence``, by name: SHA-256 of their tensors."""
     distances: np.ndarray = field(default_factory=lambda: np.zeros(0, np.float32))
     """(N,) float32, of attacks that look for the smallest perturbation: the norm, in the threat's norm and units where
     pixels lie in [0,1], of the nearest point that the model was seen to misclassify. 0 for images that are wrong

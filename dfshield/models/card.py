@@ -8,9 +8,9 @@ import contextlib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
@@ -22,7 +22,10 @@ from dfshield.core.files import existing_file
 from dfshield.core.hashing import canonical_json, digest
 from dfshield.registry import RealData
 
+T = TypeVar("T")
 Values = bytes | bytearray | memoryview
+KEY = "dfshield"
+"""The metadata key of a checkpoint's card."""
 FORMAT = 1
 """Version of the file format; a file with a higher one is refused."""
 DTYPES = {
@@ -130,15 +133,28 @@ def stated_card(path: Path) -> Card:
 
     Raises InputError for anything but a checkpoint of ours.
     """
-    existing_file(path, "checkpoint", "run the stage that makes it, or correct the path")
+    foreign = f"bring weights in with `dfshield teacher --weights {path}` first"
+    return stated(path, KEY, _CARD, "checkpoint", foreign)
+
+
+def stated(path: Path, key: str, kind: TypeAdapter[T], noun: str, foreign: str) -> T:
+    """The card that a safetensors file has under `key`, its only metadata; its tensors are not read.
+
+    Raises InputError for a file that is no `noun` of ours, with the remedy `foreign`, and for a card that was altered.
+    """
+    existing_file(path, noun, "run the stage that makes it, or correct the path")
     refuse_foreign(path)
     with _readable(path), safe_open(path, framework="numpy") as stream:
         metadata = stream.metadata() or {}
-    if set(metadata) != {"dfshield"}:
-        raise InputError(
-            f"{path}: is not a checkpoint of dfshield; bring weights in with `dfshield teacher --weights {path}` first"
-        )
-    return _parse(metadata["dfshield"], path)
+    if set(metadata) != {key}:
+        raise InputError(f"{path}: is not a {noun} of dfshield; {foreign}")
+    return _parse(metadata[key], path, kind)
+
+
+def sealed(card: Any) -> str:
+    """The text of a card, a dataclass, as files keep it: with the version of the format and a SHA-256 of itself."""
+    body = {"format": FORMAT} | asdict(card)
+    return canonical_json(body | {"sha256": digest(body)})
 
 
 @contextlib.contextmanager
@@ -157,15 +173,20 @@ def read_card(path: Path) -> Card:
     """
     path = Path(path)
     card = stated_card(path)
+    check_tensors(path, card.tensors_sha256)
+    return card
+
+
+def check_tensors(path: Path, sha256: str) -> None:
+    """Raise InputError for tensors of a safetensors file that are not finite or differ from their hash `sha256`."""
     with _readable(path):
         tensors = sorted(deserialize(path.read_bytes()), key=lambda entry: entry[0])
     values = ((name, DTYPES.get(t["dtype"], t["dtype"]), t["shape"], t["data"]) for name, t in tensors)
-    if hash_values(values) != card.tensors_sha256:
+    if hash_values(values) != sha256:
         raise InputError(f"{path}: its tensors differ from their SHA-256, so it is damaged; make or fetch it again")
     for name, tensor in tensors:
         if not _finite(tensor["dtype"], tensor["data"]):
             raise InputError(f"{path}: tensor {name!r} {NOT_FINITE}")
-    return card
 
 
 def _finite(dtype: str, values: Values) -> bool:
@@ -191,16 +212,16 @@ def refuse_foreign(path: Path) -> None:
         raise InputError(f"{path}: is a git-lfs pointer, not the weights themselves; run git lfs pull")
 
 
-def _parse(text: str, path: Path) -> Card:
+def _parse(text: str, path: Path, kind: TypeAdapter[T]) -> T:
     try:
         body = json.loads(text)
         version = body["format"]
         if isinstance(version, int) and version > FORMAT:
             raise InputError(f"{path}: format {version} is from a newer dfshield (this one reads {FORMAT}); upgrade")
-        stated = body.pop("sha256")
-        if stated != digest(body) or body.pop("format") != FORMAT:
+        own = body.pop("sha256")
+        if own != digest(body) or body.pop("format") != FORMAT:
             raise InputError(f"{path}: its card differs from its SHA-256, so it is damaged; make or fetch it again")
-        return _CARD.validate_python(body)
+        return kind.validate_python(body)
     except ValidationError as error:
         first = error.errors()[0]
         place = ".".join(map(str, first["loc"]))

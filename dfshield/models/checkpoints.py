@@ -4,7 +4,7 @@ The card says what it is (`dfshield.models.card`). It names no time and no host,
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
-from dfshield.core.hashing import canonical_json, digest
 from dfshield.core.rng import generator
-from dfshield.models.card import FORMAT, Card, hash_values, read_card
+from dfshield.models.card import KEY, Card, hash_values, read_card, sealed
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.formats import read_safetensors
@@ -58,8 +57,7 @@ def save_checkpoint(path: Path, model: Classifier, card: Card) -> str:
         with as_author(card.factory, f"{path}: not written: "):
             check_second(model, images, f"{path}: not written: ")
     card = replace(card, tensors_sha256=hash_tensors(state))
-    body = {"format": FORMAT} | asdict(card)
-    content = save(state, metadata={"dfshield": canonical_json(body | {"sha256": digest(body)})})
+    content = save(state, metadata={KEY: sealed(card)})
     with atomic(path) as temporary:
         temporary.write_bytes(content)
     return card.tensors_sha256

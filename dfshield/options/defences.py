@@ -21,6 +21,10 @@ class DefendOptions(StageOptions):
         """Passes of the network for one pass of what stands before it, for the cost model."""
         return 1
 
+    def fitting_passes(self, images: int) -> float | None:
+        """Forward passes of one image that a fit on a training set of so many takes; None where it is not known."""
+        return None
+
 
 class Tte(DefendOptions):
     """Test-time transformation ensembling (Pérez et al. 2021): mean logits over crops and mirror images."""

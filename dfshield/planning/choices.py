@@ -15,7 +15,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.files import read_yaml
 from dfshield.core.threat import check_threat
 from dfshield.core.validation import check_keys
-from dfshield.options import DefendOptions, StageOptions
+from dfshield.options import StageOptions
 from dfshield.planning.stages import STAGES
 
 VOCABULARIES: dict[str, tuple[str, ...]] = {
@@ -25,11 +25,8 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
     "defences": ("defend",),
 }
 """The vocabularies and the stages that their entries may be of."""
-OPTIONS: dict[str, type[StageOptions] | None] = {
-    **{name: stage.options for name, stage in STAGES.items()},
-    "defend": DefendOptions,
-}
-"""Options by stage; a defence has no stage of its own, but options."""
+OPTIONS: dict[str, type[StageOptions] | None] = {name: stage.options for name, stage in STAGES.items()}
+"""Options by stage."""
 NO_ENTRY: dict[str, tuple[str, tuple[str, ...]]] = {
     "public": ("dataset", tuple(registry.DATASETS)),
     "export": ("split", ("train",)),
@@ -40,7 +37,12 @@ OLD_KEYS = ("kind", "synthesis", "generation", "augmentation", "loss", "method",
 SURROGATE, TEACHER = "surrogate", "teacher"
 """The key of a protocol whose attack is crafted on another classifier, and its value without a say."""
 BASE = "base"
-"""The key of an augmented training set that names what it is made of."""
+"""The key of an augmented training set that names what it is made of, and of a defence: what it is fitted on."""
+BASED = {
+    "augment": "the training set that it is made of",
+    "defend": "the training set that it is fitted on; without it the student's own, or dss where there is none",
+}
+"""Stages whose entries may have it, and what it says there."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Choice:
     options: Mapping[str, Any]
     """Its options, with the field that names the entry."""
     base: str | None = None
-    """The training set that an augmented one is made of."""
+    """The training set that an augmented one is made of, or that a defence is fitted on."""
     threat: str = ""
     """A protocol's own threat model, such as ``linf:10/255``; empty where it is the table's."""
     surrogate: str = ""
@@ -88,9 +90,11 @@ def parse(value: Any, vocabulary: str, where: str) -> Choice:
         near = difflib.get_close_matches(str(name), known, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(known)}"
         raise ValueError(f"{where}.{stage}: {name!r} is not known; {hint}")
-    base, threat, surrogate = rest.pop(BASE, None) if stage == "augment" else None, "", ""
+    base, threat, surrogate = rest.pop(BASE, None) if stage in BASED else None, "", ""
     if stage == "augment" and not isinstance(base, str):
         raise ValueError(f"{where}: base is missing; an augmented training set needs the one that it is made of")
+    if stage == "defend" and base is not None and not registry.DEFENCES[str(name)].fitted:
+        raise ValueError(f"{where}.{BASE}: defence {name} has nothing to fit; take it out")
     if stage == "attack":
         threat = str(rest.pop("threat", ""))
         try:

@@ -98,6 +98,7 @@ DATA = _file("--data", "merged training set")
 STATE = _file("--state", "folder for resuming after a crash; removed on success", required=False)
 FACTORY = _value("--factory", "your model's package.module:function or file.py:function, for your own models")
 DATA_DIR = _file("--data-dir", "folder of real data and weights (DFSHIELD_DATA wins; else ./data)", required=False)
+FITTED = _file("--fitted", "what `dfshield defend` has written, for a defence that is fitted", required=False)
 CODE = _value("--code", "digest of the stage's code, recorded in the output", default="")
 METRICS = _file("--metrics", "CSV of per-epoch metrics to write", required=False)
 CONFIG = Argument("--config", "config of the run", "plan", True, _plan, {"type": Path})
@@ -168,6 +169,15 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         STATE,
         CODE,
     ),
+    "defend": (
+        _file("--model", "checkpoint to defend", "model_path"),
+        _file("--teacher", "checkpoint that it was hardened from, or itself if it was not"),
+        DATA,
+        OUT,
+        _value("--threat", "threat model to fit for, NORM:EPS", required=True),
+        FACTORY,
+        CODE,
+    ),
     "attack": (
         _file("--model", "checkpoint to attack", "model_path"),
         OUT,
@@ -177,6 +187,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         _value("--protocol", "name of the protocol, recorded in the ledger", default="custom"),
         _value("--subject", "what is attacked, as JSON, recorded in the ledger", convert=_json("--subject")),
         _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence),
+        FITTED,
         _value(
             "--other",
             "NAME=CHECKPOINT of another model that the attack uses (teacher, surrogate)",
@@ -203,6 +214,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         DATA_DIR,
         _value("--subject", "what is checked, as JSON, recorded in the file", convert=_json("--subject")),
         _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence),
+        FITTED,
         _value(
             "--other", "surrogate=CHECKPOINT of another model, to transfer from", "others", _others, action="append"
         ),

@@ -194,7 +194,8 @@ class Config(StageOverrides):
     """evaluation protocols by name: {attack: pgd, steps: 10}, with a threat of its own if it needs one; merged as
     sources"""
     defences: dict[Name, dict[str, Any] | None] = {}
-    """defences at test time by name: {defend: tte}; merged as sources"""
+    """defences at test time by name: {defend: tte}; one that is fitted may name the training set, {defend: mixture,
+    base: dss}; merged as sources"""
     harden: dict[Name, HardenConfig] = {}
     """your own models"""
     tables: Path = Path("config/tables.yaml")
@@ -249,6 +250,9 @@ class Config(StageOverrides):
         for name, choice in sources.items():
             if choice.base is not None:
                 _among([choice.base], synthetic, f"sources.{name}.base")
+        for name, choice in self.choices["defences"].items():
+            if choice.base is not None:
+                _among([choice.base], sources, f"defences.{name}.base")
         for name, dataset in self.datasets.items():
             _among(dataset.by_model, dataset.models, f"datasets.{name}.by_model")
             for key, vocabulary in (("by_source", "sources"), ("by_recipe", "recipes"), ("by_protocol", "protocols")):

@@ -18,6 +18,7 @@ from dfshield.planning.limits import missed_classes
 from dfshield.planning.paths import (
     CHECKS,
     DATA,
+    DEFENCE,
     DIVERSITY,
     HARDEN,
     IMAGES,
@@ -130,7 +131,15 @@ class Jobs:
     def ledger(self, place: Place) -> str:
         """The ledger of an attack."""
         models = [place, *others(self.plan, place).values()]
-        return self._add("attack", place.path(LEDGER), map(self.classifier, models), place)
+        return self._add("attack", place.path(LEDGER), [*map(self.classifier, models), *self.defence(place)], place)
+
+    def defence(self, place: Place) -> list[str]:
+        """The fit of the defence at a place; none where there is nothing to fit."""
+        if not self.plan.fitted(place.defence):
+            return []
+        own = place.at(protocol="", threat="")
+        inputs = [self.classifier(own), self.teacher(own), self.data(self.plan.fitting(own))]
+        return [self._add("defend", own.path(DEFENCE), inputs, own)]
 
     def checks(self, cell: Cell) -> list[str]:
         """The robustness checks that mark a cell, if any."""
@@ -139,7 +148,8 @@ class Jobs:
             return []
         models = [place, *checks_others(self.plan, place).values()]
         ledgers = map(self.ledger, checked_ledgers(self.plan, place))
-        return [self._add("checks", cell.checks, [*map(self.classifier, models), *ledgers], place)]
+        inputs = [*map(self.classifier, models), *ledgers, *self.defence(place)]
+        return [self._add("checks", cell.checks, inputs, place)]
 
     def classifier(self, place: Place) -> str:
         """A student, or the teacher where nothing is trained."""

@@ -23,6 +23,7 @@ METRICS = TRAINED + "/metrics.csv"
 IMAGES = TRAINED + "/images.h5"
 IMAGES_DIVERSITY = TRAINED + "/diversity@{split}.json"
 LEDGER = TRAINED + "/eval/{defence}/{protocol}@{threat}/ledger.h5"
+DEFENCE = TRAINED + "/eval/{defence}/defence.safetensors"
 CHECKS = TRAINED + "/eval/{defence}/checks@{threat}/checks.json"
 """The path grammar; Snakemake's wildcards and these fields are the same names."""
 

@@ -185,6 +185,12 @@ def _cotrain(prices: Prices, place: Place, options: Any) -> Work | None:
     return Work(classifiers, size, generator * prices.generator(place, options))
 
 
+def _defend(prices: Prices, place: Place, options: Any) -> Work | None:
+    """Up to the whole teacher is kept, and tensors of few values."""
+    passes = options.fitting_passes(prices.images(prices.plan.fitting(place)))
+    return None if passes is None else Work(passes, 4 * prices.network(place).parameters)
+
+
 def _attack(prices: Prices, place: Place, options: Any) -> Work | None:
     tested = options.limit or prices.tested(place, options.split)
     classes = prices.plan.subject(place.dataset, place.model).classes
@@ -219,6 +225,7 @@ WORK: dict[str, Callable[[Prices, Place, Any], Work | None]] = {
     "public": _public,
     "train": _train,
     "cotrain": _cotrain,
+    "defend": _defend,
     "attack": _attack,
     "checks": _checks,
     "diversity": _diversity,

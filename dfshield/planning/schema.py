@@ -5,9 +5,10 @@ import sys
 from typing import Any
 
 from dfshield.options import StageOptions
-from dfshield.planning.choices import BASE, NO_ENTRY, OPTIONS, VOCABULARIES
+from dfshield.planning.choices import BASE, BASED, NO_ENTRY, OPTIONS, VOCABULARIES
 from dfshield.planning.config import Config
 from dfshield.planning.stages import sections
+from dfshield.registry import DEFENCES
 
 LAYERS = ("Config", "DatasetConfig", "HardenConfig", "StageOverrides")
 """Parts of a config that hold options by stage."""
@@ -85,8 +86,9 @@ def _choices(definitions: dict[str, Any], stage: str) -> list[dict[str, Any]]:
     field, found = options.entries[0], []
     for chosen, names in by_class.items():
         own = {k: v for k, v in _define(definitions, chosen)["properties"].items() if k != field}
-        if stage == "augment":
-            own[BASE] = {"type": "string", "description": "the training set that it is made of"}
+        based = [name for name in names if stage == "augment" or (stage == "defend" and DEFENCES[name].fitted)]
+        if based:
+            own[BASE] = {"type": "string", "description": BASED[stage]}
         found.append(_form(stage, names, own))
     return found
 

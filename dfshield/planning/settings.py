@@ -16,6 +16,9 @@ from dfshield.planning.stages import STAGES, options_of
 from dfshield.planning.subjects import Subject, look_up, subjects_of
 from dfshield.planning.tables import RowSpec, TableSpec
 
+FITTED_ON = "dss"
+"""The training set of a fit for a classifier that was trained on none."""
+
 
 class Settings(Grid):
     """A grid with the options of its jobs."""
@@ -142,7 +145,7 @@ class Settings(Grid):
         family = registry.DATASETS[place.dataset].family if place.dataset in registry.DATASETS else "general"
         own_profile = PROFILES.get(f"{self.config.profile}-{family}", PROFILES[self.config.profile])
         profile = layer(own_profile.get(stage, {}), stage, entry)
-        sections = [layer(getattr(section, stage), stage, entry) for section in subject.sections]
+        sections = [layer(getattr(section, stage, {}), stage, entry) for section in subject.sections]
         own = dict(choice.options) if choice else {}
         vocabulary = OF_STAGE.get(stage, "")
         name = str(getattr(place, FIELDS[vocabulary])) if vocabulary else ""
@@ -173,9 +176,7 @@ class Settings(Grid):
         """Options that the config states by a key of their own."""
         known = self.threats[subject.dataset, subject.model]
         if stage in ("train", "cotrain"):
-            if place.train_threat not in known:
-                raise InputError(f"{place.dataset}/{place.model}: no threat model {place.train_threat!r} in the config")
-            return {"threat": known[place.train_threat]}
+            return {"threat": self._known_threat(place, place.train_threat)}
         if stage == "attack" and choice:
             threat = choice.threat or known.get(place.threat, subject.threat if not place.threat else "")
             if not threat or (place.threat and threat_name(threat) != place.threat):
@@ -187,9 +188,7 @@ class Settings(Grid):
                 fixed["limit"] = subject.evaluation.limit
             return fixed
         if stage == "checks":
-            if place.threat not in known:
-                raise InputError(f"{place.dataset}/{place.model}: no threat model {place.threat!r} in the config")
-            return {"threat": known[place.threat], "split": self.config.split}
+            return {"threat": self._known_threat(place, place.threat), "split": self.config.split}
         if stage == "diversity":  # one seed for all training sets, so that the bins are the same
             return {"seed": self.config.seeds[0]}
         return {}
@@ -207,6 +206,40 @@ class Settings(Grid):
             return None
         choice = self.config.choices["defences"][name]
         return DefendOptions.of(**choice.options)
+
+    def fitted(self, name: str) -> bool:
+        """Whether a defence of the config, or ``none``, is fitted before it defends."""
+        return name != NONE and registry.DEFENCES[self.config.choices["defences"][name].name].fitted
+
+    def fitting(self, place: Place) -> Place:
+        """The place of the training set that the defence at `place` is fitted on.
+
+        It is the one that the defence names, else the defended student's own, else `FITTED_ON`. Raises InputError if
+        the config has no such set.
+        """
+        base = self.config.choices["defences"][place.defence].base
+        source = base or (place.source if place.source != NONE else FITTED_ON)
+        if source not in self.sources:
+            raise InputError(
+                f"defences.{place.defence}: is fitted on training set {source!r}, which the config lacks; name one of "
+                f"{', '.join(self.sources)} by base:"
+            )
+        return place.at(source=source, protocol="", threat="")
+
+    def fitted_for(self, place: Place) -> str:
+        """The threat model that the defence at `place` is fitted for: the one that its student was trained for.
+
+        For a classifier that was not, the data set's or the model's own.
+        """
+        subject = self.subject(place.dataset, place.model)
+        return subject.threat if place.train_threat == NONE else self._known_threat(place, place.train_threat)
+
+    def _known_threat(self, place: Place, name: str) -> str:
+        """The threat model of a name in paths; raises InputError for one that the config lacks."""
+        known = self.threats[place.dataset, place.model]
+        if name not in known:
+            raise InputError(f"{place.dataset}/{place.model}: no threat model {name!r} in the config")
+        return known[name]
 
     def shards(self, place: Place) -> list[str]:
         """The shard files of one training set: as many as the config says, or as there are groups of batches."""

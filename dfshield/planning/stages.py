@@ -14,6 +14,7 @@ from dfshield.options import (
     AugmentOptions,
     ChecksOptions,
     CotrainOptions,
+    DefendOptions,
     DiversityOptions,
     GenerateOptions,
     PublicOptions,
@@ -22,7 +23,7 @@ from dfshield.options import (
     TeacherOptions,
     TrainOptions,
 )
-from dfshield.planning.paths import CHECKS, DATA, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER
+from dfshield.planning.paths import CHECKS, DATA, DEFENCE, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER
 
 Registry = Mapping[str, registry.Entry]
 
@@ -45,6 +46,8 @@ class Stage:
     """The job runs the loader of the data set."""
     code: tuple[str, ...] = ()
     """Where the code that decides about the result starts; without it `run`."""
+    section: bool = True
+    """Its options have a section in a config; without it an entry under a vocabulary says them all."""
     gpu: bool = True
     """Its hours are a GPU's, where there is one."""
     memory_mb: int = 2000
@@ -136,6 +139,15 @@ STAGES: dict[str, Stage] = {
         minutes=1440,
         resumes=True,
     ),
+    "defend": Stage(
+        "fit a defence at test time to a model on a training set",
+        "dfshield.defences.fit:run",
+        DefendOptions,
+        DEFENCE,
+        section=False,
+        memory_mb=8000,
+        minutes=480,
+    ),
     "attack": Stage(
         "attack a model on real images and write the evaluation ledger",
         "dfshield.evaluation.attack:run",
@@ -201,8 +213,8 @@ OLD_NAMES = {
 
 
 def sections() -> dict[str, type[StageOptions]]:
-    """The stages that have options, and so a section in a config."""
-    return {name: stage.options for name, stage in STAGES.items() if stage.options is not None}
+    """The stages that have a section of options in a config."""
+    return {name: stage.options for name, stage in STAGES.items() if stage.options is not None and stage.section}
 
 
 def options_of(stage: str, values: dict[str, Any], where: str) -> Any:

@@ -10,6 +10,8 @@ class Defence(Entry):
     """A subclass of ``dfshield.defences.defence.Defence``, and which real data it has seen."""
 
     real_data: RealData = "none"
+    fitted: bool = False
+    """it has something to fit, which the stage ``defend`` does"""
 
 
 DEFENCES = {
@@ -79,5 +81,12 @@ DEFENCES = {
         "k-WTA",
         about="only the largest activations of a layer kept (Xiao et al. 2020)",
         options="dfshield.options.defences_activations:KWta",
+    ),
+    "mixture": Defence(
+        "dfshield.defences.mixture:Mixture",
+        "MixedNUTS",
+        about="the accurate teacher and the robust student mixed, the student's logits sharpened (Bai et al. 2024)",
+        options="dfshield.options.defences_fitted:Mixture",
+        fitted=True,
     ),
 }

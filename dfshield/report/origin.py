@@ -15,6 +15,7 @@ from dfshield.core import hdf5
 from dfshield.core.errors import InputError
 from dfshield.core.files import data_dir, data_file
 from dfshield.core.hashing import sha256_file
+from dfshield.defences.fit_file import stated_fit
 from dfshield.evaluation import ledger as ledgers
 from dfshield.evaluation.findings import read_findings
 from dfshield.evaluation.record import read_record
@@ -85,6 +86,13 @@ def _of_ledger(path: Path) -> Origin:
         return Origin(stated["content_sha256"], hashes, stated["real_data"], code, seed, options, behind)
 
 
+def _of_fit(path: Path) -> Origin:
+    own = stated_fit(path)
+    hashes = (own.model_sha256, own.teacher_sha256, own.data_sha256)
+    options = own.options | {"threat": own.threat}
+    return Origin(own.tensors_sha256, hashes, own.real_data, own.code, own.seed, options)
+
+
 def _of_record(path: Path) -> Origin:
     own = read_record(path)
     hashes = (own.data_sha256, own.teacher_sha256)
@@ -101,6 +109,7 @@ def _of_findings(path: Path) -> Origin:
 READERS: Mapping[str, Callable[[Path], Origin]] = {
     **dict.fromkeys(("teacher", "train", "cotrain"), _of_checkpoint),
     **dict.fromkeys(("synthesize", "merge", "generate", "augment", "public", "export", "images"), _of_trainset),
+    "defend": _of_fit,
     "attack": _of_ledger,
     "checks": _of_findings,
     "diversity": _of_record,
@@ -137,6 +146,8 @@ def other_than_asked(plan: Plan, stage: str, place: Place, made: Origin) -> str 
         return None
     seed = made.options.get("seed") if stage == "diversity" else made.seed
     found = _first(options, made.options) or _said("seed", seed, options.seed)
+    if stage == "defend" and not found:
+        return _said("threat", made.options.get("threat"), plan.fitted_for(place))
     if stage in ("attack", "checks") and not found:
         asked = plan.defence(place.defence)
         if (asked is None) != (made.defence is None):

@@ -1,4 +1,4 @@
-"""Say what a training set, ledger, diversity record or checkpoint holds, and draw a contact sheet of its images."""
+"""Say what a training set, ledger, record, checkpoint or fit of a defence holds; draw a contact sheet of its images."""
 
 import json
 import math
@@ -12,6 +12,7 @@ import numpy as np
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, existing_file
 from dfshield.core.threat import parse_threat
+from dfshield.defences.fit_file import FitCard, check_fit_file, is_fit
 from dfshield.evaluation import distances, findings
 from dfshield.evaluation import ledger as ledgers
 from dfshield.evaluation.ledger import Ledger
@@ -64,6 +65,8 @@ def _look(file: Path) -> tuple[str, Lines, Drawing | None]:
         if findings.FORMAT in file.read_text(encoding="utf-8", errors="replace")[:200]:
             return "record of robustness checks", describe_findings(findings.read_findings(file)), None
         return "record of diversity metrics", describe_record(read_record(file)), None
+    if is_fit(file):
+        return "fitted defence", describe_fit(check_fit_file(file)), None
     return "checkpoint", describe_checkpoint(read_card(file)), None
 
 
@@ -87,6 +90,19 @@ def _range(values: np.ndarray) -> str:
 
 def _counts(counts: Iterable[Any]) -> str:
     return " ".join(str(count) for count in counts)
+
+
+def describe_fit(card: FitCard) -> Lines:
+    """Description of what the fit of a defence has kept."""
+    return [
+        ("defence", f"{card.defence}, options {_options(card.options) or 'none'}"),
+        ("fitted on", f"{card.source}, real data: {card.real_data}, content SHA-256 {card.data_sha256}"),
+        ("fitted for", card.threat),
+        ("model", card.model_sha256),
+        ("hardened from", card.teacher_sha256),
+        ("seed", card.seed),
+        ("tensors SHA-256", card.tensors_sha256),
+    ]
 
 
 def describe_trainset(file: Path) -> tuple[str, Lines, Drawing]:

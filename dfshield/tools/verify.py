@@ -12,6 +12,7 @@ from pathlib import Path
 from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file
 from dfshield.core.hashing import sha256_file
+from dfshield.defences.fit_file import check_fit_file
 from dfshield.evaluation.findings import read_findings
 from dfshield.evaluation.ledger import read_ledger
 from dfshield.models.card import read_card
@@ -34,6 +35,7 @@ from dfshield.sources.trainset import verify as verify_data
 Identity = tuple[str, str, str, str, str, str, str, int]
 WHOLE: Mapping[str, Callable[[Path], object]] = {
     **dict.fromkeys(("teacher", "train", "cotrain"), read_card),
+    "defend": check_fit_file,
     "attack": read_ledger,
     "checks": read_findings,
 }

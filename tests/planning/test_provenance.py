@@ -16,6 +16,7 @@ from dfshield.registry import (
     BASELINES,
     COEFFICIENTS,
     DATASETS,
+    DEFENCES,
     GENERATED,
     LOSSES,
     MODELS,
@@ -33,6 +34,7 @@ CHOSEN = {
     "diversity": (MODELS["cnn-s"],),
     "train": (MODELS["cnn-s"], LOSSES["dfshield"]),
     "cotrain": (MODELS["cnn-s"], BASELINES["dast"]),
+    "defend": (MODELS["cnn-s"], DEFENCES["mixture"]),
     "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
     "checks": (MODELS["cnn-s"],),
     "public": (MODELS["cnn-s"], DATASETS["photographs"]),
@@ -42,9 +44,12 @@ CHOSEN = {
     "checklist": (),
     "harden": (),
 }
-READS_SHARDS = {"cotrain", "synthesize", "generate", "augment", "diversity", "train", "public", "export", "merge"}
+READS_SHARDS = {
+    *("cotrain", "synthesize", "generate", "augment", "diversity", "train", "public", "export", "merge", "defend"),
+}
+ATTACKED = {"attack", "checks", "defend"}
 TRAINS = {"train", "cotrain"}
-USES_MODELS = {"teacher", "synthesize", "generate", "diversity", "train", "cotrain", "public", "attack", "checks"}
+USES_MODELS = ATTACKED | {"teacher", "synthesize", "generate", "diversity", "train", "cotrain", "public"}
 TABLES = (
     "COEFFICIENTS",
     "OBJECTIVES",
@@ -114,8 +119,8 @@ EDITS = {
     "the trunk of some generators": ("models/generators.py", "UpsamplingTrunk", {"generate"}),
     "the loop of co-training": ("baselines/cotrain.py", "_student_loss", {"cotrain"}),
     "a method": ("training/gradrefine.py", "refine", {"train"}),
-    "threat geometry": ("core/lp.py", "step", TRAINS | {"attack", "checks"}),
-    "a constant": ("core/lp.py", "NORMAL_START", TRAINS | {"attack", "checks"}),
+    "threat geometry": ("core/lp.py", "step", TRAINS | ATTACKED),
+    "a constant": ("core/lp.py", "NORMAL_START", TRAINS | ATTACKED),
     "an objective term": ("sources/objective.py", "feature_loss", {"synthesize", "generate"}),
     "the chosen sampler": ("sources/coefficients.py", "dss", {"synthesize"}),
     "another sampler": ("sources/coefficients.py", "fixed", set()),
@@ -133,6 +138,10 @@ EDITS = {
     "a re-exported function": ("models/factory.py", "build_network", USES_MODELS),
     "an import in a function": ("data/sets.py", "load_npz", {"attack", "checks"}),
     "the writing of ledgers": ("evaluation/ledger.py", "write_ledger", {"attack"}),
+    "the fitted defence": ("defences/mixture.py", "choose", {"defend"}),
+    "the writing of a fit": ("defences/fit_file.py", "write_fit", {"defend"}),
+    "the reading of a fit": ("defences/fit_file.py", "fit_for", {"attack", "checks"}),
+    "another defence": ("defences/tte.py", "TestTimeEnsemble", set()),
     "seeding": ("core/rng.py", "generator", USES_MODELS | {"augment"}),
     "progress bars": ("core/progress.py", "progress", set()),
     "an option class": ("options/sources.py", "_whole_batches", set()),

@@ -18,7 +18,7 @@ from dfshield.planning import queue
 from dfshield.planning.companions import checked_ledgers, checks_others, others
 from dfshield.planning.inputs import below_data, own_model, sha256_of
 from dfshield.planning.jobs import CARD, TABLE, default_tables
-from dfshield.planning.paths import CHECKS, DATA, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVERSITY, LEDGER, METRICS
+from dfshield.planning.paths import CHECKS, DATA, DEFENCE, DIVERSITY, HARDEN, IMAGES, IMAGES_DIVERSITY, LEDGER, METRICS
 from dfshield.planning.paths import NONE, RESULTS, SHARD, STUDENT, TEACHER, Place, benchmark_of, log_of
 from dfshield.planning.provenance import job_digest
 from dfshield.planning.stages import STAGES

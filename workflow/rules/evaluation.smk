@@ -1,11 +1,44 @@
-# The first real images that are read: attacks, one ledger per model and protocol; the diversity of training images, one
-# record per set.
+# Fits of defences; then the first real images that are read: attacks, one ledger per model and protocol; the diversity
+# of training images, one record per set.
+
+
+rule defend:
+    input:
+        current("defend", DEFENCE),
+        model=attacked,
+        teacher=own_teacher,
+        data=fitting_data,
+    output:
+        DEFENCE,
+    log:
+        log_of(DEFENCE),
+    benchmark:
+        benchmark_of(DEFENCE)
+    message:
+        "Fit {wildcards.defence} to {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe}"
+        " seed {wildcards.seed}"
+    wildcard_constraints:
+        defence=fitted(),
+    priority: 2
+    threads: cores("defend")
+    resources:
+        **ask("defend"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        **common("defend"),
+        threat=lambda wildcards: usable(plan.fitted_for, Place.of(dict(wildcards.items()))),
+        factory=factory_flags,
+    shell:
+        "{params.dfshield} defend --model {input.model} --teacher {input.teacher} --data {input.data} --out {output}"
+        " --threat {params.threat} {params.factory} {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 
 rule attack:
     input:
         current("attack", LEDGER),
         other_models,
+        fit,
         model=attacked,
     output:
         LEDGER,

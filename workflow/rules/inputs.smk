@@ -81,7 +81,7 @@ def checks_ledgers(wildcards):
 def checks_inputs(wildcards):
     """What robustness checks read besides the checkpoint: ledgers, and the classifier that they transfer from."""
     others = checks_others(plan, Place.of(dict(wildcards.items())))
-    return [*checks_ledgers(wildcards), *map(plan.checkpoint, others.values())]
+    return [*checks_ledgers(wildcards), *map(plan.checkpoint, others.values()), *fit(wildcards)]
 
 
 def checks_flags(wildcards):
@@ -123,10 +123,26 @@ def subject(wildcards):
 
 
 def defence_flags(wildcards):
-    """A defence at test time with its options."""
+    """A defence at test time with its options, and what its fit has kept."""
     own = plan.defence(wildcards.defence)
     values = canonical_json(own.described()) if own else ""
-    return f"--defence {shlex.quote(values)}" if own else ""
+    words = [f"--defence {shlex.quote(values)}"] if own else []
+    return " ".join([*words, *(f"--fitted {path}" for path in fit(wildcards))])
+
+
+def fit(wildcards):
+    """What the fit of a defence has kept; nothing where there is nothing to fit."""
+    return [DEFENCE.format(**wildcards)] if plan.fitted(wildcards.defence) else []
+
+
+def fitting_data(wildcards):
+    """The training set that a defence is fitted on."""
+    return usable(plan.fitting, Place.of(dict(wildcards.items()))).path(DATA)
+
+
+def fitted():
+    """Names of the defences that are fitted."""
+    return one_of(name for name in plan.config.choices["defences"] if plan.fitted(name))
 
 
 def vgg16_file(wildcards):
