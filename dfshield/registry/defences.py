@@ -62,6 +62,12 @@ DEFENCES = {
         about="mean logits over Gaussian noise, as in randomised smoothing (Cohen et al. 2019)",
         options="dfshield.options.defences_random:Noise",
     ),
+    "smoothing": Defence(
+        "dfshield.defences.smoothing:RandomisedSmoothing",
+        "Smoothing",
+        about="the class that most noisy copies vote for, with certificates by `dfshield certify` (Cohen et al. 2019)",
+        options="dfshield.options.defences_smoothing:Smoothing",
+    ),
     "activation-pruning": Defence(
         "dfshield.defences.activation_pruning:StochasticPruning",
         "SAP",
