@@ -10,6 +10,8 @@ class Defence(Entry):
     """A subclass of ``dfshield.defences.defence.Defence``, and which real data it has seen."""
 
     real_data: RealData = "none"
+    fitted: bool = False
+    """it has something to fit, which the stage ``defend`` does"""
 
 
 DEFENCES = {
@@ -85,5 +87,12 @@ DEFENCES = {
         "k-WTA",
         about="only the largest activations of a layer kept (Xiao et al. 2020)",
         options="dfshield.options.defences_activations:KWta",
+    ),
+    "dad": Defence(
+        "dfshield.defences.dad:DataFreeDefence",
+        "DAD",
+        about="a detector on logits, and low-pass filtering of what it flags (Nayak et al. 2022)",
+        options="dfshield.options.defences_detection:Dad",
+        fitted=True,
     ),
 }

@@ -4,20 +4,27 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support import tiny
-from support.attacked import Linear, images, key, network
+from support.attacked import SHAPE, Linear, images, key, network
 from torch import nn
 
 from dfshield import registry
 from dfshield.defences.defence import Defence
+from dfshield.defences.fitted import Fitting
 from dfshield.models.folding import fold
 from dfshield.options import DefendOptions
 
 NAMES = list(registry.DEFENCES)
 
 
-def defence(name: str, seed: int = 0) -> Defence:
-    """The defence `name` with its default options."""
-    return registry.DEFENCES[name].load()(DefendOptions.of(defence=name, seed=seed))
+def defence(name: str, net: nn.Module, shape: tuple[int, int, int] = SHAPE, seed: int = 0) -> Defence:
+    """The defence `name` with its default options; one that is fitted has been, for `net` on noise of its `shape`."""
+    entry, options = registry.DEFENCES[name], DefendOptions.of(defence=name, seed=seed)
+    if not entry.fitted:
+        return entry.load()(options)
+    x, y = images(net, 32, shape, seed=5)
+    classes = net(x[:1]).shape[1]
+    given = Fitting(net, net, x, y, classes, "linf:0.3", key(3))
+    return entry.load()(options, entry.load()(options).fit(given))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,7 +43,8 @@ def test_an_entry_says_what_it_is(name):
 def test_a_defended_model_gives_finite_logits_of_the_same_classes(name, n, shape):
     net = network(10, shape)
     x, _ = images(net, n, shape)
-    for model in (defence(name).protect(net), defence(name).surrogate(net)):
+    made = defence(name, net, shape)
+    for model in (made.protect(net), made.surrogate(net)):
         logits = model(x)
         assert isinstance(model, nn.Module) and logits.shape == (n, 10) and logits.isfinite().all()
 
@@ -45,7 +53,7 @@ def test_a_defended_model_gives_finite_logits_of_the_same_classes(name, n, shape
 def test_a_verdict_can_be_repeated_by_a_defence_that_is_built_again(name):
     net = network(10)
     x, _ = images(net)
-    first, second = (defence(name, seed=3).protect(net) for _ in range(2))
+    first, second = (defence(name, net, seed=3).protect(net) for _ in range(2))
     torch.manual_seed(1)
     with torch.random.fork_rng():
         found = first(x)
@@ -56,7 +64,8 @@ def test_a_verdict_can_be_repeated_by_a_defence_that_is_built_again(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_come_through_the_surrogate(name):
     x = torch.rand((6, 1, 8, 8), generator=key(1)).requires_grad_()
-    logits = defence(name).surrogate(Linear(64))(x)
+    net = Linear(64)
+    logits = defence(name, net).surrogate(net)(x)
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), x)
     assert gradient.isfinite().all() and (gradient.flatten(1) != 0).any(dim=1).all()
 
@@ -64,7 +73,8 @@ def test_gradients_come_through_the_surrogate(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_copy_of_the_surrogate_has_its_gradients(name):
     """Attacks are crafted on such copies. One by a trace would go through what has no derivative of use."""
-    made = defence(name).surrogate(tiny.classifier(scale=3.0))
+    net = tiny.classifier(scale=3.0)
+    made = defence(name, net).surrogate(net)
     copied = fold(made)
     x = torch.rand((5, 1, 8, 8), generator=key(2))
 
@@ -83,8 +93,9 @@ def test_the_model_itself_is_left_as_it_was(name):
     net = network(10).train()
     state = {key: value.clone() for key, value in net.state_dict().items()}
     x, _ = images(net)
-    defence(name).protect(net)(x)
-    defence(name).surrogate(net)(x)
+    made = defence(name, net)
+    made.protect(net)(x)
+    made.surrogate(net)(x)
     assert net.training and all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert all(parameter.requires_grad for parameter in net.parameters())
 
@@ -93,13 +104,14 @@ def test_the_model_itself_is_left_as_it_was(name):
 def test_images_are_independent_of_those_beside_them(name):
     net = network(10)
     x, _ = images(net, 4)
-    model = defence(name).protect(net)
+    model = defence(name, net).protect(net)
     torch.testing.assert_close(torch.cat([model(image) for image in x.split(1)]), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_identity_is_the_very_model():
     net = network(4)
-    assert defence("identity").protect(net) is net and defence("identity").surrogate(net) is net
+    made = defence("identity", net)
+    assert made.protect(net) is net and made.surrogate(net) is net
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +119,7 @@ def test_the_cost_model_knows_its_passes(name):
     """Images that go through the network, counted, over those that are asked about."""
     net = network(10)
     x, _ = images(net, 5)
-    seen = []
+    made, seen = defence(name, net).protect(net), []
     net.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    defence(name).protect(net)(x)
+    made(x)
     assert sum(seen) == 5 * DefendOptions.of(defence=name).passes

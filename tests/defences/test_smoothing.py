@@ -80,6 +80,8 @@ def test_votes_follow_content_and_seed():
     assert torch.equal(made(x.flip(0)).flip(0), made(x))
     twice = made(torch.cat([x, x]))
     assert torch.equal(twice[:6], twice[6:])
+    alike = 0.5 + 1e-5 * torch.arange(20.0).view(20, 1, 1, 1)  # so near to one another that only draws tell them apart
+    assert len(torch.unique(smoothing().protect(Linear(1))(alike)[:, 1])) > 5
     assert not torch.equal(smoothing(sigma=1.0, votes=20, seed=1).protect(net)(x), made(x))
 
 
