@@ -1,4 +1,8 @@
-"""Detectors of attacked images: what they are fitted on, and the score that each gives."""
+"""Detectors of attacked images: what they are fitted on, and the score that each gives.
+
+The secondary classifier is that of DAD (Nayak et al. 2022). Mahalanobis is the distance of Lee et al. (A Simple Unified
+Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks, NeurIPS 2018, Eq 2).
+"""
 
 from typing import NamedTuple
 
@@ -13,6 +17,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.rng import seeded
 from dfshield.core.threat import parse_threat
 from dfshield.models.folding import fold
+from dfshield.models.penultimate import Penultimate
 from dfshield.options.attacks import Pgd
 
 WIDTH, DROPOUT = 128, 0.25
@@ -108,3 +113,64 @@ def trained(
                 F.cross_entropy(detector(x[rows]), y[rows], weight).backward()
                 optimiser.step()
     return detector.eval().requires_grad_(False)
+
+
+class Secondary(nn.Module):
+    """The logarithm of the odds of an attack (N,) by a classifier of logits."""
+
+    def __init__(self, detector: nn.Module) -> None:
+        super().__init__()
+        self.detector = detector
+
+    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        found = self.detector(logits)
+        return found[:, 1] - found[:, 0]
+
+
+class Mahalanobis(nn.Module):
+    """The squared Mahalanobis distance (N,) of features (N,D) from the nearest class.
+
+    The classes have means of their own and one covariance. Directions without any variance do not count.
+    Differs from the publication: the penultimate features alone, without a weighted sum over layers, whose weights are
+    fitted on attacked images, and without the noise of the gradient's sign before the network.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor) -> None:
+        super().__init__()
+        x = features.double()
+        classes = labels.unique()
+        means = torch.stack([x[labels == label].mean(0) for label in classes])
+        rest = x - means[torch.searchsorted(classes, labels)]
+        self.register_buffer("means", means)
+        self.register_buffer("precision", torch.linalg.pinv(rest.T @ rest / len(x), rtol=1e-6, hermitian=True))
+        self.means: Tensor
+        self.precision: Tensor
+
+    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+        rest = features.double()[:, None] - self.means
+        return (rest @ self.precision * rest).sum(2).amin(1).float()
+
+
+class Watched(nn.Module):
+    """A network with a detector: images (N,C,H,W) to logits and, last, the detector's score (N,classes + 1)."""
+
+    def __init__(self, model: nn.Module, detector: nn.Module) -> None:
+        super().__init__()
+        self.model, self.detector = model, detector
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits, features = seen(self.model, x)
+        return torch.cat([logits, self.detector(logits, features)[:, None]], dim=1)
+
+
+def seen(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits (N,classes) and penultimate features (N,D) of images (N,C,H,W).
+
+    Raises InputError for a network that calls no Linear layer.
+    """
+    watch = Penultimate(model)
+    try:
+        logits = model(x).float()
+        return logits, watch.features.float()
+    finally:
+        watch.remove()
