@@ -96,12 +96,12 @@ def outcome(fitted: Fitted, clean: Tensor, attacked: Tensor, y: Tensor) -> Outco
     fooled = attacked[:, :-1].argmax(1) != y
     scores = attacked[:, -1]
     flagged = scores > fitted.threshold
-    evaded = float((fooled & ~flagged).float().mean())
+    evaded = float((fooled & ~flagged).double().mean())
     if not fooled.any():
         return Outcome(0.0, None, None, evaded)
     known = np.concatenate([np.zeros(len(clean)), np.ones(int(fooled.sum()))])
     auroc = roc_auc_score(known, torch.cat([clean[:, -1], scores[fooled]]).numpy())
-    return Outcome(float(fooled.float().mean()), float(flagged[fooled].float().mean()), float(auroc), evaded)
+    return Outcome(float(fooled.double().mean()), float(flagged[fooled].double().mean()), float(auroc), evaded)
 
 
 def evade(
@@ -175,7 +175,7 @@ def evaluate(fitted: Fitted, x: Tensor, y: Tensor, options: DetectOptions) -> di
     return {
         "n": len(clean),
         "right": len(x),
-        "false_alarms": float((clean[:, -1] > fitted.threshold).float().mean()),
+        "false_alarms": float((clean[:, -1] > fitted.threshold).double().mean()),
         "threshold": fitted.threshold,
         "static": outcome(fitted, kept, by_static, y.cpu())._asdict(),
         "adaptive": outcome(fitted, kept, by_adaptive, y.cpu())._asdict(),
