@@ -64,6 +64,12 @@ DEFENCES = {
         about="mean logits over Gaussian noise, as in randomised smoothing (Cohen et al. 2019)",
         options="dfshield.options.defences_random:Noise",
     ),
+    "smoothing": Defence(
+        "dfshield.defences.smoothing:RandomisedSmoothing",
+        "Smoothing",
+        about="the class that most noisy copies vote for, with certificates by `dfshield certify` (Cohen et al. 2019)",
+        options="dfshield.options.defences_smoothing:Smoothing",
+    ),
     "activation-pruning": Defence(
         "dfshield.defences.activation_pruning:StochasticPruning",
         "SAP",
@@ -87,6 +93,13 @@ DEFENCES = {
         "MixedNUTS",
         about="the accurate teacher and the robust student mixed, the student's logits sharpened (Bai et al. 2024)",
         options="dfshield.options.defences_fitted:Mixture",
+        fitted=True,
+    ),
+    "dad": Defence(
+        "dfshield.defences.dad:DataFreeDefence",
+        "DAD",
+        about="a detector on logits, and low-pass filtering of what it flags (Nayak et al. 2022)",
+        options="dfshield.options.defences_detection:Dad",
         fitted=True,
     ),
 }

@@ -1,0 +1,126 @@
+"""Certificates of randomised smoothing: radii within which the vote of noisy copies cannot change.
+
+Cohen et al. 2019 (Algorithm 1, CERTIFY): a few noisy copies choose the class, many others bound its probability p_A
+from below (Clopper and Pearson, one-sided at level α), and the radius follows from the bound. Where the bound is at
+most one half, nothing is certified: the smoothed classifier abstains.
+"""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dfshield import __version__
+from dfshield.attacks.base import frozen
+from dfshield.core import sealed
+from dfshield.core.device import select_device
+from dfshield.core.errors import InputError
+from dfshield.core.files import metrics_csv, write_text
+from dfshield.core.progress import log, progress
+from dfshield.core.rng import generator, seeded
+from dfshield.core.signals import stop_if_asked
+from dfshield.defences.smoothing import NOISES, noisy, vote
+from dfshield.options import AttackOptions
+from dfshield.options.defences_smoothing import CertifyOptions
+
+RECORD = sealed.Kind("dfshield-certificates", 1, "record of certificates", "dfshield certify")
+ABSTAINED = -1
+"""The class of an image about which nothing is certified."""
+
+
+class Certificates(NamedTuple):
+    """What is certified of N images."""
+
+    prediction: np.ndarray
+    """Class of the smoothed classifier (N,) int64; `ABSTAINED` where it abstains."""
+    radius: np.ndarray
+    """Radius (N,) float64, in the norm of the noise, within which that class cannot change; 0 where it abstains."""
+
+    def accuracy(self, labels: np.ndarray, radius: float) -> float:
+        """Share of images of the right class whose certified radius is greater than `radius`: certified accuracy."""
+        return float(np.mean((self.prediction == labels) & (self.radius > radius)))
+
+
+def lower_bound(successes: int, trials: int, alpha: float) -> float:
+    """The lower end of the one-sided confidence interval 1 - `alpha` of a probability (Clopper and Pearson 1934)."""
+    from scipy.stats import beta  # not at the top: it takes long to import
+
+    return float(beta.ppf(alpha, successes, trials - successes + 1)) if successes else 0.0
+
+
+def certify(model: nn.Module, x: Tensor, options: CertifyOptions) -> Certificates:
+    """Certificates of images (N,C,H,W) in [0,1] for the smoothed classifier of `model` (images to logits).
+
+    Each image's radius is wrong with a probability of at most `options.alpha`. The draws depend on the seed and the
+    place of an image among the others.
+    """
+    noise = NOISES[options.noise]
+    predictions, radii = [], []
+    with frozen(model), torch.no_grad(), progress(len(x), "certificates", "image") as bar:
+        for place, image in enumerate(x.split(1)):
+            random = generator("certify", options.seed, place)
+
+            def votes(copies: int, image: Tensor = image, random: torch.Generator = random) -> Tensor:
+                return vote(model, noisy(image, copies, options.noise, options.sigma, random, options.batch))
+
+            chosen = int(votes(options.n0).argmax())
+            bound = lower_bound(int(votes(options.n)[chosen]), options.n, options.alpha)
+            certain = bound > 0.5
+            predictions.append(chosen if certain else ABSTAINED)
+            radii.append(options.sigma * noise.radius(bound) if certain else 0.0)
+            bar.update()
+            stop_if_asked("certify", int(bar.n), len(x), kept=False)
+    return Certificates(np.array(predictions, dtype=np.int64), np.array(radii, dtype=np.float64))
+
+
+def run(
+    model_path: Path,
+    out: Path,
+    options: CertifyOptions,
+    dataset: str | None = None,
+    data_dir: Path | None = None,
+    evaluation_npz: Path | None = None,
+    factory: str | None = None,
+) -> None:
+    """Certify the checkpoint `model_path` on images as in the attack stage; write the curve `out` and its record.
+
+    `out` is a CSV of radius and certified accuracy; the record, a JSON file of the same name, holds the class and the
+    radius of every image and is sealed by its hash. Raises InputError for files that cannot be used.
+    """
+    from dfshield.evaluation.attack import evaluation_images
+    from dfshield.models.checkpoints import load_checkpoint
+
+    if out.suffix == ".json":
+        raise InputError(f"{out}: is the name of the record; give the path of a CSV, beside which it goes")
+    if not options.radii:
+        raise InputError("--radii: none given; give at least one, such as 0.5")
+    device = select_device(options.device, options.threads)
+    model, card = load_checkpoint(model_path, device, factory)
+    asked = AttackOptions(limit=options.limit, split=options.split)
+    images = evaluation_images(card, asked, dataset, data_dir, evaluation_npz)
+    labels = images.y.numpy()
+    with seeded(options.seed, device):
+        found = certify(model, images.x.to(device).contiguous(), options)
+    curve = [{"radius": radius, "certified_accuracy": found.accuracy(labels, radius)} for radius in options.radii]
+    body: dict[str, Any] = {
+        "dataset": dataset or card.dataset,
+        "model": card.model,
+        "norm": NOISES[options.noise].norm,
+        "n": len(labels),
+        "abstained": float(np.mean(found.prediction == ABSTAINED)),
+        "curve": curve,
+        "labels": labels.tolist(),
+        "predictions": found.prediction.tolist(),
+        "radii": found.radius.tolist(),
+        "options": options.described(device),
+        "seed": options.seed,
+        "model_sha256": card.tensors_sha256,
+        "data_sha256": images.sha256(),
+        "real_data": card.real_data,
+        "package_version": __version__,
+    }
+    write_text(out, metrics_csv(("radius", "certified_accuracy"), curve))
+    seal = sealed.write(out.with_suffix(".json"), RECORD, body)
+    log(f"{out}: certified accuracy in {body['norm']} of {len(labels)} images, record {seal[:16]}")
