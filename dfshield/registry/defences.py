@@ -10,6 +10,8 @@ class Defence(Entry):
     """A subclass of ``dfshield.defences.defence.Defence``, and which real data it has seen."""
 
     real_data: RealData = "none"
+    fitted: bool = False
+    """it has something to fit, which the stage ``defend`` does"""
 
 
 DEFENCES = {
@@ -79,5 +81,19 @@ DEFENCES = {
         "k-WTA",
         about="only the largest activations of a layer kept (Xiao et al. 2020)",
         options="dfshield.options.defences_activations:KWta",
+    ),
+    "diffpure": Defence(
+        "dfshield.defences.diffpure:DiffusionPurification",
+        "DiffPure",
+        about="images noised, and denoised by a diffusion model (Nie et al. 2022)",
+        options="dfshield.options.defences_diffusion:DiffPure",
+        fitted=True,
+    ),
+    "distribution-transfer": Defence(
+        "dfshield.defences.distribution_transfer:Transfer",
+        "Distribution transfer",
+        about="the same at more noise, the way back guided by the image and the classifier's output",
+        options="dfshield.options.defences_diffusion:DistributionTransfer",
+        fitted=True,
     ),
 }
