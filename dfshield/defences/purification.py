@@ -92,10 +92,10 @@ class Purifier(FittedDefence[Options]):
         return {DENOISER + name: value for name, value in trained(given, self.options).items()}
 
     def protect(self, model: nn.Module) -> nn.Module:
-        return self.purified(model, self._denoiser(model), self.options, crafting=False).eval()
+        return self.purified(model, self._denoiser(model), self.options, crafting=False)
 
     def surrogate(self, model: nn.Module) -> nn.Module:
-        return self.purified(model, self._denoiser(model), self.options, crafting=True).eval()
+        return self.purified(model, self._denoiser(model), self.options, crafting=True)
 
     def _denoiser(self, model: nn.Module) -> UNet:
         """The fitted U-Net, frozen, in the place of the classifier."""

@@ -30,6 +30,8 @@ class Purification(DefendOptions):
     """decay of the moving average of the weights; published: 0.9999"""
     trained_time: PositiveShare = 1.0
     """noise levels up to this share of the process are trained on, at least up to `time`; published: all"""
+    gradient: Literal["full", "constant", "bpda"] = "full"
+    """what an adaptive attack goes back through"""
 
     @model_validator(mode="after")
     def _the_path_is_trained(self) -> Self:
@@ -67,12 +69,12 @@ class DistributionTransfer(Purification):
     """time up to which images are noised, as a share of the whole process; published: 470 steps, of 1000 presumably"""
     distance: Literal["mse", "ssim"] = "mse"
     """distance of the image to the input: mean squared error, or one minus the structural similarity"""
-    coordination: Weight = 1.0
-    """factor λ of one part of the guidance; not stated in the publication"""
+    coordination: Weight = 0.01
+    """factor λ of one part of the guidance, chosen on digits; not stated in the publication"""
     coordinated: Literal["output", "distance"] = "output"
     """the part that λ stands before; not stated in the publication"""
-    scale: Weight = 1000.0
-    """factor s of the guidance; not stated in the publication"""
+    scale: Weight = 300.0
+    """factor s of the guidance, chosen on digits; not stated in the publication"""
     gradient: Literal["full", "constant", "bpda"] = "full"
     """what an adaptive attack goes back through: all; all but the guidance, as a constant; the identity"""
 

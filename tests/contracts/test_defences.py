@@ -1,5 +1,7 @@
 """What every registered defence promises; an entry meets these tests by being registered."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -8,16 +10,40 @@ from support.attacked import Linear, images, key, network
 from torch import nn
 
 from dfshield import registry
+from dfshield.attacks.base import frozen
 from dfshield.defences.defence import Defence
+from dfshield.defences.fitted import FittedDefence, Fitting
 from dfshield.models.folding import fold
 from dfshield.options import DefendOptions
 
 NAMES = list(registry.DEFENCES)
+FITTED = [name for name, entry in registry.DEFENCES.items() if entry.fitted]
+
+SMALL = {"steps": 2, "batch": 4, "width": 8, "sampling_steps": 3}
+QUICK = {"diffpure": SMALL, "distribution-transfer": SMALL}
+"""Options of those that take minutes with the default ones."""
 
 
-def defence(name: str, seed: int = 0) -> Defence:
-    """The defence `name` with its default options."""
-    return registry.DEFENCES[name].load()(DefendOptions.of(defence=name, seed=seed))
+def quick(name: str, **values: Any) -> DefendOptions:
+    """Options of the defence `name`, the default ones but for `QUICK`."""
+    return DefendOptions.of(defence=name, **QUICK.get(name, {}), **values)
+
+
+def defence(name: str, net: nn.Module, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Defence:
+    """The defence `name` with `quick` options, fitted to `net` on a few random images where it is fitted."""
+    entry, options = registry.DEFENCES[name], quick(name, seed=seed)
+    made = entry.load()(options)
+    return entry.load()(options, fit(made, net, shape)) if entry.fitted else made
+
+
+def fit(made: FittedDefence, net: nn.Module, shape: tuple[int, int, int]) -> dict[str, torch.Tensor]:
+    """What a fitted defence keeps for `net`, which is its own teacher."""
+    x = torch.rand((40, *shape), generator=key(5))
+    with torch.no_grad():
+        logits = net(x)
+    given = Fitting(net, net, x, logits.argmax(1), logits.shape[1], "linf:0.001", key(6))
+    with frozen(net):
+        return made.fit(given)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,7 +62,8 @@ def test_an_entry_says_what_it_is(name):
 def test_a_defended_model_gives_finite_logits_of_the_same_classes(name, n, shape):
     net = network(10, shape)
     x, _ = images(net, n, shape)
-    for model in (defence(name).protect(net), defence(name).surrogate(net)):
+    made = defence(name, net, shape)
+    for model in (made.protect(net), made.surrogate(net)):
         logits = model(x)
         assert isinstance(model, nn.Module) and logits.shape == (n, 10) and logits.isfinite().all()
 
@@ -45,7 +72,7 @@ def test_a_defended_model_gives_finite_logits_of_the_same_classes(name, n, shape
 def test_a_verdict_can_be_repeated_by_a_defence_that_is_built_again(name):
     net = network(10)
     x, _ = images(net)
-    first, second = (defence(name, seed=3).protect(net) for _ in range(2))
+    first, second = (defence(name, net, seed=3).protect(net) for _ in range(2))
     torch.manual_seed(1)
     with torch.random.fork_rng():
         found = first(x)
@@ -56,7 +83,8 @@ def test_a_verdict_can_be_repeated_by_a_defence_that_is_built_again(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients_come_through_the_surrogate(name):
     x = torch.rand((6, 1, 8, 8), generator=key(1)).requires_grad_()
-    logits = defence(name).surrogate(Linear(64))(x)
+    net = Linear(64)
+    logits = defence(name, net).surrogate(net)(x)
     (gradient,) = torch.autograd.grad(logits[:, 1].sum(), x)
     assert gradient.isfinite().all() and (gradient.flatten(1) != 0).any(dim=1).all()
 
@@ -64,7 +92,8 @@ def test_gradients_come_through_the_surrogate(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_a_quick_copy_of_the_surrogate_has_its_gradients(name):
     """Attacks are crafted on such copies. One by a trace would go through what has no derivative of use."""
-    made = defence(name).surrogate(tiny.classifier(scale=3.0))
+    net = tiny.classifier(scale=3.0)
+    made = defence(name, net).surrogate(net)
     copied = fold(made)
     x = torch.rand((5, 1, 8, 8), generator=key(2))
 
@@ -83,8 +112,9 @@ def test_the_model_itself_is_left_as_it_was(name):
     net = network(10).train()
     state = {key: value.clone() for key, value in net.state_dict().items()}
     x, _ = images(net)
-    defence(name).protect(net)(x)
-    defence(name).surrogate(net)(x)
+    made = defence(name, net)
+    made.protect(net)(x)
+    made.surrogate(net)(x)
     assert net.training and all(torch.equal(value, state[key]) for key, value in net.state_dict().items())
     assert all(parameter.requires_grad for parameter in net.parameters())
 
@@ -93,13 +123,25 @@ def test_the_model_itself_is_left_as_it_was(name):
 def test_images_are_independent_of_those_beside_them(name):
     net = network(10)
     x, _ = images(net, 4)
-    model = defence(name).protect(net)
+    model = defence(name, net).protect(net)
     torch.testing.assert_close(torch.cat([model(image) for image in x.split(1)]), model(x), rtol=1e-4, atol=1e-5)
 
 
 def test_identity_is_the_very_model():
     net = network(4)
-    assert defence("identity").protect(net) is net and defence("identity").surrogate(net) is net
+    made = defence("identity", net)
+    assert made.protect(net) is net and made.surrogate(net) is net
+
+
+@pytest.mark.parametrize("name", FITTED)
+def test_a_fit_keeps_what_it_says_and_can_be_repeated(name):
+    net, made = network(10), registry.DEFENCES[name].load()
+    first, second = (fit(made(quick(name)), net, (1, 8, 8)) for _ in range(2))
+    assert issubclass(made, FittedDefence) and made.keeps
+    assert all(any(own == kept or (kept[-1] == "." and own.startswith(kept)) for kept in made.keeps) for own in first)
+    assert all(any(own == kept or (kept[-1] == "." and own.startswith(kept)) for own in first) for kept in made.keeps)
+    assert first.keys() == second.keys() and all(torch.equal(first[own], second[own]) for own in first)
+    assert all(value.isfinite().all() for value in first.values() if value.is_floating_point())
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -107,7 +149,7 @@ def test_the_cost_model_knows_its_passes(name):
     """Images that go through the network, counted, over those that are asked about."""
     net = network(10)
     x, _ = images(net, 5)
-    seen = []
+    made, seen = defence(name, net), []
     net.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    defence(name).protect(net)(x)
-    assert sum(seen) == 5 * DefendOptions.of(defence=name).passes
+    made.protect(net)(x)
+    assert sum(seen) == 5 * made.options.passes
