@@ -70,11 +70,11 @@ class DistributionTransfer(Purification):
     distance: Literal["mse", "ssim"] = "mse"
     """distance of the image to the input: mean squared error, or one minus the structural similarity"""
     coordination: Weight = 0.01
-    """factor λ of one part of the guidance, chosen on digits; not stated in the publication"""
+    """factor λ of one part of the guidance, a convention; not stated in the publication"""
     coordinated: Literal["output", "distance"] = "output"
     """the part that λ stands before; not stated in the publication"""
     scale: Weight = 300.0
-    """factor s of the guidance, chosen on digits; not stated in the publication"""
+    """factor s of the guidance, a convention; not stated in the publication"""
     gradient: Literal["full", "constant", "bpda"] = "full"
     """what an adaptive attack goes back through: all; all but the guidance, as a constant; the identity"""
 
