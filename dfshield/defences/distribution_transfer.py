@@ -67,7 +67,7 @@ class Transfer(Purifier[DistributionTransfer]):
 
     D (Eq 11) has two parts, a distance to the input and the agreement of the classifier's outputs; which of them the
     coordination factor stands before is not stated (``coordinated``). An adaptive attack goes through all of it,
-    guidance included; the second derivatives cost three to four times the time of ``gradient: constant``.
+    guidance included; ``gradient: constant`` spares the second derivatives.
 
     Not stated in the publication: the number of noise levels (1000 here, of which it takes 470 steps), the factors s
     and λ, the form of the output's part (KL divergence here, from the output of the input to that of the prediction),
