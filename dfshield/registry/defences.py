@@ -102,4 +102,18 @@ DEFENCES = {
         options="dfshield.options.defences_detection:Dad",
         fitted=True,
     ),
+    "diffpure": Defence(
+        "dfshield.defences.diffpure:DiffusionPurification",
+        "DiffPure",
+        about="images noised, and denoised by a diffusion model (Nie et al. 2022)",
+        options="dfshield.options.defences_diffusion:DiffPure",
+        fitted=True,
+    ),
+    "distribution-transfer": Defence(
+        "dfshield.defences.distribution_transfer:Transfer",
+        "Distribution transfer",
+        about="the same at more noise, the way back guided by the image and the classifier's output",
+        options="dfshield.options.defences_diffusion:DistributionTransfer",
+        fitted=True,
+    ),
 }

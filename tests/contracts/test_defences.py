@@ -1,5 +1,7 @@
 """What every registered defence promises; an entry meets these tests by being registered."""
 
+from typing import Any
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -17,10 +19,19 @@ from dfshield.options import DefendOptions
 NAMES = list(registry.DEFENCES)
 FITTED = [name for name, entry in registry.DEFENCES.items() if entry.fitted]
 
+SMALL = {"steps": 2, "batch": 4, "width": 8, "sampling_steps": 3}
+QUICK = {"diffpure": SMALL, "distribution-transfer": SMALL}
+"""Options of those that take minutes with the default ones."""
+
+
+def quick(name: str, **values: Any) -> DefendOptions:
+    """Options of the defence `name`, the default ones but for `QUICK`."""
+    return DefendOptions.of(defence=name, **QUICK.get(name, {}), **values)
+
 
 def defence(name: str, net: nn.Module, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Defence:
-    """The defence `name` with its default options, fitted to `net` on a few random images where it is fitted."""
-    entry, options = registry.DEFENCES[name], DefendOptions.of(defence=name, seed=seed)
+    """The defence `name` with `quick` options, fitted to `net` on a few random images where it is fitted."""
+    entry, options = registry.DEFENCES[name], quick(name, seed=seed)
     made = entry.load()(options)
     return entry.load()(options, fit(made, net, shape)) if entry.fitted else made
 
@@ -125,7 +136,7 @@ def test_identity_is_the_very_model():
 @pytest.mark.parametrize("name", FITTED)
 def test_a_fit_keeps_what_it_says_and_can_be_repeated(name):
     net, made = network(10), registry.DEFENCES[name].load()
-    first, second = (fit(made(DefendOptions.of(defence=name)), net, (1, 8, 8)) for _ in range(2))
+    first, second = (fit(made(quick(name)), net, (1, 8, 8)) for _ in range(2))
     assert issubclass(made, FittedDefence) and made.keeps
     assert all(any(own == kept or (kept[-1] == "." and own.startswith(kept)) for kept in made.keeps) for own in first)
     assert all(any(own == kept or (kept[-1] == "." and own.startswith(kept)) for own in first) for kept in made.keeps)
@@ -141,4 +152,4 @@ def test_the_cost_model_knows_its_passes(name):
     made, seen = defence(name, net), []
     net.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
     made.protect(net)(x)
-    assert sum(seen) == 5 * DefendOptions.of(defence=name).passes
+    assert sum(seen) == 5 * made.options.passes

@@ -53,7 +53,7 @@ GRIDS = {
 """What the tables without a sweep of options hold: all of data sets × models × methods × metrics (× threats)."""
 
 NOT_ON_FILE = ("table3", "losses", "attacks", "static-adaptive")
-"""A table whose figures are not on file, as two of its defences are not built, and three of our own."""
+"""A table whose figures are not on file, as one of its defences is not built, and three of our own."""
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ PAPER = {
         **{"train": 16, "cotrain": 32, "attack": 96, "checks": 48, "table": 1},
     },
     "table2": {"table": 1},
-    "table3": {"teacher": 8, "synthesize": 48, "merge": 8, "train": 8, "attack": 32, "checks": 16, "table": 1},
+    "table3": {"teacher": 8, "synthesize": 48, "merge": 8, "train": 8, "attack": 48, "checks": 24, "table": 1},
     "losses": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 60, "attack": 120, "checks": 60, "table": 1},
     "table5": {
         "teacher": 9,

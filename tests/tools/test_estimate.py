@@ -222,5 +222,5 @@ def test_harden_without_entries_is_refused(unit):
 def test_an_attack_behind_a_defence_takes_the_passes_of_the_defence(unit):
     made = Estimate(Plan.of(check_config(CONFIG)), ["table3"], unit, 0.4)
     operations = {job.place.defence: made.of(path).flops for path, job in made.jobs.items() if job.stage == "attack"}
-    assert set(operations) == {"none", "tte"}
+    assert set(operations) == {"none", "diffpure", "tte"}
     assert operations["tte"] == pytest.approx(10 * operations["none"])  # an image, 4 crops, mirrored
