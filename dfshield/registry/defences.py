@@ -10,6 +10,8 @@ class Defence(Entry):
     """A subclass of ``dfshield.defences.defence.Defence``, and which real data it has seen."""
 
     real_data: RealData = "none"
+    fitted: bool = False
+    """It has something to fit, which the stage ``defend`` does."""
 
 
 DEFENCES = {
@@ -79,5 +81,12 @@ DEFENCES = {
         "k-WTA",
         about="only the largest activations of a layer kept (Xiao et al. 2020)",
         options="dfshield.options.defences_activations:KWta",
+    ),
+    "adversarial-transformation": Defence(
+        "dfshield.defences.adversarial_transformation:AdversarialTransformation",
+        "Adversarial transformation",
+        about="images moved towards the least likely class of another network, before a network tuned on such",
+        options="dfshield.options.defences_transformation:AdversarialTransformation",
+        fitted=True,
     ),
 }
