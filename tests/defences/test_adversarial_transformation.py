@@ -146,17 +146,27 @@ def test_the_identity_is_derived_as_f_a_at_the_transformed_image(fitted):
     assert not torch.equal(victim.transform(x), at)
 
 
-def test_smooth_signs_give_other_derivatives_than_the_identity(fitted):
-    given, tensors = fitted
-    x = given.images[:4].clone().requires_grad_()
+class Curve(nn.Module):
+    """Two classes by one pixel: the logits are -q and q, q = x² - 0.1."""
 
-    def slope(backward: str) -> torch.Tensor:
-        torch.manual_seed(1)
-        victim = defended(tensors, backward=backward, smooth=30.0, steps=3).surrogate(given.model)
-        return torch.autograd.grad(victim(x)[:, 1].sum(), x)[0]
+    def forward(self, x):
+        q = x.flatten(1)[:, 0].square() - 0.1
+        return torch.stack([-q, q], 1)
 
-    identity, softsign, tanh = map(slope, ("identity", "softsign", "tanh"))
-    assert not torch.allclose(identity, softsign) and not torch.allclose(softsign, tanh)
+
+@pytest.mark.parametrize("smooth", ["softsign", "tanh"])
+def test_a_smooth_sign_is_derived_by_hand(smooth):
+    """One step x - α s(k g(x)) with g = 4σ(2q)x, the slope of log(1 + exp 2q): derivative 1 - α k s'(k g) g'."""
+    x = torch.full((1, 1, 1, 1), 0.6, dtype=torch.float64, requires_grad=True)
+    options = Options(steps=1, step=0.05, smooth=0.7)
+    found = towards_least_likely(Curve(), x.detach(), x, options, smooth)
+    (derivative,) = torch.autograd.grad(found.sum(), x)
+    share = torch.tensor(2 * (0.36 - 0.1), dtype=torch.float64).sigmoid()
+    slope, bend = 4 * share * 0.6, 4 * share + 4 * 0.6 * share * (1 - share) * 4 * 0.6
+    at = 0.7 * slope
+    rise = 1 - at.tanh() ** 2 if smooth == "tanh" else 1 / (1 + at.abs()) ** 2
+    assert float(found.detach()) == pytest.approx(0.55)
+    assert float(derivative) == pytest.approx(float(1 - 0.05 * 0.7 * rise * bend))
 
 
 def test_transfer_is_the_tuned_classifier_alone(fitted):
