@@ -70,6 +70,8 @@ def test_the_way_stays_within_delta_and_between_black_and_white():
 def test_the_external_network_has_the_published_layers():
     """Eight layers with weights besides BatchNorm; 128 maps of 2x2 pixels into 512 units at 32 pixels."""
     net = external_network((3, 32, 32), 10, 1.0)
+    kinds = "".join({nn.Conv2d: "c", nn.MaxPool2d: "p", nn.Linear: "l"}.get(type(m), "") for m in net)
+    assert kinds == "cpcpccpccplll"
     assert [m.out_channels for m in net if isinstance(m, nn.Conv2d)] == [64, 128, 128, 128, 128, 128]
     assert [(m.in_features, m.out_features) for m in net if isinstance(m, nn.Linear)] == [
         (512, 512),
@@ -89,6 +91,19 @@ def test_a_fit_can_be_repeated_and_leaves_the_classifier(fitted):
     assert all(torch.equal(found[name], tensors[name]) for name in found)
     assert all(torch.equal(value, state[name]) for name, value in again.model.state_dict().items())
     assert torch.initial_seed() == 9
+
+
+def test_the_classifier_is_tuned_on_transformed_images_alone(monkeypatch):
+    """Where the transformation gives the same images for all sets, the tuned classifier is the same."""
+    monkeypatch.setattr(Moved, "transform", lambda self, x: torch.full_like(x, 0.3))
+
+    def tuned(images: torch.Tensor) -> dict[str, torch.Tensor]:
+        made = AdversarialTransformation(Options(**SMALL, external="untrained"))
+        found = made.fit(fitting()._replace(images=images))
+        return {name: value for name, value in found.items() if name.startswith("classifier.")}
+
+    one, other = (tuned(torch.rand((60, 1, 8, 8), generator=key(seed))) for seed in (1, 2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_the_classifier_is_tuned_on_what_it_will_see(fitted):
