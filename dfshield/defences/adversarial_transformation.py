@@ -1,4 +1,4 @@
-"""Adversarial transformation: images are moved towards the class that another network finds least likely.
+"""Adversarial transformation (Xiao and Zheng, CVPR 2020): images moved towards another network's least likely class.
 
 The defended classifier is f_a(g(x)). The transformation g starts at x + δ, δ ~ U(-Δ, Δ), and takes steps against the
 loss of the least likely class under an external network f_b, within Δ of x and in [0,1] (LL-PGD). f_a was tuned on
