@@ -116,4 +116,11 @@ DEFENCES = {
         options="dfshield.options.defences_diffusion:DistributionTransfer",
         fitted=True,
     ),
+    "adversarial-transformation": Defence(
+        "dfshield.defences.adversarial_transformation:AdversarialTransformation",
+        "Adversarial transformation",
+        about="images moved towards the least likely class of another network, before a network tuned on such",
+        options="dfshield.options.defences_transformation:AdversarialTransformation",
+        fitted=True,
+    ),
 }

@@ -20,7 +20,11 @@ NAMES = list(registry.DEFENCES)
 FITTED = [name for name, entry in registry.DEFENCES.items() if entry.fitted]
 
 SMALL = {"steps": 2, "batch": 4, "width": 8, "sampling_steps": 3}
-QUICK = {"diffpure": SMALL, "distribution-transfer": SMALL}
+QUICK = {
+    "diffpure": SMALL,
+    "distribution-transfer": SMALL,
+    "adversarial-transformation": {"width": 0.0625, "epochs": 1, "batch": 20, "lr": 0.01},
+}
 """Options of those that take minutes with the default ones."""
 
 
