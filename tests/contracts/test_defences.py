@@ -26,6 +26,8 @@ QUICK = {
     "adversarial-transformation": {"width": 0.0625, "epochs": 1, "batch": 20, "lr": 0.01},
 }
 """Options of those that take minutes with the default ones."""
+THREATS = {"dad": "linf:0.3"}
+"""Threat models of those that need images which an attack breaks; for the others one that breaks hardly any."""
 
 
 def quick(name: str, **values: Any) -> DefendOptions:
@@ -45,7 +47,9 @@ def fit(made: FittedDefence, net: nn.Module, shape: tuple[int, int, int]) -> dic
     x = torch.rand((40, *shape), generator=key(5))
     with torch.no_grad():
         logits = net(x)
-    given = Fitting(net, net, x, logits.argmax(1), logits.shape[1], "linf:0.001", key(6))
+    given = Fitting(
+        net, net, x, logits.argmax(1), logits.shape[1], THREATS.get(made.options.defence, "linf:0.001"), key(6)
+    )
     with frozen(net):
         return made.fit(given)
 
