@@ -10,6 +10,8 @@ class Defence(Entry):
     """A subclass of ``dfshield.defences.defence.Defence``, and which real data it has seen."""
 
     real_data: RealData = "none"
+    fitted: bool = False
+    """it has something to fit, which the stage ``defend`` does"""
 
 
 DEFENCES = {
@@ -79,5 +81,26 @@ DEFENCES = {
         "k-WTA",
         about="only the largest activations of a layer kept (Xiao et al. 2020)",
         options="dfshield.options.defences_activations:KWta",
+    ),
+    "quilting": Defence(
+        "dfshield.defences.quilting:ImageQuilting",
+        "Quilting",
+        about="the image rebuilt from near patches of other images (Guo et al. 2018)",
+        options="dfshield.options.defences_fitted:Quilting",
+        fitted=True,
+    ),
+    "thermometer": Defence(
+        "dfshield.defences.thermometer:ThermometerEncoding",
+        "Thermometer",
+        about="pixels coded by the levels that they exceed (Buckman et al. 2018)",
+        options="dfshield.options.defences_fitted:Thermometer",
+        fitted=True,
+    ),
+    "mixup-inference": Defence(
+        "dfshield.defences.mixup_inference:MixtureEnsemble",
+        "Mixup inference",
+        about="mean logits over mixtures with other images (Pang et al. 2020)",
+        options="dfshield.options.defences_fitted:MixupInference",
+        fitted=True,
     ),
 }

@@ -4,20 +4,26 @@ import pytest
 import torch
 from pydantic import ValidationError
 from support import tiny
-from support.attacked import Linear, images, key, network
+from support.attacked import SHAPE, Linear, images, key, network
 from torch import nn
 
 from dfshield import registry
 from dfshield.defences.defence import Defence
+from dfshield.defences.fitted import FittedDefence, Fitting
 from dfshield.models.folding import fold
 from dfshield.options import DefendOptions
 
 NAMES = list(registry.DEFENCES)
 
 
-def defence(name: str, seed: int = 0) -> Defence:
-    """The defence `name` with its default options."""
-    return registry.DEFENCES[name].load()(DefendOptions.of(defence=name, seed=seed))
+def defence(name: str, seed: int = 0, shape: tuple[int, int, int] = SHAPE) -> Defence:
+    """The defence `name` with its default options; one with something to fit, fitted for images (C,H,W) of `shape`."""
+    kind, options = registry.DEFENCES[name].load(), DefendOptions.of(defence=name, seed=seed)
+    if not registry.DEFENCES[name].fitted:
+        return kind(options)
+    net = network(10, shape)
+    x, y = images(net, 60, shape)
+    return kind(options, kind(options).fit(Fitting(net, net, x, y, 10, "linf:8/255", key())))
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -30,13 +36,28 @@ def test_an_entry_says_what_it_is(name):
         DefendOptions.of(defence=name, nonsense=1)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_fitted_is_said_and_named(name):
+    kind, made = registry.DEFENCES[name].load(), defence(name)
+    assert registry.DEFENCES[name].fitted == issubclass(kind, FittedDefence)
+    if registry.DEFENCES[name].fitted:
+        assert made.tensors and all(
+            any(key == kept or (kept[-1] == "." and key.startswith(kept)) for kept in kind.keeps)
+            and not value.requires_grad
+            for key, value in made.tensors.items()
+        )
+        again = defence(name)
+        assert all(torch.equal(value, again.tensors[key]) for key, value in made.tensors.items())
+
+
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (3, 9, 6)])
 @pytest.mark.parametrize("n", [1, 5])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_defended_model_gives_finite_logits_of_the_same_classes(name, n, shape):
     net = network(10, shape)
     x, _ = images(net, n, shape)
-    for model in (defence(name).protect(net), defence(name).surrogate(net)):
+    made = defence(name, shape=shape)
+    for model in (made.protect(net), made.surrogate(net)):
         logits = model(x)
         assert isinstance(model, nn.Module) and logits.shape == (n, 10) and logits.isfinite().all()
 
