@@ -17,8 +17,8 @@ class Quilting(DefendOptions):
     """patches in the bank; published: a million"""
     patch: Positive = 5
     """side of a patch in pixels, as published; at most three eighths of the image's shorter side"""
-    neighbours: Positive = 10
-    """nearest patches of the bank, of which one is drawn"""
+    neighbours: Positive = 1
+    """nearest patches of the bank, of which one is drawn; 1, as in the published code, draws nothing"""
 
     @model_validator(mode="after")
     def _bank_has_the_neighbours(self) -> "Quilting":
