@@ -97,10 +97,30 @@ def drawn_for(image: Tensor, options: DefendOptions, *key: int) -> torch.Generat
     return generator(options.defence, options.seed, *key, content)
 
 
-class Approximated(Transformed):
-    """The same, for gradients: new draws at each call, and the identity's derivative where there is none of use."""
+class Approximated(nn.Module):
+    """The same, for gradients: new draws at each call, and the identity's derivative where there is none of use.
 
-    def seen(self, x: Tensor, copy: int) -> Tensor:
+    The versions of all images go through the network as one batch, and a quick copy of it leaves the draws alone.
+    """
+
+    def __init__(self, model: nn.Module, defence: Transformation[Any]) -> None:
+        super().__init__()
+        self.model, self.seen, self.copies = model, Anew(defence), defence.options.passes
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits: Tensor = self.model(self.seen(x.repeat(self.copies, 1, 1, 1)))
+        return logits.unflatten(0, (self.copies, -1)).mean(0)
+
+
+class Anew(nn.Module):
+    """A transformation with new draws at each call; images (N,C,H,W) in [0,1] to what the network sees of them."""
+
+    def __init__(self, defence: Transformation[Any]) -> None:
+        super().__init__()
+        self.defence = defence
+        self.opaque = defence.draws  # a trace would have one draw for all calls
+
+    def forward(self, x: Tensor) -> Tensor:
         random = None
         if self.defence.draws:
             number = int(torch.randint(2**31, ()))  # of the global generator, which an attack's seed governs

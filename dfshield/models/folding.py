@@ -135,10 +135,19 @@ def _tensors(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+class _Tracer(fx.Tracer):
+    """Enters no module that is ``opaque``: a trace of one that draws would have the same draw at every call."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return getattr(m, "opaque", False) or super().is_leaf_module(m, module_qualified_name)
+
+
 def _trace(live: nn.Module) -> tuple[nn.Module | None, list[tuple[str, str]]]:
     """The folded network and the names of its (convolution, BatchNorm) pairs; None where nothing can be folded."""
     try:
-        traced = fx.symbolic_trace(_frozen_copy(live))
+        tracer = _Tracer()
+        graph = tracer.trace(_frozen_copy(live))
+        traced = fx.GraphModule(tracer.root, graph)
     except Exception:  # tracing runs the user's forward with placeholders, which may raise anything
         return None, []
     modules = dict(traced.named_modules())

@@ -161,7 +161,7 @@ class TrainOptions(StageOptions):
                 f"reestimate {self.reestimate}: batchnorm eval keeps the teacher's statistics; "
                 "use batchnorm train or reestimate none"
             )
-        if self.reestimate == "both" and registry.LOSSES[self.loss].input_gradient:
+        if self.reestimate == "both" and not registry.LOSSES[self.loss].crafts:
             raise ValueError(f"reestimate both: loss {self.loss} perturbs no images; use reestimate clean")
         return self
 
@@ -178,7 +178,7 @@ class TrainOptions(StageOptions):
     def _inner_problem_fits_the_loss(self) -> "TrainOptions":
         entry = registry.LOSSES[self.loss]
         search = registry.SEARCHES[self.searched]
-        if self.search != "auto" and entry.input_gradient:
+        if self.search != "auto" and not entry.crafts:
             raise ValueError(f"search {self.search}: loss {self.loss} has no inner maximisation to solve; use auto")
         if self.search != "auto" and entry.search != "pgd":
             raise ValueError(
@@ -188,7 +188,7 @@ class TrainOptions(StageOptions):
             balls = " or ".join(search.norms)
             who = f"loss {self.loss}" if self.search == "auto" else f"search {self.search}"
             raise ValueError(f"{who} searches an {balls} ball, threat is {self.threat}; give {balls}:EPS")
-        if self.inner != "auto" and (entry.input_gradient or not search.objective):
+        if self.inner != "auto" and not (entry.crafts and search.objective):
             raise ValueError(f"inner {self.inner}: loss {self.loss} has no inner maximisation to choose; use auto")
         if self.inner in ("kl", "teacher") and entry.start == "image":
             raise ValueError(
@@ -339,6 +339,15 @@ class GradientPenalty(TrainOptions):
     """training loss"""
     weight: Weight = 1.0
     """weight of the squared input gradient"""
+
+
+class Distillation(TrainOptions):
+    """Defensive distillation (Papernot et al. 2016)."""
+
+    loss: LossName = "distillation"
+    """training loss"""
+    temperature: Annotated[float, Field(gt=0)] = 20.0
+    """temperature of the student in training; published: 1 to 100"""
 
 
 class Uat(TrainOptions):

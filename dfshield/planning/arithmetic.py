@@ -169,7 +169,7 @@ def training_passes(options: TrainOptions, images: int) -> float | None:
 def inner_passes(options: TrainOptions, epoch: int) -> int | None:
     """Forward passes of an image's inner maximisation in epoch `epoch` (from 0); None where they are not known."""
     entry = registry.LOSSES[options.loss]
-    if entry.input_gradient:
+    if not entry.crafts:
         return 0
     objective = entry.inner if options.inner == "auto" else options.inner
     steps = inner_steps(options.searched, options.attack_steps, epoch, options.epochs) if objective != "none" else 0

@@ -123,4 +123,25 @@ DEFENCES = {
         options="dfshield.options.defences_transformation:AdversarialTransformation",
         fitted=True,
     ),
+    "quilting": Defence(
+        "dfshield.defences.quilting:ImageQuilting",
+        "Quilting",
+        about="the image rebuilt from near patches of other images (Guo et al. 2018)",
+        options="dfshield.options.defences_fitted:Quilting",
+        fitted=True,
+    ),
+    "thermometer": Defence(
+        "dfshield.defences.thermometer:ThermometerEncoding",
+        "Thermometer",
+        about="pixels coded by the levels that they exceed (Buckman et al. 2018)",
+        options="dfshield.options.defences_fitted:Thermometer",
+        fitted=True,
+    ),
+    "mixup-inference": Defence(
+        "dfshield.defences.mixup_inference:MixtureEnsemble",
+        "Mixup inference",
+        about="mean logits over mixtures with other images (Pang et al. 2020)",
+        options="dfshield.options.defences_fitted:MixupInference",
+        fitted=True,
+    ),
 }

@@ -62,6 +62,8 @@ SEARCHES: dict[str, SearchFacts] = {
 BOTH, ROBUST_ONLY = 6, 4
 """Passes of a loss of both logits, and of one without the clean logits, through which no gradient goes back: a forward
 pass counts as 1, the gradients of pixels and of weights as 1 each."""
+CLEAN_ONLY = 3
+"""Passes of a loss of the clean logits alone."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +76,8 @@ class Loss(Entry):
     """Its own search; an option may choose another: `TrainOptions.searched` is the one in force."""
     labels: Literal["data", "teacher"] = "data"
     """Labels of training and of the inner maximisation: those of the data, or the teacher's class."""
-    input_gradient: bool = False
-    """The loss differentiates by the images (`Outputs.images`); nothing is crafted and `adversarial` is `clean`."""
+    crafts: bool = True
+    """x̂' is found. Where it is not, `Outputs.adversarial` is `clean`, and the loss may differentiate by `images`."""
     passes: int | None = None
     """Used only by the cost model: forward passes of an image in the student's forward and backward pass. None: not
     known, so not estimated."""
@@ -225,8 +227,18 @@ LOSSES = {
         options="dfshield.options.training:GradientPenalty",
         inner="ce",
         start="uniform",
-        input_gradient=True,
+        crafts=False,
         passes=BOTH,
+    ),
+    "distillation": Loss(
+        "dfshield.training.losses:distillation",
+        "Distillation",
+        about="defensive distillation: logits that grow with the temperature (Papernot et al. 2016)",
+        options="dfshield.options.training:Distillation",
+        inner="ce",
+        start="uniform",
+        crafts=False,
+        passes=CLEAN_ONLY,
     ),
     "uat": Loss(
         "dfshield.training.losses:uat",

@@ -18,6 +18,7 @@ from dfshield.options.training import (
     Ard,
     Clp,
     Dfshield,
+    Distillation,
     Fgsm,
     GradientPenalty,
     Ikl,
@@ -243,6 +244,19 @@ def uat(out: Outputs, options: Uat) -> torch.Tensor:
     `labels` are the teacher's classes (UAT-FT); the teacher is also the fixed model of the divergence (UAT-OT).
     """
     return F.cross_entropy(out.adversarial, out.labels) + options.weight * kl(out.teacher, out.adversarial)
+
+
+def distillation(out: Outputs, options: Distillation) -> torch.Tensor:
+    """Defensive distillation (Papernot et al. 2016): t CE(softmax(z/t), T(x̂)), z the student's logits on x̂.
+
+    Where the student answers as the teacher does, z is t times the teacher's logits, so that at temperature 1, at which
+    it is used, its softmax saturates and its cross entropy has next to no slope. The defence is no more than that.
+
+    Differs from the publication: the teacher was trained at temperature 1, at which T(x̂) is read, too; the publication
+    trains it at t and reads it there. With the factor t the slope in z does not shrink with t.
+    """
+    t = options.temperature
+    return t * F.cross_entropy(out.clean / t, out.teacher.softmax(1))
 
 
 def gradient_penalty(out: Outputs, options: GradientPenalty) -> torch.Tensor:

@@ -175,7 +175,7 @@ class Trainer(EpochLoop):
             targets = predict(self.teacher, x)
         if self.options.mix != "none" or (self.options.varies and self.entry.labels == "teacher"):
             labels = targets.argmax(1)  # the data have no label of a mixed image
-        adversarial = None if self.entry.input_gradient else self._craft(x, labels, random, targets)
+        adversarial = self._craft(x, labels, random, targets) if self.entry.crafts else None
         self.student.train(self.options.batchnorm == "train")
         given = (x, adversarial, targets, labels, features)
         if not self.awp:

@@ -27,11 +27,7 @@ THREATS = ("linf:8/255", "l2:0.5")
 STAGES = {"loss": TrainOptions, "method": CotrainOptions}
 SOLVED = [
     *((loss, "auto") for loss in registry.LOSSES),
-    *(
-        (name, "n-fgsm")
-        for name, entry in registry.LOSSES.items()
-        if entry.search == "pgd" and not entry.input_gradient
-    ),
+    *((name, "n-fgsm") for name, entry in registry.LOSSES.items() if entry.search == "pgd" and entry.crafts),
 ]
 """Losses with the searches that they may have."""
 ENTRIES = [(field, name) for field, stage in STAGES.items() for name in stage.entries[1]]
@@ -57,7 +53,7 @@ def outputs(n=6, classes=10, seed=0) -> Outputs:
 
 def given(loss: str, out: Outputs) -> Outputs:
     """What the trainer hands to a loss: images, and clean logits in place of x̂'s, only if it says so."""
-    if registry.LOSSES[loss].input_gradient:
+    if not registry.LOSSES[loss].crafts:
         return out._replace(adversarial=out.clean)
     return out._replace(images=None)
 
@@ -82,7 +78,7 @@ def test_gradients_go_where_the_entry_says(loss):
     out, entry = outputs(), registry.LOSSES[loss]
     clean, robust = torch.autograd.grad(value(loss, out), (out.clean, out.adversarial), allow_unused=True)
     assert (clean is None) == (entry.passes == ROBUST_ONLY)
-    assert (robust is None) == entry.input_gradient
+    assert (robust is not None) == entry.crafts
     for slope in (clean, robust):
         assert slope is None or bool(slope.isfinite().all())
     assert any(slope is not None and bool(slope.any()) for slope in (clean, robust))
@@ -114,7 +110,7 @@ def test_every_loss_trains_and_falls(loss, everything):
     threat = "l2:0.25" if norm == "l2" else "linf:4/255"
     made = make(quick(loss=loss, threat=threat, epochs=1, lr=0.005, **more))
     parts = [
-        (x, None if made.entry.input_gradient else made._craft(x, labels, generator("a"), targets), targets, labels)
+        (x, made._craft(x, labels, generator("a"), targets) if made.entry.crafts else None, targets, labels)
         for x, targets, labels in zip(made.images.split(10), made.targets.split(10), made.labels.split(10), strict=True)
     ]
     made.student.train()
@@ -172,7 +168,7 @@ def test_what_is_not_stated_is_not_estimated(loss, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setitem(registry.LOSSES, loss, dataclasses.replace(entry, passes=None))
         assert arithmetic.training_passes(chosen, 300) is None
-    if not entry.input_gradient:
+    if entry.crafts:
         facts = dataclasses.replace(registry.SEARCHES[entry.search], passes=None)
         monkeypatch.setitem(registry.SEARCHES, entry.search, facts)
         assert arithmetic.inner_passes(chosen, 0) is arithmetic.training_passes(chosen, 300) is None

@@ -59,7 +59,7 @@ DEMO = {
     "table10": 7,
     "table21": 7,
     "table22": 7,
-    "static-adaptive": 15 * 6,
+    "static-adaptive": 22 * 6,
     "attacks": 4 * 23 - 1,  # the teacher is no surrogate for itself
     "table16": 2 * 6 * 3,
     "table17": 2 * 6 * 3,

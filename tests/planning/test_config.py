@@ -58,7 +58,12 @@ from dfshield.planning.stages import sections
         (GRID, "train", {"tau": 2}, r"train\.tau: .*less than or equal to 1"),
         (GRID, "train", {"dfshield": {"tua": 2}}, r"train\.dfshield: unknown option 'tua'; did you mean 'tau'"),
         (GRID, "train", {"dfshield": 2}, r"train\.dfshield: must be a mapping of the options of dfshield"),
-        (GRID, "train", {"temperature": 2}, r"train\.temperature: is an option of dfshield, ard alone; write train: "),
+        (
+            GRID,
+            "train",
+            {"temperature": 2},
+            r"train\.temperature: is an option of dfshield, ard, distillation alone; write train: ",
+        ),
         (GRID, "synthesize", {"batc": 2}, "synthesize: unknown option 'batc'; did you mean 'batch'"),
         (GRID, "recipes", {"a b": {"train": "std"}}, "recipes"),
         (GRID, "recipes", {"mine": {"train": "hinge"}}, r"recipes\.mine\.train: 'hinge' is not known; there are"),

@@ -58,7 +58,7 @@ def training(**changes) -> TrainOptions:
 def test_inner_maximisation(loss, changes):
     options, labels = training(loss=loss, **changes), torch.arange(20) % tiny.CLASSES
     student, targets = fold(tiny.classifier(seed=1, scale=3.0)), tiny.classifier()(IMAGES).detach()
-    if registry.LOSSES[loss].input_gradient:
+    if not registry.LOSSES[loss].crafts:
         assert cost.inner_passes(options, 0) == 0
         return
     for epoch in range(options.epochs):
@@ -87,7 +87,7 @@ def test_training(loss, changes):
     trained = (
         made.batches * options.batch * (options.epochs + (options.epochs - options.awp_warmup) * bool(options.awp))
     )
-    versions = 1 if made.entry.input_gradient or made.entry.passes == ROBUST_ONLY else 2
+    versions = 1 if not made.entry.crafts or made.entry.passes == ROBUST_ONLY else 2
     found = counter.total + versions * trained * FIRST
     assert found == pytest.approx(cost.training_passes(options, 52) * FLOPS, rel=ROUNDING)
 

@@ -10,7 +10,7 @@ from support import tiny
 
 from dfshield import registry
 from dfshield.options import TrainOptions
-from dfshield.options.training import GradientPenalty, Mart, Mma, Mmc, Vat
+from dfshield.options.training import Distillation, GradientPenalty, Mart, Mma, Mmc, Vat
 from dfshield.training import losses
 from dfshield.training.losses import Outputs
 
@@ -145,6 +145,10 @@ def centres(norm: float) -> list[list[float]]:
     return [[long, short, short], [short, short, long]]
 
 
+def soft_cross_entropy(p: list[list[float]], q: list[list[float]]) -> float:
+    return mean(-sum(a * math.log(b) for a, b in zip(*rows, strict=True)) for rows in zip(p, q, strict=True))
+
+
 def ard(alpha: float, t: float) -> float:
     distilled = t * t * kl(warmed(TEACHER, t), warmed(ADVERSARIAL, t)) / 3
     return alpha * distilled + (1 - alpha) * cross_entropy(CLEAN)
@@ -181,6 +185,8 @@ CASES = [
     ("fgsm", {"alpha": 0.1}, 0.1 * cross_entropy(CLEAN) + 0.9 * cross_entropy(ADVERSARIAL)),
     ("curriculum", {}, cross_entropy(ADVERSARIAL)),
     ("dart", {}, cross_entropy(ADVERSARIAL)),
+    ("distillation", {}, 20 * soft_cross_entropy(TEACHER, warmed(CLEAN, 20))),
+    ("distillation", {"temperature": 3.0}, 3 * soft_cross_entropy(TEACHER, warmed(CLEAN, 3))),
     ("uat", {}, cross_entropy(ADVERSARIAL) + kl(TEACHER, ADVERSARIAL)),
     ("uat", {"weight": 3.0}, cross_entropy(ADVERSARIAL) + 3 * kl(TEACHER, ADVERSARIAL)),
     ("rst", {"beta": 2.0}, cross_entropy(CLEAN) + 2 * kl(CLEAN, ADVERSARIAL)),
@@ -250,6 +256,19 @@ def test_the_smoothness_term_moves_both_sides(name, weight):
         found.append(torch.autograd.grad(value, (clean, adversarial), allow_unused=True, materialize_grads=True))
     for whole, without in zip(*found, strict=True):
         assert not torch.allclose(whole, without)
+
+
+@pytest.mark.parametrize("t", [1.0, 20.0, 100.0])
+def test_distillation_is_least_where_logits_are_the_teachers_times_the_temperature(t):
+    """There its slope in the student's logits is zero; elsewhere it is p - q whatever the temperature."""
+    options = Distillation(temperature=t)
+    for found, expected in (
+        (t * logits("teacher"), torch.zeros(2, 3)),
+        (t * logits("clean"), torch.tensor(CLEAN) - torch.tensor(TEACHER)),
+    ):
+        out = Outputs(found.requires_grad_(), found, logits("teacher"), torch.tensor(LABELS))
+        (slope,) = torch.autograd.grad(losses.distillation(out, options), found)
+        torch.testing.assert_close(slope, expected.double() / 2, rtol=1e-5, atol=1e-7)
 
 
 def test_virtual_adversarial_training_holds_its_target_fixed():
@@ -334,6 +353,7 @@ def test_the_gradient_penalty_reaches_the_weights():
         ("curriculum", ("ce", "uniform", "curriculum")),
         ("dart", ("ce", "uniform", "fosc")),
         ("gradient-penalty", ("ce", "uniform", "pgd")),
+        ("distillation", ("ce", "uniform", "pgd")),
         ("uat", ("ce", "uniform", "pgd")),
         ("rst", ("kl", "normal", "pgd")),
     ],
@@ -342,7 +362,7 @@ def test_each_loss_has_the_inner_problem_of_its_paper(name, facts):
     entry = registry.LOSSES[name]
     assert (entry.inner, entry.start, entry.search) == facts
     assert (entry.labels == "teacher") == (name in ("uat", "rst"))
-    assert entry.input_gradient == (name == "gradient-penalty")
+    assert entry.crafts == (name not in ("gradient-penalty", "distillation"))
 
 
 OWN = {
@@ -361,6 +381,7 @@ OWN = {
     "fgsm": {"alpha": 0.5},
     "dart": {"fosc_max": 0.5, "fosc_share": "5/6"},
     "gradient-penalty": {"weight": 1},
+    "distillation": {"temperature": 20},
     "uat": {"weight": 1},
 }
 
