@@ -93,7 +93,7 @@ def test_tables_share_what_they_can(paper, unit):
     found = counted(Estimate(paper, paper.own_tables, unit, 0.4))
     # as in the workflow's test: the general data sets and the medical ones
     assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16) * 6)
-    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 29)
+    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 30)
     assert found["cotrain"] == 36 + 9 + 2 * 4 * 3 * 3 + 64
     assert (found["augment"], found["generate"], found["diversity"]) == (18, 2, 15 + 15 + 3)  # IntraQ, Qimera, RDSKD
 
@@ -222,5 +222,5 @@ def test_harden_without_entries_is_refused(unit):
 def test_an_attack_behind_a_defence_takes_the_passes_of_the_defence(unit):
     made = Estimate(Plan.of(check_config(CONFIG)), ["table3"], unit, 0.4)
     operations = {job.place.defence: made.of(path).flops for path, job in made.jobs.items() if job.stage == "attack"}
-    assert set(operations) == {"none", "diffpure", "tte"}
+    assert set(operations) == {"none", "dad", "diffpure", "tte"}
     assert operations["tte"] == pytest.approx(10 * operations["none"])  # an image, 4 crops, mirrored
