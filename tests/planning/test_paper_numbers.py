@@ -316,7 +316,7 @@ def test_columns_of_the_attack_tables_add_up(number: int, metric: str, total: fl
     assert sum(entry.value for entry in published(number) if entry.metric == metric) == pytest.approx(total, abs=1e-6)
 
 
-MEDICAL_TABLES = dict.fromkeys((1, 11, 12, 18, 22), ("linf:8/255",))
+MEDICAL_TABLES = dict.fromkeys((1, 3, 11, 12, 13, 18, 22), ("linf:8/255",))
 PAPERS_THREATS = MEDICAL_TABLES | {5: ("l2:128/255",), 14: EPSILONS, 15: EPSILONS}
 
 
