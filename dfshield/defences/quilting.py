@@ -22,7 +22,7 @@ class ImageQuilting(FittedDefence[Quilting], Transformation[Quilting]):
     set, each once.
 
     Gradients are those of a soft choice: the mean of the 20 nearest patches with the weights softmax(-d²/0.003), d² the
-    mean squared difference. They break it where those of the identity do not.
+    mean squared difference. They break it with one neighbour, where those of the identity do not.
 
     Differs from the publication:
 
