@@ -119,7 +119,7 @@ def test_the_cost_model_knows_its_passes(name):
     """Images that go through the network, counted, over those that are asked about."""
     net = network(10)
     x, _ = images(net, 5)
-    made, seen = defence(name, net).protect(net), []
-    net.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
-    made(x)
+    made, seen = defence(name, net), []
+    net.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))  # a copy keeps it
+    made.protect(net)(x)
     assert sum(seen) == 5 * DefendOptions.of(defence=name).passes
