@@ -100,8 +100,8 @@ class DataFreeDefence(FittedDefence[Dad]):
         """Tensors of the detector; raises InputError where there are too few images or attacks on them fail."""
         options = self.options
         both = pairs(given.model, given.images, given.threat, options.steps, given.random)
-        logits = [outputs(given.model, images) for images in both]
-        detector = trained(*logits, options.epochs, options.batch, options.lr, given.random)
+        clean, attacked = (outputs(given.model, images) for images in both)
+        detector = trained(clean, attacked, options.epochs, options.batch, options.lr, given.random)
         return {f"detector.{name}": value.clone() for name, value in detector.state_dict().items()}
 
     def protect(self, model: nn.Module) -> nn.Module:

@@ -63,8 +63,9 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, options: DetectOptions
 def _classifier(model: nn.Module, x: Tensor, y: Tensor, options: DetectOptions, random: torch.Generator) -> nn.Module:
     both = pairs(model, x, options.threat, options.fit_steps, random)
     given = Dad.model_fields
-    logits = [outputs(model, part) for part in both]
-    return Secondary(trained(*logits, options.epochs, given["batch"].default, given["lr"].default, random)).to(x.device)
+    clean, attacked = (outputs(model, part) for part in both)
+    made = trained(clean, attacked, options.epochs, given["batch"].default, given["lr"].default, random)
+    return Secondary(made).to(x.device)
 
 
 def _mahalanobis(model: nn.Module, x: Tensor, y: Tensor, options: DetectOptions, random: torch.Generator) -> nn.Module:
@@ -115,7 +116,7 @@ def evade(
     Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent, selective). An image stops where
     both are met.
     """
-    crafted: Callable[[Tensor], Tensor] = Eot(fitted.watched, eot) if eot > 1 else fitted.watched
+    crafted: nn.Module = Eot(fitted.watched, eot) if eot > 1 else fitted.watched
     with torch.no_grad():
         typical = float(margin(fitted.watched(x)[:, :-1], y).abs().mean().clamp_min(1e-6))
 
