@@ -59,7 +59,7 @@ DEMO = {
     "table10": 7,
     "table21": 7,
     "table22": 7,
-    "static-adaptive": 13 * 6,
+    "static-adaptive": 14 * 6,
     "attacks": 4 * 23 - 1,  # the teacher is no surrogate for itself
     "table16": 2 * 6 * 3,
     "table17": 2 * 6 * 3,
@@ -277,6 +277,15 @@ def test_cells_of_a_hardened_model():
     assert cells[3].ledger == cells[5].ledger == f"{root}/autoattack@linf-8-255/ledger.h5"
     assert cells[4].ledger == f"{root}/pgd10@linf-8-255/ledger.h5"
     assert plan(MINE, harden__net__evaluation=None).harden_cells("net") == []
+
+
+def test_a_row_that_is_for_those_who_name_it():
+    assert "Mixed" not in {cell.method for made in (plan(), paper()) for cell in made.cells("table4")}
+    cells = plan(methods=["ours", "mixed"]).cells("table4")
+    assert [(cell.method, cell.defence) for cell in cells if cell.metric == "clean"] == [
+        ("Ours", "none"),
+        ("Mixed", "mixture"),
+    ]
 
 
 def test_every_path_of_a_cell_is_within_the_vocabulary():
