@@ -28,6 +28,8 @@ from dfshield.options.defences_fitted import Mixture as MixtureOptions
 BATCH = 250
 NORMAL = 1e-5
 """What is added to a variance before its root is taken, as in layer normalisation."""
+CLEAR = 4.0
+"""How far the largest sharpened logit may lie above the next one for gradients; 1 to 8 give attacks of one strength."""
 SAFETY = 1e-6
 """By how much the student's share is above the smallest one at which its answer still counts, relatively."""
 
@@ -38,7 +40,8 @@ class Mixture(FittedDefence[MixtureOptions]):
     `fit` finds s, c, p and the smallest α that keep a share of the student's accuracy under attack whatever the teacher
     says. Differs from the publication: the images are of the given training set, so that no real one is needed; PGD on
     the student stands for AutoAttack; s, c, p and α are those of the best clean accuracy of the mixture itself on these
-    images, then of the fewest wrong answers of the student that outvote the teacher.
+    images, then of the fewest wrong answers of the student that outvote the teacher. Its authors attack with the
+    student's plain logits in place of the sharpened ones; our surrogate keeps these and limits how clear they are.
     """
 
     keeps = ("teacher.", "scale", "shift", "power", "weight")
@@ -46,7 +49,7 @@ class Mixture(FittedDefence[MixtureOptions]):
     def fit(self, given: Fitting) -> dict[str, Tensor]:
         """The teacher's weights and s, c, p, α, each float64 of shape ().
 
-        Raises InputError where the student is right on no image under attack: there is no accuracy to keep.
+        Raises InputError for a grid of numbers that alters too many of the student's answers.
         """
         images, labels = given.images[-self.options.images :], given.labels[-self.options.images :]
         student, sure = fold(given.model), fold(given.teacher)
@@ -69,6 +72,8 @@ class Mixture(FittedDefence[MixtureOptions]):
             f"{100 * chosen.clean:.2f} % of {len(images)} images (student {100 * _right(clean, labels.cpu()):.2f} %), "
             f"under attack at least {100 * chosen.kept:.2f} % (student {100 * _right(attacked, labels.cpu()):.2f} %)"
         )
+        if not chosen.weight:
+            log("mixture: the student is right on no image under attack, so the teacher alone answers")
         numbers = {name: getattr(chosen, name) for name in ("scale", "shift", "power", "weight")}
         state = {f"teacher.{name}": value for name, value in given.teacher.state_dict().items()}
         return state | {name: torch.tensor(value, dtype=torch.float64) for name, value in numbers.items()}
@@ -77,7 +82,7 @@ class Mixture(FittedDefence[MixtureOptions]):
         return Mixed(model, self._teacher(model), *self._numbers())
 
     def surrogate(self, model: nn.Module) -> nn.Module:
-        return Bypassed(model, self._teacher(model), *self._numbers())
+        return Softened(model, self._teacher(model), *self._numbers())
 
     def _teacher(self, model: nn.Module) -> nn.Module:
         teacher = copy.deepcopy(model)
@@ -114,21 +119,26 @@ class Mixed(nn.Module):
 
     def mixed(self, robust: Tensor, accurate: Tensor) -> Tensor:
         """The mixture of logits (N,classes), in logarithms, so that no probability vanishes by rounding."""
-        sharp = sharpened(robust, self.scale, self.shift, self.power)
+        return self.joined(sharpened(robust, self.scale, self.shift, self.power), accurate)
+
+    def joined(self, sharp: Tensor, accurate: Tensor) -> Tensor:
+        """The same of logits that are sharpened already."""
         return torch.logaddexp(log_softmax(accurate, dim=1) + self.log_rest, log_softmax(sharp, dim=1) + self.log_share)
 
 
-class Bypassed(Mixed):
-    """The same forward pass; gradients are those of the mean of the two networks' log probabilities.
+class Softened(Mixed):
+    """The same forward pass; gradients are those of the mixture with sharpened logits no clearer than `CLEAR`.
 
-    Where the sharpened logits are clear, the mixture's own gradient is that of the student alone and next to nothing;
-    both networks have to be fooled, and here both always pull.
+    Where the sharpened logits are clear, the student's softmax has no gradient, and that of the mixture itself is the
+    teacher's alone. Where they are not, this is the mixture's own gradient.
     """
 
     def forward(self, x: Tensor) -> Tensor:
         robust, accurate = self.model(x), self.teacher(x)
-        smooth = (log_softmax(robust, dim=1) + log_softmax(accurate, dim=1)) / 2
-        return straight_through(self.mixed(robust, accurate), smooth)
+        sharp = sharpened(robust, self.scale, self.shift, self.power)
+        top = sharp.detach().topk(2, dim=1).values
+        gap = (top[:, :1] - top[:, 1:]).clamp_min(CLEAR)
+        return straight_through(self.joined(sharp, accurate), self.joined(sharp * (CLEAR / gap), accurate))
 
 
 def _log(share: float) -> float:
@@ -155,15 +165,13 @@ def choose(clean: Tensor, accurate: Tensor, attacked: Tensor, labels: Tensor, op
     With a teacher that is sure of a wrong class, an image that the student gets right with the margin m of
     probabilities is the mixture's if α·m > 1-α. So the smallest α that keeps `options.keep` of them follows from the
     margins' quantile. Of the mixtures with the best clean accuracy, the one counts in which the fewest wrong answers
-    of the student, clean or attacked, have that margin; then that of the smallest α. Raises InputError where the
-    student is right on no attacked image.
+    of the student, clean or attacked, have that margin; then that of the smallest α. A student that is right on no
+    attacked image has no accuracy to keep: α is 0. Raises InputError for a grid that alters too many answers.
     """
     right = int((attacked.argmax(1) == labels).sum())
     if not right:
-        raise InputError(
-            f"mixture: the student is right on none of {len(labels)} images under attack, so there is no accuracy to "
-            "keep; defend a hardened model, or harden it more"
-        )
+        first = options.scales[0], options.shifts[0], options.powers[0]
+        return Chosen(*first, weight=0.0, clean=_right(accurate, labels), kept=0.0)
     needed = math.ceil(options.keep * right - 1e-9)
     sure = softmax(accurate, dim=1)
     both, twice = torch.cat([clean, attacked]), torch.cat([labels, labels])
@@ -187,7 +195,7 @@ def choose(clean: Tensor, accurate: Tensor, attacked: Tensor, labels: Tensor, op
             best = rank, Chosen(scale, shift, power, weight, accuracy, kept)
     if best is None:
         raise InputError(
-            "mixture: no numbers of the grid leave the student's answers as they are; give other shifts, such as 0"
+            "mixture: no numbers of the grid leave enough of the student's answers as they are; give other shifts, as 0"
         )
     return best[1]
 

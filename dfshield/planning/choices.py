@@ -34,6 +34,8 @@ NO_ENTRY: dict[str, tuple[str, tuple[str, ...]]] = {
 """Stages whose first key names no registry entry with options: the field that it stands for, and its values."""
 OLD_KEYS = ("kind", "synthesis", "generation", "augmentation", "loss", "method", "targets")
 """Keys of entries before they had one form."""
+MIXTURE = "mixture"
+"""The defence whose figures and file come with a hardened model that is to keep its accuracy."""
 SURROGATE, TEACHER = "surrogate", "teacher"
 """The key of a protocol whose attack is crafted on another classifier, and its value without a say."""
 BASE = "base"
@@ -134,6 +136,14 @@ def merged(vocabulary: str, given: Mapping[str, Any], built_in: Mapping[str, Any
     return {
         name: parse(value, vocabulary, f"{vocabulary}.{name}") for name, value in together.items() if value is not None
     }
+
+
+def check_mixture(choices: Mapping[str, Mapping[str, Choice]], where: str) -> None:
+    """Raise ValueError, at `where` that needs it, if `MIXTURE` is taken out, something else, or fitted on real data."""
+    kept = choices["defences"].get(MIXTURE)
+    real = [name for name, choice in choices["sources"].items() if choice.stage in ("export", "public")]
+    if kept is None or kept.name != MIXTURE or kept.base in real:
+        raise ValueError(f"{where}: needs the defence {MIXTURE!r}, on a synthetic set; defences: has it otherwise")
 
 
 def check_section(values: Mapping[str, Any], stage: str, where: str) -> None:

@@ -244,7 +244,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         _value("name", "entry under harden: of the config"),
         CONFIG,
         _file("--student", "trained student"),
-        _file("--out", "folder to write model.safetensors, report.csv and MODEL_CARD.md to"),
+        _file("--out", "folder to write model.safetensors, report.csv, MODEL_CARD.md and any mixture to"),
     ),
     "certify": (
         _file("--model", "checkpoint to certify", "model_path"),

@@ -21,7 +21,7 @@ from dfshield.core.files import read_yaml
 from dfshield.core.threat import ThreatText, parse_threat
 from dfshield.core.validation import Options, build, check_keys
 from dfshield.options.common import DatasetName, Device, ModelName, Name, Positive, Seed
-from dfshield.planning.choices import VOCABULARIES, Choice, check_section, merged, read_defaults
+from dfshield.planning.choices import VOCABULARIES, Choice, check_mixture, check_section, merged, read_defaults
 from dfshield.planning.stages import OLD_NAMES, STAGES, sections
 from dfshield.registry import DIVERSITY_METRICS, metric
 
@@ -140,6 +140,8 @@ class HardenConfig(StageOverrides):
     """training set, one of the config's sources"""
     recipe: Name = "dfshield"
     """training recipe, one of the config's recipes"""
+    keep_accuracy: bool = False
+    """add the defence `mixture`, of the hardened and the original model: its file, and its figures beside the others"""
     evaluation: EvaluationConfig | None = None
     """real images to measure on, after everything is decided; none: no figures in the model card"""
 
@@ -273,6 +275,8 @@ class Config(StageOverrides):
                 )
             if sources[harden.source].stage in ("export", "public"):
                 raise ValueError(f"harden.{name}.source: {harden.source!r} is real data; choose a synthetic source")
+            if harden.keep_accuracy:
+                check_mixture(self.choices, f"harden.{name}.keep_accuracy")
             if harden.evaluation:
                 _among(harden.evaluation.protocols, self.choices["protocols"], f"harden.{name}.evaluation.protocols")
         if not self.datasets and not self.harden:

@@ -11,6 +11,7 @@ from typing import Any
 from dfshield.core.errors import InputError
 from dfshield.core.progress import log
 from dfshield.planning.cells import Cell
+from dfshield.planning.choices import MIXTURE
 from dfshield.planning.companions import checked_ledgers, checks_others, others
 from dfshield.planning.config import Config
 from dfshield.planning.inputs import below_data, check_file
@@ -106,6 +107,7 @@ class Jobs:
             seed = self.plan.config.seeds[0]
             place = self.plan.place(HARDEN, own, source=entry.source, recipe=entry.recipe, seed=seed)
             inputs += [self.student(place), self.data(place)]
+            inputs += self.defence(place.at(defence=MIXTURE)) if entry.keep_accuracy else []
             self._add("harden", CARD.format(name=own), inputs, place)
 
     def files(self, cells: Iterable[Cell]) -> list[str]:

@@ -13,6 +13,7 @@ from typing import Any
 from dfshield.core.errors import InputError
 from dfshield.core.threat import threat_name
 from dfshield.planning.cells import Cell, variant
+from dfshield.planning.choices import MIXTURE
 from dfshield.planning.companions import checked_ledgers, own_surrogate
 from dfshield.planning.config import Config, shipped
 from dfshield.planning.inputs import check_files
@@ -201,7 +202,10 @@ class Plan(Settings):
         return place.at(threat=threat_name(threat)).path(CHECKS)
 
     def harden_cells(self, name: str) -> list[Cell]:
-        """The figures of one hardened model: Undefended and Hardened by every protocol of its evaluation."""
+        """The figures of one hardened model by every protocol of its evaluation.
+
+        Of Undefended and Hardened, and of the two Mixed where it is to keep its accuracy.
+        """
         return self._marked(self._bare_hardened(name))
 
     def _bare_hardened(self, name: str) -> list[Cell]:
@@ -210,10 +214,13 @@ class Plan(Settings):
             return []
         protocols = entry.evaluation.protocols
         metrics = {"clean": protocols[-1]} | {protocol: protocol for protocol in protocols}
-        rows = {"Undefended": (NONE, NONE), "Hardened": (entry.source, entry.recipe)}
+        hardened = {"source": entry.source, "recipe": entry.recipe}
+        rows = {"Undefended": {}, "Hardened": hardened}
+        if entry.keep_accuracy:
+            rows["Mixed"] = hardened | {"defence": MIXTURE}
         found = []
-        for (method, (source, recipe)), (metric, protocol) in product(rows.items(), metrics.items()):
-            place = self.place(HARDEN, name, source=source, recipe=recipe, seed=self.config.seeds[0])
+        for (method, fields), (metric, protocol) in product(rows.items(), metrics.items()):
+            place = self.place(HARDEN, name, seed=self.config.seeds[0], **fields)
             if not self._measures(protocol, place):
                 continue
             found.append(
@@ -223,7 +230,7 @@ class Plan(Settings):
                     model=name,
                     method=method,
                     variant="",
-                    defence=NONE,
+                    defence=place.defence,
                     threat=self._threat(metric, entry.threat),
                     metric=metric,
                     seed=place.seed,

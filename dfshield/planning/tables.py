@@ -65,12 +65,13 @@ class RowSpec(Options):
     the first alone in any case"""
     models: Literal["all", "first"] = "all"
     """models of this row on stand-in data at demo scale: the table's, or the first of them alone"""
-    only: Literal["stand-in", "paper"] | None = None
-    """show the row for stand-in data alone, or for the paper's data sets alone; the config's `methods` override this"""
+    only: Literal["stand-in", "paper", "named"] | None = None
+    """show the row for stand-in data alone, for the paper's data sets alone, or where it is named alone; the config's
+    `methods` override this"""
 
     def fits(self, stand_in: bool) -> bool:
-        """Whether data have this row: stand-ins, or the paper's data sets."""
-        return self.only != ("paper" if stand_in else "stand-in")
+        """Whether data have this row unless it is named: stand-ins, or the paper's data sets."""
+        return self.only not in ("named", "paper" if stand_in else "stand-in")
 
 
 class SweepSpec(Options):

@@ -6,8 +6,9 @@ from typing import Any, NamedTuple
 
 from dfshield.core.hashing import digest
 from dfshield.planning.cells import Cell
+from dfshield.planning.choices import MIXTURE
 from dfshield.planning.jobs import Job, Jobs
-from dfshield.planning.paths import DATA, HARDEN, NONE, STUDENT, Place, benchmark_of
+from dfshield.planning.paths import DATA, DEFENCE, HARDEN, NONE, STUDENT, Place, benchmark_of
 from dfshield.planning.plan import Plan
 from dfshield.planning.tables import formulas
 from dfshield.report.published import printed_notes, published
@@ -50,10 +51,20 @@ def hardened_place(plan: Plan, name: str) -> Place:
     return plan.place(HARDEN, name, source=entry.source, recipe=entry.recipe, seed=plan.config.seeds[0])
 
 
+def mixed_places(plan: Plan, name: str) -> list[Place]:
+    """Where the mixture of a hardened model that is to keep its accuracy belongs; empty for another."""
+    return [hardened_place(plan, name).at(defence=MIXTURE)] if plan.hardened(name).keep_accuracy else []
+
+
 def card_files(plan: Plan, name: str) -> dict[str, Any]:
-    """What a model card tells of: the student, its training set, the ledgers of its evaluation and their checks."""
+    """What a model card tells of: the student, its training set, the ledgers of its evaluation and their checks.
+
+    And the mixture, where there is one.
+    """
     place = hardened_place(plan, name)
-    return {"student": place.path(STUDENT), "data": place.path(DATA), "ledgers": evidence(plan.harden_cells(name))}
+    found = {"student": place.path(STUDENT), "data": place.path(DATA), "ledgers": evidence(plan.harden_cells(name))}
+    mixed = mixed_places(plan, name)
+    return found | ({"mixture": mixed[0].path(DEFENCE)} if mixed else {})
 
 
 class Making(NamedTuple):

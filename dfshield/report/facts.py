@@ -147,6 +147,7 @@ def scope(rows: Sequence[Row], spec: TableSpec, scale: Scale) -> list[str]:
         "the first model alone (models: first)": lambda row: row.models == "first" and first_model,
         "left out by the config's methods": lambda row: row.fits(stand_in) and row.method not in seeds,
         "not a row of the paper (only: stand-in)": lambda row: row.only == "stand-in" and row.method in seeds,
+        "not a row of the paper (only: named)": lambda row: row.only == "named" and row.method in seeds,
     }
     for rule, applies in by_row.items():
         if methods := [row.method for row in spec.rows if applies(row)]:

@@ -7,13 +7,15 @@ from typing import TYPE_CHECKING, Any
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, write_text
+from dfshield.defences.fit_file import FitCard, check_fit_file
 from dfshield.evaluation.findings import Findings, read_findings
 from dfshield.models.card import Card, read_card
 from dfshield.planning.cells import Cell
 from dfshield.planning.frozen import own
+from dfshield.planning.paths import NONE
 from dfshield.registry import metric
 from dfshield.report.checklist import card_section
-from dfshield.report.content import card_files, hardened_place
+from dfshield.report.content import card_files, hardened_place, mixed_places
 from dfshield.report.items import symbols
 from dfshield.report.markdown import raised
 from dfshield.report.notes import notes
@@ -26,13 +28,15 @@ if TYPE_CHECKING:
     from dfshield.planning.plan import Plan
 
 MODEL, REPORT, CARD = "model.safetensors", "report.csv", "MODEL_CARD.md"
+MIXTURE = "defence.safetensors"
 
 
 def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
     """Write ``model.safetensors``, ``report.csv`` and ``MODEL_CARD.md`` of the entry `name` under harden: to `out`.
 
-    Figures come from the ledgers of the entry's evaluation, if it has one. Raises InputError if the training
-    diverged, if student, data and ledgers do not belong together or to the config, and for a folder of another run.
+    With ``keep_accuracy`` also ``defence.safetensors``, which mixes the model with the original one. Figures come from
+    the ledgers of the entry's evaluation, if it has one. Raises InputError if the training diverged, if student, data
+    and ledgers do not belong together or to the config, and for a folder of another run.
     """
     card = read_card(student)
     if card.provenance.get("diverged"):
@@ -44,14 +48,18 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
     cells = plan.harden_cells(name)
     rows = build(cells)
     _check_ledgers(plan, name, card)
-    check(plan, cells, [hardened_place(plan, name)])
-    data = Path(card_files(plan, name)["data"])
+    mixed = mixed_places(plan, name)
+    check(plan, cells, [hardened_place(plan, name)], mixed)
+    files = card_files(plan, name)
+    data, mixture = Path(files["data"]), Path(files["mixture"]) if mixed else None
     if data.is_file() and header(data)["content_sha256"] != card.provenance.get("data_sha256"):
         raise InputError(f"{student}: was trained on other data than {data}; train it again")
-    text = card_text(name, card, rows, data, cells)
+    text = card_text(name, card, rows, data, cells, mixture)
     own(out, plan.config.name)
-    with atomic(out / MODEL) as temporary:
-        shutil.copyfile(student, temporary)
+    for file, source in ((MODEL, student), (MIXTURE, mixture)):
+        if source is not None:
+            with atomic(out / file) as temporary:
+                shutil.copyfile(source, temporary)
     write_csv(out / REPORT, rows)
     write_text(out / CARD, text)
 
@@ -59,20 +67,27 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
 def _check_ledgers(plan: "Plan", name: str, card: Card) -> None:
     from dfshield.evaluation.ledger import read_ledger
 
-    expected = {"Hardened": card.tensors_sha256, "Undefended": card.provenance.get("teacher_sha256")}
+    teacher = card.provenance.get("teacher_sha256")
     for cell in plan.harden_cells(name):
-        if read_ledger(Path(cell.ledger)).model_sha256 != expected[cell.method]:
+        expected = teacher if cell.method == "Undefended" else card.tensors_sha256
+        if read_ledger(Path(cell.ledger)).model_sha256 != expected:
             raise InputError(f"{cell.ledger}: is the ledger of another model than this one; attack again")
 
 
-def card_text(name: str, card: Card, rows: Sequence[Row], data: Path, cells: Iterable[Cell] = ()) -> str:
+def card_text(
+    name: str, card: Card, rows: Sequence[Row], data: Path, cells: Iterable[Cell] = (), mixture: Path | None = None
+) -> str:
     """The card in Markdown, of a student with `card` and of the training set `data`, if it is still there.
 
-    The checks that `cells` name are read for it.
+    The checks that `cells` name are read for it, and the file of the `mixture` with the original model, if there is
+    one. Raises InputError for a mixture of another model.
     """
     records = {cell.checks: cell.method for cell in cells if cell.checks}
     checks = [(method, read_findings(Path(path))) for path, method in records.items()]
-    return model_card(name, card, rows, header(data) if data.is_file() else None, checks)
+    fit = check_fit_file(mixture) if mixture else None
+    if fit and fit.model_sha256 != card.tensors_sha256:
+        raise InputError(f"{mixture}: is of another model than this one; fit it again")
+    return model_card(name, card, rows, header(data) if data.is_file() else None, checks, fit)
 
 
 def model_card(
@@ -81,11 +96,12 @@ def model_card(
     rows: Sequence[Row],
     synthesis: Mapping[str, Any] | None,
     checks: Sequence[tuple[str, Findings]] = (),
+    mixture: FitCard | None = None,
 ) -> str:
     """The card in Markdown.
 
     `synthesis` is the header of the training data, if it is still there; `checks` has the robustness checks of each
-    model that the figures are of.
+    model that the figures are of; `mixture` is the card of the mixture with the original model, if there is one.
     """
     sections = (
         [f"# {name}, hardened against adversarial attack", ""],
@@ -94,6 +110,7 @@ def model_card(
         ["## Figures", "", *_figures(rows)],
         card_section(checks) if rows else [],
         _load(card),
+        _mixed(card, mixture) if mixture else [],
         _made(card, synthesis),
     )
     return "\n".join(line for section in sections for line in section).rstrip() + "\n"
@@ -155,9 +172,11 @@ def _figures(rows: Sequence[Row]) -> list[str]:
         lines.append(
             f"| {row.method} | {title} | {row.value:.2f}{marked} | {interval} | {row.n} | {row.protocol}{at} |"
         )
+    mixed = " Mixed is both together, behind the defence `mixture`." if any(r.defence != NONE for r in rows) else ""
     explained = (
-        f"Undefended is the original model. Always answering the majority class scores {rows[0].majority:.2f} %; "
-        f"intervals are Wilson's. Every figure is read from a per-image ledger whose hash stands in `{REPORT}`."
+        f"Undefended is the original model.{mixed} Always answering the majority class scores "
+        f"{rows[0].majority:.2f} %; intervals are Wilson's. Every figure is read from a per-image ledger whose hash "
+        f"stands in `{REPORT}`."
     )
     lines += ["", explained, ""]
     return lines + [line for mark, text in dict.fromkeys(marks.values()) for line in (f"{mark} {text}.", "")]
@@ -185,6 +204,28 @@ def _load(card: Card) -> list[str]:
         f"logits = net((images - {mean}) / {std})  # images: (N, {shape}) in [0,1]",
     ]
     return ["## Use", "", "```python", *code, "```", ""]
+
+
+def _mixed(card: Card, fit: FitCard) -> list[str]:
+    factory = f", factory={card.factory!r}" if card.factory else ""
+    code = [
+        "from dfshield.defences.fit_file import load_defended",
+        f'model = load_defended("{MODEL}", "{MIXTURE}"{factory})',
+        "logits = model(images)  # images: (N, channels, height, width) in [0,1], not normalised",
+    ]
+    return [
+        "## With the original's accuracy",
+        "",
+        f"`{MIXTURE}` holds the original model and four numbers, which mix its answers with those of this model "
+        "(MixedNUTS, Bai et al. 2024): where this model is sure, it decides, elsewhere the original does. Both run for "
+        f"every image. The numbers were fitted for `{fit.threat}` on the training images, source `{fit.source}` (real "
+        f"data: {fit.real_data}). The mixture is one module, which can be traced and exported:",
+        "",
+        "```python",
+        *code,
+        "```",
+        "",
+    ]
 
 
 def _made(card: Card, synthesis: Mapping[str, Any] | None) -> list[str]:

@@ -213,14 +213,15 @@ def broken_link(job: Job, made: Mapping[str, Origin]) -> str | None:
     return None
 
 
-def check(plan: Plan, cells: Iterable[Cell], students: Iterable[Place] = ()) -> None:
-    """Refuse cells and students whose chain, as far as it is there, is of another config or of files that changed.
+def check(plan: Plan, cells: Iterable[Cell], students: Iterable[Place] = (), defended: Iterable[Place] = ()) -> None:
+    """Refuse cells, students and fits of defences whose chain, as far as it is there, is of another config or changed.
 
     Raises InputError naming the file, the option and both values.
     """
     jobs = Jobs(plan)
     made: dict[str, Origin] = {}
-    for path in dict.fromkeys([*jobs.files(cells), *map(jobs.student, students)]):
+    fits = [path for place in defended for path in jobs.defence(place)]
+    for path in dict.fromkeys([*jobs.files(cells), *map(jobs.student, students), *fits]):
         for job in chain(jobs, path):
             if job.output in made or not Path(job.output).is_file():
                 continue

@@ -19,14 +19,14 @@ from dfshield.models.card import read_card
 from dfshield.planning import frozen
 from dfshield.planning.cells import Cell
 from dfshield.planning.jobs import Job, Jobs
-from dfshield.planning.paths import DATA, HARDEN, METRICS, RESULTS, STUDENT
+from dfshield.planning.paths import DATA, DEFENCE, HARDEN, METRICS, RESULTS, STUDENT
 from dfshield.planning.plan import Plan
 from dfshield.planning.tables import TableSpec
 from dfshield.registry import metric
 from dfshield.report import cost
-from dfshield.report.content import hardened_place
+from dfshield.report.content import hardened_place, mixed_places
 from dfshield.report.evidence import DAMAGED, EVIDENCE
-from dfshield.report.model_card import CARD, MODEL, REPORT, card_text
+from dfshield.report.model_card import CARD, MIXTURE, MODEL, REPORT, card_text
 from dfshield.report.origin import Origin, broken_link, chain, origin, other_than_asked
 from dfshield.report.rows import COLUMNS, Row, csv_of, read_csv
 from dfshield.report.table import build, texts
@@ -214,10 +214,12 @@ class Tracer:
         student, data = (self.at(place.path(template)) for template in (STUDENT, DATA))
         card, model = (self.table.with_name(name) for name in (CARD, MODEL))
         cells = [replace(cell, checks=str(self.at(cell.checks))) for cell in self.cells if cell.checks]
-        text = card_text(name, read_card(student), rows, data, cells)
+        fits = [self.at(place.path(DEFENCE)) for place in mixed_places(self.plan, name)]
+        text = card_text(name, read_card(student), rows, data, cells, *fits)
         said = _otherwise(card, {card.suffix: text})
-        if model.is_file() and model.read_bytes() != student.read_bytes():
-            said.append(f"{model}: is not {student} to the byte; make the hardened model again")
+        for own, made in [(model, student), *((self.table.with_name(MIXTURE), fit) for fit in fits)]:
+            if own.is_file() and own.read_bytes() != made.read_bytes():
+                said.append(f"{own}: is not {made} to the byte; make the hardened model again")
         return said
 
 

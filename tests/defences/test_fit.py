@@ -26,11 +26,11 @@ THREAT = "linf:0.01"
 OPTIONS = DefendOptions.of(defence="mixture", device="cpu", images=60, steps=3)
 
 
-def save_student(folder, teacher_sha256: str, name="student.safetensors", seed=1, **provenance):
-    own = {"teacher_sha256": teacher_sha256, **provenance}
+def save_student(folder, teacher_sha256: str, name="student.safetensors", made=None):
+    own = {"teacher_sha256": teacher_sha256} | (made or {})
     mean, std = (tuple(getattr(read_card(folder / "teacher.safetensors"), key)) for key in ("mean", "std"))
     card = Card("student", "digits", "cnn-s", tiny.SHAPE, tiny.CLASSES, mean, std, "none", provenance=own)
-    save_checkpoint(folder / name, tiny.classifier(seed=seed, scale=3.0), card)
+    save_checkpoint(folder / name, tiny.classifier(seed=1, scale=3.0), card)
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_a_damaged_file_is_refused(folder, place):
     else:
         path.write_bytes(content[:-1] if place == "end" else b"")
     for read in (read_fit, check_fit_file):
-        with pytest.raises(InputError, match="defence.safetensors: ") as refused:
+        with pytest.raises(InputError, match=r"defence.safetensors: ") as refused:
             read(path)
         assert "\n" not in str(refused.value)
 
@@ -127,7 +127,7 @@ def test_what_is_newer_or_no_fitted_defence_is_refused(folder):
     with pytest.raises(InputError, match="format 99 is from a newer dfshield"):
         read_fit(folder / "newer.safetensors")
     rewritten(path, defence="tte")
-    with pytest.raises(InputError, match="defence 'tte' is not one of .*mixture"):
+    with pytest.raises(InputError, match=r"defence 'tte' is not one of .*mixture"):
         read_fit(path)
 
 
@@ -194,7 +194,7 @@ def test_the_stage_is_data_free(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(__import__("sys").modules, "dfshield.data", object())
     words = "defend --model m --teacher t --data d --threat linf:0.1 --defence mixture --out o --device cpu"
-    with pytest.raises(RuntimeError, match="defend is data-free but dfshield.data is already imported"):
+    with pytest.raises(RuntimeError, match=r"defend is data-free but dfshield.data is already imported"):
         cli.main(words.split())
 
 
@@ -206,8 +206,8 @@ def test_a_fit_has_the_images_that_training_held_out_last(folder, monkeypatch):
     from dfshield.sources.trainset import header, read
 
     content = header(folder / "data.h5")["content_sha256"]
-    made = {"data_sha256": content, "seed": 3, "options": {"holdout": 10, "data_share": 0.5}}
-    save_student(folder, sha, "trained.safetensors", **made)
+    made = {"data_sha256": content, "options": {"holdout": 10, "data_share": 0.5}}
+    save_student(folder, sha, "trained.safetensors", made=made | {"seed": 3})
     defend(folder, model="trained")
     defend(folder)
     images = torch.from_numpy(read(folder / "data.h5").images).permute(0, 3, 1, 2)
@@ -243,7 +243,7 @@ def test_attack_and_checks_read_it_and_say_so(folder):
     found = read_findings(folder / "checks.json")
     assert found.others == {"defence": sha} and found.defence == "mixture"
     defend(folder, "other.safetensors", threat="linf:0.02")
-    with pytest.raises(InputError, match="ledger.h5: is the ledger of another fit of the defence"):
+    with pytest.raises(InputError, match=r"ledger.h5: is the ledger of another fit of the defence"):
         check.run(*files, **given, fitted=folder / "other.safetensors")
 
 

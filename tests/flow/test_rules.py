@@ -117,7 +117,7 @@ def test_lint_is_clean(folder):
     assert "in a good condition" in run.stdout + run.stderr, run.stdout + run.stderr
 
 
-FILES = ("teacher", "data", "model_path", "base", "paths", "student", "ledgers")
+FILES = ("teacher", "data", "model_path", "base", "paths", "student", "ledgers", "fitted")
 """Parameters of a command that take files of other jobs."""
 NAMES = ("source", "recipe", "protocol", "shard", "dataset", "model")
 """Parameters of a command that are fields of its output's place."""
@@ -143,7 +143,7 @@ def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> N
             assert (named.pop("dataset"), a.evaluation_npz) == (None, Path("data/mine.npz"))
         assert named == {name: getattr(place, name) for name in named}
     if job.stage not in ("table", "harden"):
-        values = [getattr(a, name) for name in FILES if name in vars(a)]
+        values = [getattr(a, name) for name in FILES if getattr(a, name, None)]
         values += [pair.partition("=")[2] for pair in getattr(a, "others", None) or ()]
         files = [str(path) for value in values for path in (value if isinstance(value, list) else [value])]
         assert sorted(files) == sorted(job.inputs)
@@ -151,6 +151,8 @@ def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> N
         assert getattr(a, name) == a.out.with_name(BESIDE[name])
     if job.stage == "synthesize":
         assert a.shards == len(plan.shards(place))
+    if job.stage == "defend":
+        assert a.threat == plan.fitted_for(place)
     if job.stage == "attack":
         assert json.loads(a.subject) == {field: getattr(place, field) for field in SUBJECT}
 
@@ -164,6 +166,7 @@ MINE = {
     "std": [0.38],
     "threat": "linf:2/16",
     "evaluation": {"file": "mine.npz", "limit": 10},
+    "keep_accuracy": True,
 }
 
 

@@ -279,6 +279,15 @@ def test_cells_of_a_hardened_model():
     assert plan(MINE, harden__net__evaluation=None).harden_cells("net") == []
 
 
+def test_a_row_that_is_for_those_who_name_it():
+    assert "Mixed" not in {cell.method for made in (plan(), paper()) for cell in made.cells("table4")}
+    cells = plan(methods=["ours", "mixed"]).cells("table4")
+    assert [(cell.method, cell.defence) for cell in cells if cell.metric == "clean"] == [
+        ("Ours", "none"),
+        ("Mixed", "mixture"),
+    ]
+
+
 def test_every_path_of_a_cell_is_within_the_vocabulary():
     for made in (paper(), plan(**TWO, seeds=[0, 1]), plan(MINE)):
         words = made.vocabulary
