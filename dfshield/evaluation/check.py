@@ -116,8 +116,13 @@ def run(
 
 def _check_ledger(path: Path, ledger: Ledger, own: dict[str, Any], options: ChecksOptions, labels: np.ndarray) -> None:
     """Raise InputError for a ledger of another model, defence or fit, `own` by name, threat model or other images."""
-    found = {"model": ledger.model_sha256, "defence": ledger.defence, "fit of the defence": ledger.others.get(FIT)}
-    own, found = own | {"threat": parse_threat(options.threat)}, found | {"threat": parse_threat(ledger.threat)}
+    found = {
+        "model": ledger.model_sha256,
+        "defence": ledger.defence,
+        "fit of the defence": ledger.others.get(FIT),
+        "threat": parse_threat(ledger.threat),
+    }
+    own = own | {"threat": parse_threat(options.threat)}
     n = min(ledger.n, len(labels))
     for what, value in own.items():
         if found[what] != value:
