@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,11 @@ import torch
 import yaml
 from safetensors.torch import save_file
 from support.snakemake import ROOT, TINY, jobs, snakemake, workspace
+
+from dfshield.defences.fit_file import load_defended
+from dfshield.evaluation.ledger import read_ledger
+from dfshield.report.rows import read_csv
+from dfshield.tools.verify import verify
 
 pytestmark = pytest.mark.slow
 MODEL = """
@@ -66,6 +72,31 @@ class TestYourOwnModel:
         assert len((results / "report.csv").read_text().splitlines()) == 1 + 4
         student = folder / "results/own/harden/mine/dss/dfshield/linf-8-16/seed-0/student.safetensors"
         assert (results / "model.safetensors").read_bytes() == student.read_bytes()
+
+    def test_it_can_keep_its_accuracy(self, own, monkeypatch, capsys):
+        """One fit, one attack more; what is handed out can be loaded and is traced to its teacher."""
+        folder = own[0].with_name("kept")
+        shutil.copytree(own[0], folder)
+        values = yaml.safe_load((folder / "mine.yaml").read_text())
+        values["harden"]["mine"]["keep_accuracy"] = True
+        (folder / "mine.yaml").write_text(yaml.safe_dump(values))
+        run = snakemake(folder, "--configfile", "mine.yaml", package=folder / "copy")
+        assert jobs(run) == {"defend": 1, "attack": 1, "harden_model": 1, "all": 1}
+        assert self.again(folder) == {}
+        monkeypatch.chdir(folder)
+        results = Path("results/harden/mine")
+        fit = Path("results/own/harden/mine/dss/dfshield/linf-8-16/seed-0/eval/mixture/defence.safetensors")
+        assert (results / "defence.safetensors").read_bytes() == fit.read_bytes()
+        rows = read_csv(results / "report.csv")
+        assert [(row.method, row.defence) for row in rows[-2:]] == [("Mixed", "mixture")] * 2 and len(rows) == 6
+        model = load_defended(results / "model.safetensors", results / "defence.safetensors", "mine.py:build")
+        ledger = read_ledger(fit.with_name("pgd10@linf-8-16") / "ledger.h5")
+        x = torch.from_numpy(np.load("data/mine.npz")["x"][:10]).float().permute(0, 3, 1, 2)
+        assert np.array_equal(model(x).argmax(1), ledger.clean_prediction)
+        assert verify(results / "report.csv") == 0
+        fit.write_bytes(fit.read_bytes()[:-1] + b"?")
+        assert verify(results / "report.csv") == 1
+        assert "BROKEN  harden mine Mixed pgd10 seed 0: " in capsys.readouterr().out
 
     def test_shards_ran_at_the_same_time(self, own):
         spans = []
