@@ -129,7 +129,7 @@ def test_the_detector_tells_what_can_be_told_and_its_kinds_weigh_alike():
     assert float((detector(clean).argmax(1) == 0).float().mean()) > 0.9
     assert float((detector(attacked).argmax(1) == 1).float().mean()) > 0.95
     alike = torch.randn((330, 4), generator=key(2))
-    nothing = trained(alike[:30], alike[30:], 10, 64, 5e-4, key())(torch.randn((500, 4), generator=key(3)))
+    nothing = trained(alike[:30], alike[30:], 40, 64, 5e-4, key())(torch.randn((500, 4), generator=key(3)))
     assert 0.3 < float(nothing.softmax(1)[:, 1].mean()) < 0.7
 
 
