@@ -89,12 +89,12 @@ def other(which: tuple[str, str], name: str, chance: random.Random) -> object:
     if name == "rounds":  # which has a most
         return default - chance.randint(1, 9)
     if annotation is int:
-        values = default + chance.randint(1, 9), 300  # some have a least value
+        values = default + chance.randint(1, 9), 304  # some have a least value, some are multiples of 8
         return next((v for v in values if fits(which, **{name: v})), values[0])
     assert annotation is float, (name, annotation)
     if name in ("far", "adaptation"):  # the least of which is near, and a factor of growth
         return 1 + chance.random() / 2
-    return chance.choice([1e-7, 1 / 3, 0.25, chance.random() / 2])
+    return chance.choice([v for v in (1e-7, 1 / 3, 0.25, chance.random() / 2) if fits(which, **{name: v})])
 
 
 def entry_field(stage: str) -> str:
@@ -111,7 +111,15 @@ def test_flags_round_trip(which, seed):
     values = NEEDED.get(which, {}) | {n: other(which, n, chance) for n in names}
     if stage == "synthesize":
         values["images"] = 35 * values.get("batch", 200)
-    for name in ("reestimate", "search", "epochs", "warmup"):  # each fits, but not with all others
+    for name in (
+        "reestimate",
+        "search",
+        "epochs",
+        "warmup",
+        "trained_time",
+        "time",
+        "sampling_steps",
+    ):  # each fits, but not with all others
         if not fits(which, **values):
             values.pop(name, None)
     made = made_of(which, **values)

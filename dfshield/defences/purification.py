@@ -15,7 +15,7 @@ from dfshield.defences.diffusion import Draw, Process
 from dfshield.defences.fitted import FittedDefence, Fitting
 from dfshield.models.unet import UNet
 from dfshield.options.defences_diffusion import Purification
-from dfshield.training.ema import WeightEMA
+from dfshield.models.ema import WeightEMA
 
 DENOISER = "denoiser."
 """Prefix of the kept tensors of the U-Net."""

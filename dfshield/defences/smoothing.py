@@ -90,7 +90,7 @@ class Smoothed(nn.Module):
 
     def _logits(self, image: Tensor) -> Tensor:
         options, random = self.options, drawn_for(image, self.options)
-        votes = vote(self.model, noisy(image, options.votes, options.noise, options.sigma, random, TOGETHER))
+        votes = vote(self.model, noisy(image, options.votes, options.distribution, options.sigma, random, TOGETHER))
         return ((votes + 1 / len(votes)) / (options.votes + 1)).log()[None].to(image.device)
 
 
@@ -106,7 +106,7 @@ class SoftSmoothed(Smoothed):
         random = generator(options.defence, number)
         found = []
         for _ in range(options.crafting):
-            noise = NOISES[options.noise].draw(tuple(x.shape), random).to(x)
+            noise = NOISES[options.distribution].draw(tuple(x.shape), random).to(x)
             found.append(self.model(x + options.sigma * noise).log_softmax(dim=1))
         return torch.stack(found).logsumexp(dim=0) - math.log(options.crafting)
 

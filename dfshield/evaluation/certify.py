@@ -56,14 +56,14 @@ def certify(model: nn.Module, x: Tensor, options: CertifyOptions) -> Certificate
     Each image's radius is wrong with a probability of at most `options.alpha`. The draws depend on the seed and the
     place of an image among the others.
     """
-    noise = NOISES[options.noise]
+    noise = NOISES[options.distribution]
     predictions, radii = [], []
     with frozen(model), torch.no_grad(), progress(len(x), "certificates", "image") as bar:
         for place, image in enumerate(x.split(1)):
             random = generator("certify", options.seed, place)
 
             def votes(copies: int, image: Tensor = image, random: torch.Generator = random) -> Tensor:
-                return vote(model, noisy(image, copies, options.noise, options.sigma, random, options.batch))
+                return vote(model, noisy(image, copies, options.distribution, options.sigma, random, options.batch))
 
             chosen = int(votes(options.n0).argmax())
             bound = lower_bound(int(votes(options.n)[chosen]), options.n, options.alpha)
@@ -107,7 +107,7 @@ def run(
     body: dict[str, Any] = {
         "dataset": dataset or card.dataset,
         "model": card.model,
-        "norm": NOISES[options.noise].norm,
+        "norm": NOISES[options.distribution].norm,
         "n": len(labels),
         "abstained": float(np.mean(found.prediction == ABSTAINED)),
         "curve": curve,

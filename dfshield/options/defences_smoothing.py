@@ -16,7 +16,7 @@ class Smoothing(DefendOptions):
 
     defence: DefenceName = "smoothing"
     """defence"""
-    noise: NoiseName = "gaussian"
+    distribution: NoiseName = "gaussian"
     """distribution of the noise, independent for every pixel"""
     sigma: Sigma = 0.25
     """standard deviation of the noise, in units of the range of a pixel, whatever its distribution"""
@@ -34,7 +34,7 @@ class Smoothing(DefendOptions):
 class CertifyOptions(StageOptions):
     """Certify radii within which the vote of noisy copies cannot change."""
 
-    noise: NoiseName = "gaussian"
+    distribution: NoiseName = "gaussian"
     """distribution of the noise: gaussian certifies l2 radii, laplace and uniform l1 radii"""
     sigma: Sigma = 0.25
     """standard deviation of the noise, in units of the range of a pixel, whatever its distribution"""

@@ -22,7 +22,7 @@ from dfshield.options import TrainOptions
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.augment import augment
 from dfshield.training.awp import frozen_buffers, perturbed
-from dfshield.training.ema import WeightEMA
+from dfshield.models.ema import WeightEMA
 from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import SEARCHES, InnerAttack, Task
 from dfshield.training.losses import Features, Outputs

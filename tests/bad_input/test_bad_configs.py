@@ -36,9 +36,9 @@ CASES = {
         "train.lr: Input should be",
     ),
     "unknown table": (
-        ["table", "table13", "--config", "grid.yaml", "--out", "out.csv"],
+        ["table", "table99", "--config", "grid.yaml", "--out", "out.csv"],
         nothing,
-        "no 'table13'; tables are table4",
+        "no 'table99'; tables are table4",
     ),
     "table without ledgers": (["table", "table4", "--config", "grid.yaml", "--out", "out.csv"], nothing, "ledger.h5"),
     "tables file that is not there": (

@@ -50,7 +50,7 @@ def test_the_share_of_votes_is_the_probability_of_the_class(name):
     probability = {"gaussian": 0.69146, "laplace": 1 - math.exp(-math.sqrt(0.5)) / 2}
     probability["uniform"] = 0.5 + 0.5 / (2 * math.sqrt(3))
     x = torch.tensor([0.6, 0.4]).view(2, 1, 1, 1)
-    logits = smoothing(noise=name, sigma=0.2, votes=20_000).protect(net)(x)
+    logits = smoothing(distribution=name, sigma=0.2, votes=20_000).protect(net)(x)
     shares = logits.exp()
     torch.testing.assert_close(shares.sum(1), torch.ones(2))
     assert logits.argmax(1).tolist() == [1, 0]
@@ -111,7 +111,7 @@ def test_the_surrogate_draws_at_each_call_from_the_global_generator():
     assert not torch.equal(twice[0], twice[1])
 
 
-@pytest.mark.parametrize("field, value", [("sigma", 0), ("votes", 0), ("crafting", 0), ("noise", "cauchy")])
+@pytest.mark.parametrize("field, value", [("sigma", 0), ("votes", 0), ("crafting", 0), ("distribution", "cauchy")])
 def test_options_out_of_range_are_refused(field, value):
     with pytest.raises(ValidationError, match=field):
         Smoothing(**{field: value})

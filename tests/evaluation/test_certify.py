@@ -63,7 +63,7 @@ def test_radii_of_a_border_across_one_pixel(noise, distance):
         net.layer.bias.fill_(-0.5)
     x = torch.full((1, 1, 2, 2), 0.5)
     x[0, 0, 0, 0] = 0.5 + distance
-    found = certify(net, x, CertifyOptions(noise=noise, sigma=0.2, n=100_000, batch=100_000))
+    found = certify(net, x, CertifyOptions(distribution=noise, sigma=0.2, n=100_000, batch=100_000))
     assert found.prediction.tolist() == [1]
     assert 0.9 * distance - 0.005 < found.radius[0] <= distance
     assert NOISES[noise].norm == ("l2" if noise == "gaussian" else "l1")

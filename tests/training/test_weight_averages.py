@@ -11,7 +11,7 @@ from support.training import QUICK, make, quick
 from dfshield.core.rng import generator
 from dfshield.training import losses
 from dfshield.training.awp import frozen_buffers, perturbed
-from dfshield.training.ema import WeightEMA
+from dfshield.models.ema import WeightEMA
 
 # --- adversarial weight perturbation ---------------------------------------------------------------------------------
 
