@@ -13,9 +13,9 @@ from dfshield.core.rng import generator, seeded
 from dfshield.defences.defence import drawn_for, straight_through
 from dfshield.defences.diffusion import Draw, Process
 from dfshield.defences.fitted import FittedDefence, Fitting
+from dfshield.models.ema import WeightEMA
 from dfshield.models.unet import UNet
 from dfshield.options.defences_diffusion import Purification
-from dfshield.models.ema import WeightEMA
 
 DENOISER = "denoiser."
 """Prefix of the kept tensors of the U-Net."""

@@ -15,6 +15,7 @@ from dfshield.core.errors import Diverged
 from dfshield.core.rng import generator, seeded
 from dfshield.core.schedules import half_cosine, warmed
 from dfshield.models.classifier import Classifier, predict
+from dfshield.models.ema import WeightEMA
 from dfshield.models.folding import fold
 from dfshield.models.stage_features import Staged, stage_layers
 from dfshield.models.standins import arranged, generated
@@ -22,7 +23,6 @@ from dfshield.options import TrainOptions
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.augment import augment
 from dfshield.training.awp import frozen_buffers, perturbed
-from dfshield.models.ema import WeightEMA
 from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import SEARCHES, InnerAttack, Task
 from dfshield.training.losses import Features, Outputs

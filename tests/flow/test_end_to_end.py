@@ -148,8 +148,8 @@ EDITS = {
         "",
         {"augment": 1, "train": 1, "attack": 1, "diversity": 1, "table": 3, "tables": 1},
     ),
-    # a robustness check: tables 1, 3, 4, 8, 9, 10, 12, 13, 14, 15, 18, 21, 22, attacks and static-adaptive attack models of
-    # table 4
+    # a robustness check: tables 1, 3, 4, 8, 9, 10, 12, 13, 14, 15, 18, 21, 22, attacks and static-adaptive attack
+    # models of table 4
     "check": (
         {"evaluation/checks/comparisons.py": ("POINTS = 1.0", "POINTS = 1.5")},
         "",
@@ -208,7 +208,7 @@ class TestTables:
         # Tables 1, 12 and 18 (the same on digits): public data and their student. Table 5: Ours and AIT in another
         # norm. Table 11: clean images. Tables 14 and 15 (the same): Original and DaST at another size. Figure 5: a
         # student on half of the images. Table 24 without the filter of signs and table losses: a student
-        # each. An attack for each. Tables 3 and 13: the teacher behind TTE. Tables 9, 10 and 22: an attack, table 21: two;
+        # each. An attack for each. Tables 3 and 13: the teacher behind TTE. Tables 9, 10 and 22: an attack, 21: two;
         # table attacks: one on four models. Table static-adaptive: one on four models, one of them
         # behind a defence and one behind another, which is fitted. Checks of the eight models of table 4.
         expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2, "public": 1}

@@ -9,9 +9,9 @@ from support import tiny
 from support.training import QUICK, make, quick
 
 from dfshield.core.rng import generator
+from dfshield.models.ema import WeightEMA
 from dfshield.training import losses
 from dfshield.training.awp import frozen_buffers, perturbed
-from dfshield.models.ema import WeightEMA
 
 # --- adversarial weight perturbation ---------------------------------------------------------------------------------
 
