@@ -94,7 +94,8 @@ def other(which: tuple[str, str], name: str, chance: random.Random) -> object:
     assert annotation is float, (name, annotation)
     if name in ("far", "adaptation"):  # the least of which is near, and a factor of growth
         return 1 + chance.random() / 2
-    return chance.choice([v for v in (1e-7, 1 / 3, 0.25, chance.random() / 2) if fits(which, **{name: v})])
+    values = 1e-7, 1 / 3, 0.25, chance.random() / 2
+    return chance.choice([v for v in values if fits(which, **{name: v})] or [0.75])  # some have a least value
 
 
 def entry_field(stage: str) -> str:
