@@ -16,7 +16,7 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     channels. The paper's Gaussian window of 11 pixels would not fit small images.
     """
     side = min(WINDOW, *(length - (length + 1) % 2 for length in x.shape[2:]))
-
+    dtype = x.dtype
     x, y = x.double(), y.double()  # a variance is a small difference of squares
 
     def mean(values: Tensor) -> Tensor:
@@ -26,4 +26,4 @@ def ssim(x: Tensor, y: Tensor) -> Tensor:
     variances = mean(x * x) - of_x**2 + mean(y * y) - of_y**2
     covariance = mean(x * y) - of_x * of_y
     alike = (2 * of_x * of_y + C1) * (2 * covariance + C2)
-    return (alike / ((of_x**2 + of_y**2 + C1) * (variances + C2))).flatten(1).mean(1).float()
+    return (alike / ((of_x**2 + of_y**2 + C1) * (variances + C2))).flatten(1).mean(1).to(dtype)

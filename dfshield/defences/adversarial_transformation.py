@@ -18,9 +18,8 @@ from dfshield.attacks.pgd import pgd
 from dfshield.core.errors import InputError
 from dfshield.core.lp import project, step
 from dfshield.core.progress import progress
-from dfshield.core.rng import generator
 from dfshield.core.threat import Threat, parse_threat
-from dfshield.defences.defence import drawn_for, straight_through
+from dfshield.defences.defence import drawn_anew, drawn_for, straight_through
 from dfshield.defences.fitted import FittedDefence, Fitting
 from dfshield.options.attacks import Pgd
 from dfshield.options.defences_transformation import AdversarialTransformation as Options
@@ -104,7 +103,7 @@ class Moved(nn.Module):
     def _noise(self, x: Tensor) -> Tensor:
         """δ ~ U(-Δ, Δ) for each image."""
         if self.fresh:
-            random = generator(self.options.defence, int(torch.randint(2**31, ())))
+            random = drawn_anew(self.options)
             uniform = torch.rand(x.shape, generator=random)
         else:
             uniform = torch.cat(
@@ -190,13 +189,10 @@ class AdversarialTransformation(FittedDefence[Options]):
     def _networks(self, model: nn.Module) -> tuple[nn.Module, nn.Module]:
         """f_a and f_b of what `fit` kept."""
         classifier = copy.deepcopy(model)
-        classifier.load_state_dict(self._state(CLASSIFIER))
+        classifier.load_state_dict(self.state(CLASSIFIER))
         *input_shape, classes = self.tensors[SIZE].tolist()
         external = external_network(tuple(input_shape), classes, self.options.width)
-        external.load_state_dict(self._state(EXTERNAL))
+        external.load_state_dict(self.state(EXTERNAL))
         for network in (classifier, external):
             network.eval().requires_grad_(False)
         return classifier, external.to(self.tensors[SIZE].device)
-
-    def _state(self, prefix: str) -> dict[str, Tensor]:
-        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}

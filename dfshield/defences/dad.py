@@ -5,8 +5,8 @@ from torch import Tensor, nn
 
 from dfshield.core.ssim import ssim
 from dfshield.defences.defence import straight_through
-from dfshield.defences.detectors import device_of, outputs, pairs, perceptron, trained
-from dfshield.defences.fitted import FittedDefence, Fitting
+from dfshield.defences.detectors import outputs, pairs, perceptron, trained
+from dfshield.defences.fitted import FittedDefence, Fitting, device_of
 from dfshield.options.defences_detection import RADII, Dad
 
 SIDE = 32
@@ -111,7 +111,7 @@ class DataFreeDefence(FittedDefence[Dad]):
         return SoftCorrected(model, self._detector(model))
 
     def _detector(self, model: nn.Module) -> nn.Module:
-        kept = {name.removeprefix("detector."): value for name, value in self.tensors.items()}
+        kept = self.state("detector.")
         detector = perceptron(kept["0.weight"].shape[1])
         detector.load_state_dict(kept)
         return detector.eval().requires_grad_(False).to(device_of(model))

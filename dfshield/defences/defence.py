@@ -97,6 +97,11 @@ def drawn_for(image: Tensor, options: DefendOptions, *key: int) -> torch.Generat
     return generator(options.defence, options.seed, *key, content)
 
 
+def drawn_anew(options: DefendOptions) -> torch.Generator:
+    """A generator of the CPU by the next number of the global generator, which an attack's seed governs."""
+    return generator(options.defence, int(torch.randint(2**31, ())))
+
+
 class Approximated(nn.Module):
     """The same, for gradients: new draws at each call, and the identity's derivative where there is none of use.
 
@@ -121,10 +126,7 @@ class Anew(nn.Module):
         self.opaque = defence.draws  # a trace would have one draw for all calls
 
     def forward(self, x: Tensor) -> Tensor:
-        random = None
-        if self.defence.draws:
-            number = int(torch.randint(2**31, ()))  # of the global generator, which an attack's seed governs
-            random = generator(self.defence.options.defence, number)
+        random = drawn_anew(self.defence.options) if self.defence.draws else None
         if self.defence.differentiable:
             return self.defence.transform(x, random)
         return straight_through(self.defence.transform(x.detach(), random), x)

@@ -16,6 +16,7 @@ from dfshield.attacks.pgd import pgd
 from dfshield.core.errors import InputError
 from dfshield.core.rng import seeded
 from dfshield.core.threat import parse_threat
+from dfshield.defences.fitted import device_of
 from dfshield.models.folding import fold
 from dfshield.models.penultimate import Penultimate
 from dfshield.options.attacks import Pgd
@@ -34,11 +35,6 @@ class Pairs(NamedTuple):
     """(N,C,H,W)."""
     attacked: Tensor
     """(M,C,H,W), only such as are misclassified."""
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where a network's first parameter is; the CPU for one without."""
-    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
 
 
 def pairs(model: nn.Module, images: Tensor, threat: str, steps: int, random: torch.Generator) -> Pairs:

@@ -6,9 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dfshield.core.ssim import ssim
 from dfshield.defences.diffusion import Draw, Guide, reverse
 from dfshield.defences.purification import Purified, Purifier
-from dfshield.defences.similarity import ssim
 from dfshield.options.defences_diffusion import DistributionTransfer
 
 DISTANCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {

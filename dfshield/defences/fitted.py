@@ -26,6 +26,11 @@ class Fitting(NamedTuple):
     """of the CPU; all draws of a fit are its own"""
 
 
+def device_of(model: nn.Module) -> torch.device:
+    """Where a network's first parameter is; the CPU for one without."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
 class FittedDefence(Defence[Options]):
     """Base of defences that are fitted before they defend. A subclass writes `fit`, and `protect` by `tensors`.
 
@@ -38,6 +43,10 @@ class FittedDefence(Defence[Options]):
     def __init__(self, options: Options, tensors: dict[str, Tensor] | None = None) -> None:
         super().__init__(options)
         self.tensors = tensors or {}
+
+    def state(self, prefix: str) -> dict[str, Tensor]:
+        """What was kept under a prefix, a network's state dict, by the names without it."""
+        return {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
 
     def fit(self, given: Fitting) -> dict[str, Tensor]:
         """What to keep, by name. Raises InputError where the training set does not allow a fit."""

@@ -86,10 +86,7 @@ class Mixture(FittedDefence[MixtureOptions]):
 
     def _teacher(self, model: nn.Module) -> nn.Module:
         teacher = copy.deepcopy(model)
-        prefix = "teacher."
-        teacher.load_state_dict(
-            {name.removeprefix(prefix): value for name, value in self.tensors.items() if name.startswith(prefix)}
-        )
+        teacher.load_state_dict(self.state("teacher."))
         return teacher.eval().requires_grad_(False)
 
     def _numbers(self) -> tuple[float, ...]:

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 
 from dfshield.core.errors import InputError
 from dfshield.core.progress import progress
-from dfshield.core.rng import generator, seeded
-from dfshield.defences.defence import drawn_for, straight_through
+from dfshield.core.rng import seeded
+from dfshield.defences.defence import drawn_anew, drawn_for, straight_through
 from dfshield.defences.diffusion import Draw, Process
-from dfshield.defences.fitted import FittedDefence, Fitting
+from dfshield.defences.fitted import FittedDefence, Fitting, device_of
 from dfshield.models.ema import WeightEMA
 from dfshield.models.unet import UNet
 from dfshield.options.defences_diffusion import Purification
@@ -54,8 +54,7 @@ class Purified(nn.Module, Generic[Options]):
         return to_pixels(self.purify(2 * x - 1, draw))
 
     def _new_draws(self) -> Draw:
-        number = int(torch.randint(2**31, ()))  # of the global generator, which an attack's seed governs
-        random = generator(self.options.defence, number)
+        random = drawn_anew(self.options)
         return lambda like: torch.randn(like.shape, generator=random).to(like)
 
 
@@ -99,7 +98,7 @@ class Purifier(FittedDefence[Options]):
 
     def _denoiser(self, model: nn.Module) -> UNet:
         """The fitted U-Net, frozen, in the place of the classifier."""
-        state = {name.removeprefix(DENOISER): value for name, value in self.tensors.items()}
+        state = self.state(DENOISER)
         if "first.weight" not in state:
             raise InputError(f"{self.options.defence}: no fitted denoiser was given; run `dfshield defend` first")
         denoiser = UNet(state["first.weight"].shape[1], self.options.width)
@@ -111,11 +110,7 @@ class Purifier(FittedDefence[Options]):
                 f"{self.options.defence}: the fitted denoiser has width {width}, the options have "
                 f"{self.options.width}; fit it again with `dfshield defend`"
             ) from None
-        return denoiser.to(_device(model)).eval().requires_grad_(False)
-
-
-def _device(model: nn.Module) -> torch.device:
-    return next(model.parameters(), torch.empty(0)).device
+        return denoiser.to(device_of(model)).eval().requires_grad_(False)
 
 
 def trained(given: Fitting, options: Purification) -> dict[str, Tensor]:
@@ -127,7 +122,7 @@ def trained(given: Fitting, options: Purification) -> dict[str, Tensor]:
     label = f"{options.defence}: denoiser"
     if not len(given.images):
         raise InputError(f"{options.defence}: the training set has no images; give one that has")
-    device = _device(given.model)
+    device = device_of(given.model)
     process = Process(options.timesteps)
     with seeded(int(torch.randint(2**31, (), generator=given.random))):
         denoiser = UNet(given.images.shape[1], options.width).to(device)

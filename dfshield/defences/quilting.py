@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dfshield.defences.defence import Transformation
+from dfshield.defences.defence import Transformation, straight_through
 from dfshield.defences.fitted import FittedDefence, Fitting
 from dfshield.options.defences_fitted import Quilting
 
@@ -80,4 +80,4 @@ def chosen(windows: Tensor, patches: Tensor, number: Tensor, neighbours: int) ->
     some = patches[near]
     weights = (-(windows[:, None] - some).square().mean(2) / TEMPERATURE).softmax(1)
     soft = (weights[:, :, None] * some).sum(1)
-    return found + soft - soft.detach()
+    return straight_through(found, soft)

@@ -7,8 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from dfshield.core.rng import generator
-from dfshield.defences.defence import Defence, drawn_for
+from dfshield.defences.defence import Defence, drawn_anew, drawn_for
 from dfshield.options.defences_smoothing import NoiseName, Smoothing
 
 TOGETHER = 500
@@ -102,8 +101,7 @@ class SoftSmoothed(Smoothed):
 
     def forward(self, x: Tensor) -> Tensor:
         options = self.options
-        number = int(torch.randint(2**31, ()))  # of the global generator, which an attack's seed governs
-        random = generator(options.defence, number)
+        random = drawn_anew(options)
         found = []
         for _ in range(options.crafting):
             noise = NOISES[options.distribution].draw(tuple(x.shape), random).to(x)

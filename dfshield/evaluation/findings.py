@@ -1,20 +1,16 @@
 """The record of a model's robustness checks: a small JSON file, sealed by its hash."""
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
+from dfshield.core import sealed
 from dfshield.core.errors import InputError
-from dfshield.core.files import existing_file, write_text
-from dfshield.core.hashing import digest
 from dfshield.registry import CHECKS
 
-FORMAT = "dfshield-checks"
-VERSION = 1
-REMEDY = "make it again with `dfshield checks`"
+KIND = sealed.Kind("dfshield-checks", 1, "record of robustness checks", "dfshield checks")
 
 Verdict = Literal["passed", "failed", "not-applicable"]
 
@@ -86,43 +82,13 @@ _FINDINGS = TypeAdapter(Findings)
 
 def write_findings(path: Path, findings: Findings) -> str:
     """Write `findings` atomically; returns their content SHA-256."""
-    sealed = replace(findings, content_sha256=_content(_plain(findings)))
-    write_text(path, json.dumps({"format": FORMAT, "version": VERSION} | _plain(sealed), indent=1) + "\n")
-    return sealed.content_sha256
+    return sealed.write(path, KIND, sealed.body(findings))
 
 
 def read_findings(path: Path) -> Findings:
     """Read and check a record; raises InputError for a file that is missing, foreign, newer, damaged or edited."""
-    existing_file(path, "record of robustness checks", REMEDY)
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:120]}); {REMEDY}") from None
-    if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
-        raise InputError(f"{path}: not a record of robustness checks (no format {FORMAT!r}); {REMEDY}")
-    if (version := body.pop("version", None)) != VERSION:
-        raise InputError(
-            f"{path}: format version {version}, this program reads {VERSION}; use the release of dfshield that wrote it"
-        )
-    try:
-        findings = _FINDINGS.validate_python(body)
-        same = findings.content_sha256 == _content(body)
-    except (ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: is not whole ({reason}); {REMEDY}") from None
-    if not same:
-        raise InputError(f"{path}: content does not match its SHA-256 (edited or damaged); {REMEDY}")
+    findings = sealed.read_as(path, KIND, _FINDINGS)
     made = [finding.check for finding in findings.findings]
     if made != list(CHECKS):
-        raise InputError(f"{path}: has the checks {', '.join(made)}, expected {', '.join(CHECKS)}; {REMEDY}")
+        raise InputError(f"{path}: has the checks {', '.join(made)}, expected {', '.join(CHECKS)}; {KIND.remedy}")
     return findings
-
-
-def _plain(findings: Findings) -> dict[str, Any]:
-    """The values as JSON has them."""
-    values: dict[str, Any] = json.loads(json.dumps(asdict(findings)))
-    return values
-
-
-def _content(body: dict[str, Any]) -> str:
-    return digest({name: value for name, value in body.items() if name != "content_sha256"})

@@ -1,20 +1,16 @@
 """The record of a synthetic set's diversity: a small JSON file that table cells are read from and traced by hash."""
 
-import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, FiniteFloat, TypeAdapter
 
+from dfshield.core import sealed
 from dfshield.core.errors import InputError
-from dfshield.core.files import existing_file, write_text
-from dfshield.core.hashing import digest
 from dfshield.registry import DIVERSITY_METRICS, RealData
 
-FORMAT = "dfshield-diversity"
-VERSION = 1
-REMEDY = "make it again with `dfshield diversity`"
+KIND = sealed.Kind("dfshield-diversity", 1, "record of diversity metrics", "dfshield diversity")
 
 BINNED = ("ndb", "jsd")
 """Metrics of the bins; the others are of neighbourhoods."""
@@ -62,39 +58,17 @@ _RECORD = TypeAdapter(Record)
 
 def write_record(path: Path, record: Record) -> str:
     """Write `record` atomically; returns its content SHA-256."""
-    record = replace(record, content_sha256=_content(asdict(record)))
-    write_text(path, json.dumps({"format": FORMAT, "version": VERSION} | asdict(record), indent=1) + "\n")
-    return record.content_sha256
+    return sealed.write(path, KIND, sealed.body(record))
 
 
 def read_record(path: Path) -> Record:
     """Read and check a record; raises InputError for a file that is missing, foreign, newer, damaged or edited."""
-    existing_file(path, "record of diversity metrics", REMEDY)
-    try:
-        body = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read as JSON ({' '.join(str(error).split())[:120]}); {REMEDY}") from None
-    if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
-        raise InputError(f"{path}: not a record of diversity metrics (no format {FORMAT!r}); {REMEDY}")
-    if (version := body.pop("version", None)) != VERSION:
-        raise InputError(
-            f"{path}: format version {version}, this program reads {VERSION}; use the release of dfshield that wrote it"
-        )
-    try:
-        record = _RECORD.validate_python(body)
-        same = record.content_sha256 == _content(body)
-    except (ValidationError, ValueError) as error:
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{path}: is not whole ({reason}); {REMEDY}") from None
-    if not same:
-        raise InputError(f"{path}: content does not match its SHA-256 (edited or damaged); {REMEDY}")
+    record = sealed.read_as(path, KIND, _RECORD)
     if record.values.keys() != set(DIVERSITY_METRICS):
-        raise InputError(f"{path}: has {', '.join(record.values)}, expected {', '.join(DIVERSITY_METRICS)}; {REMEDY}")
+        raise InputError(
+            f"{path}: has {', '.join(record.values)}, expected {', '.join(DIVERSITY_METRICS)}; {KIND.remedy}"
+        )
     return record
-
-
-def _content(body: dict[str, Any]) -> str:
-    return digest({name: value for name, value in body.items() if name != "content_sha256"})
 
 
 def protocol(record: Record, metric: str) -> str:

@@ -62,7 +62,7 @@ def _look(file: Path) -> tuple[str, Lines, Drawing | None]:
             return describe_trainset(file)
         raise InputError(f"{file}: HDF5, but neither a training set nor a ledger of dfshield (its format is {found!r})")
     if file.suffix == ".json":
-        if findings.FORMAT in file.read_text(encoding="utf-8", errors="replace")[:200]:
+        if findings.KIND.format in file.read_text(encoding="utf-8", errors="replace")[:200]:
             return "record of robustness checks", describe_findings(findings.read_findings(file)), None
         return "record of diversity metrics", describe_record(read_record(file)), None
     if is_fit(file):

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 from support.attacked import key
 
 from dfshield.core.ssim import C1, C2, ssim
@@ -34,3 +35,13 @@ def test_closed_forms():
     assert (ssim(x, 1 - x) < -0.5).all()
     a, b = torch.full((1, 1, 9, 9), 0.2), torch.full((1, 1, 9, 9), 0.6)
     torch.testing.assert_close(ssim(a, b), torch.tensor([(0.24 + C1) / (0.4 + C1)]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (3, 9, 5)])
+def test_it_is_that_of_scikit_image(shape):
+    a, b = torch.rand((2, *shape), generator=key(1)).double()
+    side = min(7, *shape[1:])
+    expected = structural_similarity(
+        a.numpy(), b.numpy(), win_size=side, data_range=1, use_sample_covariance=False, channel_axis=0
+    )
+    torch.testing.assert_close(ssim(a[None], b[None]), torch.tensor([expected]), rtol=1e-6, atol=1e-8)

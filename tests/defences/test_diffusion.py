@@ -2,22 +2,20 @@
 
 import math
 
-import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
-from skimage.metrics import structural_similarity
 from support.attacked import images, key, network
 from torch import Tensor, nn
 
 from dfshield import registry
 from dfshield.core.errors import InputError
+from dfshield.core.ssim import ssim
 from dfshield.defences.defence import straight_through
 from dfshield.defences.diffusion import SAMPLERS, Process, predicted, reverse
 from dfshield.defences.distribution_transfer import DISTANCES, Transferred
 from dfshield.defences.fitted import Fitting
 from dfshield.defences.purification import Purified, denoising_loss, to_pixels
-from dfshield.defences.similarity import ssim
 from dfshield.models.unet import UNet, time_embedding
 from dfshield.options import DefendOptions
 
@@ -564,22 +562,3 @@ def test_the_network_itself_is_left_as_it_was(name):
     made = defence(name, kept(lively()))
     made.protect(net)(x)
     assert all(p.requires_grad for p in net.parameters())
-
-
-# Similarity
-
-
-@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 28, 28), (3, 9, 5)])
-def test_structural_similarity_is_that_of_scikit_image(shape):
-    a, b = (torch.rand((3, *shape), generator=key(i)).double() for i in range(2))
-    b = 0.7 * a + 0.3 * b
-    side = min(7, *shape[1:])
-    expected = [
-        np.mean([
-            structural_similarity(x.numpy(), y.numpy(), win_size=side, data_range=1, use_sample_covariance=False)
-            for x, y in zip(one, other, strict=True)
-        ])
-        for one, other in zip(a, b, strict=True)
-    ]  # fmt: skip
-    torch.testing.assert_close(ssim(a, b), torch.tensor(expected), rtol=1e-6, atol=1e-8)
-    torch.testing.assert_close(ssim(a, a), torch.ones(3).double())
