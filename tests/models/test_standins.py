@@ -204,7 +204,6 @@ def test_generated_code_is_compared_once(monkeypatch, capsys):
 
 @pytest.mark.parametrize(("factor", "said"), [(1.01, False), (1.3, True)])
 def test_generated_code_in_bf16_may_round_at_other_places(monkeypatch, capsys, factor, said):
-    """A percent is rounding there, which in float32 it is not."""
     live = tiny.classifier(scale=3.0)
     monkeypatch.setattr(standins, "compiled", lambda f: lambda x: f(x) * factor)
     x = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))

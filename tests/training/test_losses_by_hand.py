@@ -10,7 +10,7 @@ from support import tiny
 
 from dfshield import registry
 from dfshield.options import TrainOptions
-from dfshield.options.training import Distillation, GradientPenalty, Mart, Mma, Mmc, Vat
+from dfshield.options.training import GradientPenalty, Mart, Mma, Mmc, Vat
 from dfshield.training import losses
 from dfshield.training.losses import Outputs
 
@@ -256,19 +256,6 @@ def test_the_smoothness_term_moves_both_sides(name, weight):
         found.append(torch.autograd.grad(value, (clean, adversarial), allow_unused=True, materialize_grads=True))
     for whole, without in zip(*found, strict=True):
         assert not torch.allclose(whole, without)
-
-
-@pytest.mark.parametrize("t", [1.0, 20.0, 100.0])
-def test_distillation_is_least_where_logits_are_the_teachers_times_the_temperature(t):
-    """There its slope in the student's logits is zero; elsewhere it is p - q whatever the temperature."""
-    options = Distillation(temperature=t)
-    for found, expected in (
-        (t * logits("teacher"), torch.zeros(2, 3)),
-        (t * logits("clean"), torch.tensor(CLEAN) - torch.tensor(TEACHER)),
-    ):
-        out = Outputs(found.requires_grad_(), found, logits("teacher"), torch.tensor(LABELS))
-        (slope,) = torch.autograd.grad(losses.distillation(out, options), found)
-        torch.testing.assert_close(slope, expected.double() / 2, rtol=1e-5, atol=1e-7)
 
 
 def test_virtual_adversarial_training_holds_its_target_fixed():
