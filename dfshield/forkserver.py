@@ -113,19 +113,24 @@ def start() -> subprocess.Popen[bytes] | None:
     if len(os.fsencode(path)) > LONGEST_PATH:
         path.parent.rmdir()
         return None
-    command = [sys.executable, "-m", "dfshield.forkserver", str(path)]
     alone = os.environ | dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")  # a fork has one thread
-    made = subprocess.Popen(command, stdin=subprocess.PIPE, env=alone, start_new_session=True)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))  # here, or a job that is quicker than the server's start would find none
+        listener.listen(64)
+        number = listener.fileno()
+        command = [sys.executable, "-m", "dfshield.forkserver", str(path), str(number)]
+        made = subprocess.Popen(command, stdin=subprocess.PIPE, env=alone, pass_fds=(number,), start_new_session=True)
     os.environ[SOCKET] = str(path)
     return made
 
 
-def serve(path: Path) -> None:
-    """Answer at the socket `path` until standard input ends. Jobs that come before the libraries are there wait."""
+def serve(path: Path, number: int) -> None:
+    """Answer at the socket `path`, which is open as descriptor `number`, until standard input ends.
+
+    Jobs that come before the libraries are there wait.
+    """
     try:
-        with socket.socket(socket.AF_UNIX) as listener, selectors.DefaultSelector() as ready:
-            listener.bind(str(path))
-            listener.listen(64)
+        with socket.socket(fileno=number) as listener, selectors.DefaultSelector() as ready:
             for name in LIBRARIES:
                 importlib.import_module(name)
             signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the forks
@@ -216,4 +221,4 @@ def _run(words: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    serve(Path(sys.argv[1]))
+    serve(Path(sys.argv[1]), int(sys.argv[2]))

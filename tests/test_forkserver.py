@@ -44,10 +44,13 @@ LIBRARY = """
 
 
 SERVER = """
-import pathlib, sys
+import pathlib, socket, sys
 from dfshield import forkserver
 forkserver.LIBRARIES = (sys.argv[2],)
-forkserver.serve(pathlib.Path(sys.argv[1]))
+listener = socket.socket(socket.AF_UNIX)
+listener.bind(sys.argv[1])
+listener.listen(64)
+forkserver.serve(pathlib.Path(sys.argv[1]), listener.detach())
 """
 ALONE = """
 import sys
@@ -57,9 +60,10 @@ main()
 """
 """A process of its own with the same library."""
 STARTER = """
-import os
+import os, socket
 from dfshield import forkserver
 made = forkserver.start()
+socket.socket(socket.AF_UNIX).connect(os.environ[forkserver.SOCKET])  # the first job may be quicker than the server
 assert forkserver.start() is None  # there is one
 print(made.pid, os.environ[forkserver.SOCKET], flush=True)
 input()
