@@ -5,8 +5,6 @@ import sys
 import pytest
 import torch
 
-from dfshield.core import datafree
-
 torch.set_num_threads(1)
 
 
@@ -24,13 +22,6 @@ def torchvision():
     module = pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
     yield module
     del libraries
-
-
-@pytest.fixture(autouse=True)
-def fresh_process(monkeypatch):
-    """Every test may run data-free stages, whatever other tests have imported, and they bind no other test."""
-    monkeypatch.delitem(sys.modules, "dfshield.data", raising=False)
-    monkeypatch.setattr(datafree, "_data_free_stage", None)
 
 
 @pytest.fixture(autouse=True)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dfshield import registry
 from dfshield.baselines.method import Method
-from dfshield.core.datafree import forbid_real_data
+from dfshield.core.datafree import data_free
 from dfshield.core.device import select_device
 from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import Diverged
@@ -47,6 +47,7 @@ METRICS = (
 )
 
 
+@data_free("cotrain")
 def run(
     teacher: Path,
     out: Path,
@@ -71,7 +72,6 @@ def run(
     last whole epoch) or if, after the last epoch, the student sees one class in all the held-out images where the
     teacher sees several. The student's provenance says so; it is written all the same, as a result.
     """
-    forbid_real_data("cotrain")
     recipe = recipe or options.method
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device), factory=factory)

@@ -1,24 +1,34 @@
-"""The guard of data-free stages: they cannot import the code that opens real data."""
+"""The guard of data-free stages: while one runs, the code that opens real data can neither be imported nor called."""
 
-import sys
-from typing import TYPE_CHECKING
+import functools
+from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
-if TYPE_CHECKING:
-    pass
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
+
+_running: list[str] = []
+"""Data-free stages that run in this process, the outermost first."""
 
 
-_data_free_stage: str | None = None
+def data_free(stage: str) -> Callable[[Callable[Given, Result]], Callable[Given, Result]]:
+    """Mark the function that runs a stage as data-free: whatever opens real data raises RuntimeError until it ends."""
 
+    def guarded(run: Callable[Given, Result]) -> Callable[Given, Result]:
+        @functools.wraps(run)
+        def running(*given: Given.args, **named: Given.kwargs) -> Result:
+            _running.append(stage)
+            try:
+                return run(*given, **named)
+            finally:
+                _running.pop()
 
-def forbid_real_data(stage: str) -> None:
-    """Declare this process data-free: importing `dfshield.data`, the only code that opens real sets, now fails."""
-    global _data_free_stage
-    if "dfshield.data" in sys.modules:
-        raise RuntimeError(f"{stage} is data-free but dfshield.data is already imported")
-    _data_free_stage = stage
+        return running
+
+    return guarded
 
 
 def check_real_data_allowed() -> None:
-    """Called by `dfshield.data` when it is imported; raises RuntimeError inside a data-free stage."""
-    if _data_free_stage:
-        raise RuntimeError(f"{_data_free_stage} is data-free: it must not import dfshield.data")
+    """Raise RuntimeError in a data-free stage; called where `dfshield.data` is imported and where it opens a set."""
+    if _running:
+        raise RuntimeError(f"{_running[-1]} is data-free: it must not open real data (dfshield.data)")

@@ -1,6 +1,6 @@
 """Real data sets: the only code of the program that opens them.
 
-Importing this package fails inside a data-free stage, so that no such stage can read real images by accident.
+Importing this package and opening a set fail inside a data-free stage, so that none can read real images by accident.
 """
 
 from dfshield.core.datafree import check_real_data_allowed

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from dfshield import registry
+from dfshield.core.datafree import check_real_data_allowed
 from dfshield.core.errors import InputError
 from dfshield.core.progress import log
 from dfshield.data.npz import NpzArray, read_npz
@@ -28,6 +29,7 @@ def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray | NpzArray, 
     Looks below `data_dir` for the official files, then for ``{name}_{split}.npz``, then for the one file
     ``{name}_{split}_*.npz`` (a part of the split), both with keys x and y. SVHN's digit 0 has label 0.
     """
+    check_real_data_allowed()
     official = registry.DATASETS[name].files
     wanted = [file for file in official if len(official) == 1 or file.startswith(split)]
     if all((data_dir / file).exists() for file in wanted):

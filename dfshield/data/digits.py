@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from dfshield import registry
+from dfshield.core.datafree import check_real_data_allowed
 
 SPLITS = ("train", "dev", "test")
 """For teacher training, for choices and for tables; each is as large as the registry says."""
@@ -15,6 +16,7 @@ SPLITS = ("train", "dev", "test")
 
 def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images float32 (N,8,8) in [0,1] and labels (N,); needs no file below `data_dir`."""
+    check_real_data_allowed()
     from sklearn.datasets import load_digits
 
     bunch = load_digits()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from dfshield.core.datafree import check_real_data_allowed
 from dfshield.core.errors import InputError
 from dfshield.data.npz import NpzArray, read_npz
 from dfshield.registry import MEDMNIST_SPLITS
@@ -11,6 +12,7 @@ SPLITS = tuple(MEDMNIST_SPLITS)
 
 def load(name: str, split: str, data_dir: Path) -> tuple[NpzArray, NpzArray]:
     """Images uint8 (N,28,28) or (N,28,28,3) and labels (N,1); reads ``{name}.npz`` below `data_dir`."""
+    check_real_data_allowed()
     path = data_dir / f"{name}.npz"
     if not path.is_file():
         raise InputError(

@@ -15,6 +15,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.lib import format as npy
 
+from dfshield.core.datafree import check_real_data_allowed
 from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file
 
@@ -78,6 +79,7 @@ class NpzArray:
 
     @contextmanager
     def _opened(self) -> Iterator[tuple[IO[bytes], zipfile.ZipInfo]]:
+        check_real_data_allowed()
         with _refusing(self.path), zipfile.ZipFile(self.path) as archive:
             info = archive.getinfo(f"{self.key}.npy")
             with archive.open(info) as stream:
@@ -86,6 +88,7 @@ class NpzArray:
 
 def read_npz(path: Path, keys: tuple[str, ...]) -> dict[str, NpzArray]:
     """The named arrays of an ``.npz`` file, to be read on demand; raises InputError if it does not hold them."""
+    check_real_data_allowed()
     existing_file(path, "image file", "an .npz with the keys " + ", ".join(keys) + " is expected there")
     with _refusing(path):
         with path.open("rb") as stream:

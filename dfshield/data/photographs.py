@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from dfshield import registry
+from dfshield.core.datafree import check_real_data_allowed
 
 SPLITS = ("train",)
 SIDE = 32
@@ -18,6 +19,7 @@ REDUCTIONS = (1, 2, 4, 8)
 
 def load(name: str, split: str, data_dir: Path) -> tuple[np.ndarray, np.ndarray]:
     """Images uint8 (N,32,32,3) and labels (N,), always the same; needs no file below `data_dir`."""
+    check_real_data_allowed()
     from sklearn.datasets import load_sample_images
 
     from dfshield.data.resizing import resized

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dfshield import registry
+from dfshield.core.datafree import check_real_data_allowed
 from dfshield.core.errors import InputError
 from dfshield.core.files import data_dir as data_dir
 from dfshield.data.headers import check_arrays
@@ -50,6 +51,7 @@ def load(name: str, split: str, data_dir: Path, limit: int = 0) -> Images:
 
     `limit` > 0 keeps the first so many images.
     """
+    check_real_data_allowed()
     if name not in registry.DATASETS:
         raise InputError(f"data set {name!r} is not one of {', '.join(registry.DATASETS)}")
     if split not in splits(name):

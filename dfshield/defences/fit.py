@@ -7,7 +7,7 @@ import torch
 
 from dfshield import __version__, registry
 from dfshield.attacks.base import frozen
-from dfshield.core.datafree import forbid_real_data
+from dfshield.core.datafree import data_free
 from dfshield.core.device import select_device
 from dfshield.core.errors import InputError
 from dfshield.core.progress import log
@@ -25,6 +25,7 @@ SAME = ("model", "input_shape", "classes", "mean", "std", "factory", "arguments"
 """What the cards of a student and of its teacher have in common."""
 
 
+@data_free("defend")
 def run(
     model_path: Path,
     teacher: Path,
@@ -41,7 +42,6 @@ def run(
     fit sees the images of the training set `data`, made for that teacher, and attacks of its own within `threat`.
     Raises InputError for a defence without anything to fit and for files that do not belong together.
     """
-    forbid_real_data("defend")
     entry = registry.DEFENCES[options.defence]
     if not entry.fitted:
         raise InputError(

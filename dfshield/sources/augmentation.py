@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from dfshield import registry
-from dfshield.core.datafree import forbid_real_data
+from dfshield.core.datafree import data_free
 from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.options import AugmentOptions
@@ -20,13 +20,13 @@ from dfshield.options.sources import Cutmix, Cutout, Mixup
 from dfshield.sources.trainset import read, trainset_header, write_whole
 
 
+@data_free("augment")
 def run(base: Path, out: Path, options: AugmentOptions, source: str = "mixup", code: str = "") -> None:
     """Write the set that `options.augmentation` makes of the merged training set `base` to `out`.
 
     It has as many images, of the same number type; teacher and `real_data` are inherited. Raises InputError for a
     file that is no whole training set.
     """
-    forbid_real_data("augment")
     torch.set_num_threads(options.threads)
     given = read(base)
     images = torch.from_numpy(given.images).permute(0, 3, 1, 2)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from dfshield import registry
-from dfshield.core.datafree import forbid_real_data
+from dfshield.core.datafree import data_free
 from dfshield.core.device import select_device
 from dfshield.core.epochs import EpochLoop
 from dfshield.core.errors import InputError
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dfshield.models.generators import Generator, Shape
 
 
+@data_free("generate")
 def run(
     teacher: Path,
     out: Path,
@@ -46,7 +47,6 @@ def run(
     With `state`, the same call after a crash resumes after the last whole epoch, to the identical file. Raises
     InputError if the loss is not finite.
     """
-    forbid_real_data("generate")
     device = select_device(options.device, options.threads)
     loaded, card = load_checkpoint(teacher, str(device), factory=factory)
     if missed := options.missed_classes(card.classes):

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from dfshield import registry
-from dfshield.core.datafree import forbid_real_data
+from dfshield.core.datafree import data_free
 from dfshield.core.device import resolve_precision, select_device
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
@@ -33,6 +33,7 @@ from dfshield.sources.trainset import Writer, trainset_header
 NO_DATA = registry.SOURCES["synthetic"].real_data
 
 
+@data_free("synthesize")
 def run(
     teacher: Path,
     out: Path,
@@ -53,7 +54,6 @@ def run(
     A group of batches depends on the seed and its own index alone, so any number of shards gives the same set.
     Finished groups are kept in `state` until the shard is written: the same call after a crash goes on there.
     """
-    forbid_real_data("synthesize")
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
     loaded, card = load_checkpoint(teacher, str(device), factory=factory)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from dfshield.core.datafree import forbid_real_data
+from dfshield.core.datafree import data_free
 from dfshield.core.device import resolve_precision, select_device
 from dfshield.core.files import metrics_csv, write_text
 from dfshield.core.progress import log
@@ -17,6 +17,7 @@ from dfshield.training.trainer import Trainer
 METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
 
 
+@data_free("train")
 def run(
     teacher: Path,
     data: Path,
@@ -37,7 +38,6 @@ def run(
     A run has *diverged* if a loss or a weight is not finite: it ends there, the student is that of the last whole epoch
     and its provenance says so. It is written all the same, as a result (the paper's †).
     """
-    forbid_real_data("train")
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
     model, card = load_checkpoint(teacher, str(device), factory=factory)

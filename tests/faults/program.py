@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dfshield import cli
-from dfshield.core import datafree
 from dfshield.core.errors import InputError
 from dfshield.planning.commands import TOOLS
 from dfshield.planning.stages import STAGES
@@ -93,8 +92,6 @@ class Fork:
         sys.stdout, sys.stderr = (io.TextIOWrapper(os.fdopen(n, "wb", 0), write_through=True) for n in (1, 2))
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGALRM):
             signal.signal(number, signal.SIG_DFL)
-        sys.modules.pop("dfshield.data", None)
-        datafree._data_free_stage = None
         try:
             work()
         except SystemExit as end:

@@ -1,7 +1,6 @@
 """Every network of the zoo goes through the teacher stage: accepted, or refused in one line and soon."""
 
 import re
-import sys
 import time
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 from support.zoo import SMALL, TORCHVISION, ZOO
 
-from dfshield.core import datafree
 from dfshield.core.errors import InputError
 from dfshield.core.rng import seeded
 from dfshield.evaluation import attack
@@ -74,11 +72,9 @@ def through_all_stages(name, folder, monkeypatch, factory):
     """Synthetic images, weights before and after training, and the ledger of an attack on either."""
     folder.mkdir()
     path = brought_in(name, folder, factory)
-    monkeypatch.delitem(sys.modules, "dfshield.data", raising=False)  # data-free stages come next
     synthetic, student, images = (folder / file for file in ("data.h5", "student.safetensors", "test.npz"))
     inversion.run(path, synthetic, SYNTHESIS, factory=factory)
     train.run(path, synthetic, student, TRAINING, factory=factory)
-    monkeypatch.setattr(datafree, "_data_free_stage", None)
     random = np.random.RandomState(0)
     np.savez(images, x=random.rand(20, 16, 16, 3).astype(np.float32), y=np.arange(20) % 4)
     ledgers = [

@@ -9,7 +9,6 @@ from support import tiny
 from support.configs import ROOT, plan
 from support.training import quick as train_options
 
-from dfshield.core import datafree
 from dfshield.evaluation import attack
 from dfshield.models.card import read_card
 from dfshield.models.checkpoints import load_checkpoint
@@ -95,7 +94,6 @@ def test_a_student_and_its_ledgers_carry_it(tmp_path, monkeypatch, capsys, prese
     assert ("6 of 10 classes had no training image" in text) == (present == 4)
     images = tiny.images(20)
     np.savez(tmp_path / "set.npz", x=images[..., 0], y=np.arange(20) % 10)
-    monkeypatch.setattr(datafree, "_data_free_stage", None)  # another process
     options = AttackOptions.of(attack="clean", device="cpu")
     given = (None, None, tmp_path / "set.npz", None, "clean", {})
     flags = flags_of(attack.run(tmp_path / "s.safetensors", tmp_path / "l.h5", options, *given))
