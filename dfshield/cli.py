@@ -55,7 +55,8 @@ def parser(words: Sequence[str] = ()) -> Parser:
     return top
 
 
-def _run(arguments: argparse.Namespace) -> Any:
+def meant(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
+    """The function that a command runs, ``package.module:function``, and what it is called with."""
     name = arguments.command
     values = {argument.parameter: getattr(arguments, argument.parameter) for argument in ARGUMENTS[name]}
     for argument in ARGUMENTS[name]:
@@ -70,6 +71,11 @@ def _run(arguments: argparse.Namespace) -> Any:
         values["options"] = options_of(name, profile | given, "options")
     elif name in TOOL_OPTIONS:
         values["options"] = build(TOOL_OPTIONS[name], given_options(arguments), "options")
+    return target, values
+
+
+def _run(arguments: argparse.Namespace) -> Any:
+    target, values = meant(arguments)
     module, _, function = target.partition(":")
     return getattr(importlib.import_module(module), function)(**values)
 

@@ -7,7 +7,7 @@ where it was and ends in the same bytes.
 """
 
 import contextlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,22 +83,14 @@ def run(
     notes = [note for note in (ensemble.protocol, ensemble.note) if note and note != protocol]
     if options.split != "test" and evaluation_npz is None:
         notes.append(options.split)
-    header: dict[str, Any] = {
-        "classes": card.classes,
+    header: dict[str, Any] = stated(card, images, options, device) | {
         "dataset": dataset or card.dataset,
-        "model": card.model,
-        "model_sha256": card.tensors_sha256,
-        "data_sha256": images.sha256(),
         "real_data": seen_data(card.real_data, defence, fit),
         "subject": subject,
         "protocol": f"{protocol}[{', '.join(notes)}]" if notes else protocol,
-        "threat": options.threat,
-        "options": options.described(device),
         "defence": defence.defence if defence else NO_DEFENCE,
         "defence_options": defence.described() if defence else {},
         "others": {name: sha256 for name, (_, sha256) in further.items()} | fit_hash(fit),
-        "seed": options.seed,
-        "version": __version__,
         "code": code,
     }
     kept = run_folder(state, "attack", header)
@@ -106,22 +98,43 @@ def run(
     judged, victim = defended(model, defence, options, fit)
     alike = image_flags(images.x.numpy())
     _say_doubts(model if card.kind == "teacher" else None, images, card.classes, alike, out, device)
+    known = [*alike, *(["diverged"] if card.provenance.get("diverged") else [])]
+    if missing := card.provenance.get("classes_without_images"):
+        known.append(f"classes-untrained:{missing} of {card.classes}")
     with contextlib.ExitStack() as stack:
         for network in (model, *models.values()):
             stack.enter_context(frozen(network))
         session = Session(judged, images.x, images.y, options, ensemble, device, kept, victim, models)
-        rows, flags = session.run()
-    flags = (*flags, *alike, *(["diverged"] if card.provenance.get("diverged") else []))
-    if missing := card.provenance.get("classes_without_images"):
-        flags = (*flags, f"classes-untrained:{missing} of {card.classes}")
-    names = ("robust", "clean", *(component.name for component in ensemble.components))
-    values: dict[str, Any] = header | rows
-    ledger = Ledger(**values, components=names, flags=flags)
+        ledger = filled(session, header, known)
     write_ledger(out, ledger)
     if "unbroken" in doubts(ledger):
         log(f"{out}: {DOUBTS['unbroken']}")
     forget(kept)
     return ledger
+
+
+def stated(card: "Card", images: "Images", options: AttackOptions, device: torch.device) -> dict[str, Any]:
+    """What every ledger says of the attacked model, the images and the attack."""
+    return {
+        "classes": card.classes,
+        "dataset": card.dataset,
+        "model": card.model,
+        "model_sha256": card.tensors_sha256,
+        "data_sha256": images.sha256(),
+        "real_data": card.real_data,
+        "threat": options.threat,
+        "options": options.described(device),
+        "seed": options.seed,
+        "version": __version__,
+    }
+
+
+def filled(session: Session, header: Mapping[str, Any], known: Sequence[str]) -> Ledger:
+    """Attack; returns the ledger with `header` and with what is `known` against its figures besides what is found."""
+    rows, flags = session.run()
+    names = ("robust", "clean", *(component.name for component in session.ensemble.components))
+    values: dict[str, Any] = {**header, **rows}
+    return Ledger(**values, components=names, flags=(*flags, *known))
 
 
 def _say_doubts(

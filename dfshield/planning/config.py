@@ -33,6 +33,8 @@ ELSEWHERE = {
 """Options with a config key of their own. Inside a stage's section they would be overridden silently."""
 ELSEWHERE_BY_STAGE = {"attack": ("seed", "threat", "split"), "train": ("seed", "threat"), "cotrain": ("seed", "threat")}
 
+PROGRAM = (Path(dfshield.__file__).parent / "shipped/config").resolve().parent
+"""Where ``config/`` with the built-in tables and entries lies: the checkout, or the installed package."""
 RESERVED = re.compile(r"seed-\d+|eval|none|.*\.(safetensors|h5|csv|json|md|tex|log|tsv|yaml)", re.I)
 """Names that the path grammar has for files and folders of its own."""
 
@@ -327,7 +329,7 @@ def _number_as_text(value: Any, where: str) -> None:
 
 def shipped(path: Path) -> Path:
     """`path` itself or, where there is no such file in the current folder, the one that came with the program."""
-    own = Path(dfshield.__file__).parent.parent / path
+    own = PROGRAM / path
     return own if not path.is_file() and own.is_file() else path
 
 
@@ -345,11 +347,10 @@ def located(values: dict[str, Any], where: str, folders: Mapping[str, Path], hom
             continue  # for the check of types
         path = Path(given or Config.model_fields[key].default).expanduser()
         beside = [folders[key]] if given is not None and key in folders else []
-        program = Path(dfshield.__file__).parent.parent
         places = (
             [path]
             if path.is_absolute()
-            else [folder / path for folder in (*beside, Path.cwd(), *([home] if home else []), program)]
+            else [folder / path for folder in (*beside, Path.cwd(), *([home] if home else []), PROGRAM)]
         )
         place = next((place for place in places if place.is_file()), None)
         if place is not None:

@@ -23,6 +23,7 @@ FLOORS = (
     "planning",
     "report",
     "tools",
+    "api",
     "cli",
     "forkserver",
 )

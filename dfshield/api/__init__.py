@@ -1,0 +1,1 @@
+"""Hardening from Python, in one process: without Snakemake, a checkout or a config file."""

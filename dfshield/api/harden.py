@@ -1,0 +1,215 @@
+"""`dfshield.harden`: a trained classifier in, a hardened one and the evidence out."""
+
+import contextlib
+import csv
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from dfshield.api import budget, given
+from dfshield.api.images import as_arrays
+from dfshield.api.load import load
+from dfshield.api.run import MAKING, run
+from dfshield.core import sealed
+from dfshield.core.errors import InputError
+from dfshield.core.files import atomic
+from dfshield.core.threat import parse_threat
+from dfshield.planning import frozen
+from dfshield.planning.config import check_config
+from dfshield.planning.jobs import CARD
+from dfshield.planning.paths import HARDEN
+from dfshield.planning.plan import Plan
+from dfshield.report.model_card import REPORT
+
+Evaluation = str | Path | tuple[Any, Any]
+CHOICE = sealed.Kind("dfshield-budget", 1, "choice of settings for a time", "dfshield.harden(…)")
+BATCHES = 25
+"""Images of a mini-batch of training: many small ones, where the images are few."""
+
+
+@dataclass(frozen=True)
+class Hardened:
+    """What came of hardening one model."""
+
+    folder: Path
+    """Everything that was made on the way, the synthetic images too; the same call with it goes on where it was."""
+    name: str
+    network: nn.Module
+    """The network that was given, as it was."""
+
+    @property
+    def results(self) -> Path:
+        """The folder of the hardened weights, the report and the card."""
+        return (self.folder / CARD.format(name=self.name)).parent
+
+    @property
+    def card(self) -> Path:
+        """The model card, Markdown."""
+        return self.folder / CARD.format(name=self.name)
+
+    @cached_property
+    def model(self) -> nn.Module:
+        """The hardened network: the given one with other weights, in eval mode on the CPU, without the mean and std."""
+        return load(self.results, self.network)
+
+    @property
+    def report(self) -> list[dict[str, str]]:
+        """The rows of ``report.csv``: method, metric, value in percent and more; empty without evaluation images."""
+        with (self.results / REPORT).open(encoding="utf-8", newline="") as file:
+            return list(csv.DictReader(file))
+
+
+def harden(
+    model: nn.Module,
+    input_shape: Sequence[int],
+    threat: str,
+    minutes: float = 40,
+    *,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    evaluation: Evaluation | None = None,
+    folder: str | Path = "hardened",
+    name: str = "model",
+    seed: int = 0,
+    device: str = "auto",
+    keep_accuracy: bool = False,
+    settings: Mapping[str, Mapping[str, Any]] | None = None,
+) -> Hardened:
+    """Harden a copy of `model` against perturbations within `threat`, without its training data (DataFreeShield).
+
+    `model` takes images (N,*input_shape), normalised by `mean` and `std` of its channels, and returns logits
+    (N,classes); without `mean` and `std` it takes pixels in [0,1]. It needs BatchNorm2d layers. `threat` is
+    ``linf:4/255``, ``l2:0.5`` or ``l1:12``, for pixels in [0,1]. The run is chosen to take about `minutes` on this
+    machine, evaluation included; `settings` by stage, as a config has them (``{"synthesize": {"images": 2000}}``),
+    win over what is chosen. `evaluation` has real images for the figures alone, attacked after everything is decided: a
+    pair of images x, a tensor (N,C,H,W) or an array (N,H,W,C) or (N,H,W), uint8 or float in [0,1], and classes y (N,),
+    or the path of an ``.npz`` with the keys x, an array, and y.
+
+    All files are below `folder`, in which the process works meanwhile. The same call again goes on where it was.
+    Raises `dfshield.InputError`, whose message is one line, for what cannot be hardened.
+    """
+    shape = tuple(int(size) for size in input_shape)
+    if len(shape) != 3:
+        raise InputError(f"input_shape: {list(input_shape)} has {len(shape)} sizes; give channels, height, width")
+    if minutes <= 0:
+        raise InputError(f"minutes: {minutes} is no time; give 5 or more")
+    parse_threat(threat)
+    home = Path(folder).absolute()
+    files = home / "given"
+    files.mkdir(parents=True, exist_ok=True)
+    entry: dict[str, Any] = {
+        "factory": given.FACTORY,
+        "arguments": {"name": name},
+        "weights": str(_kept_weights(model, files / f"{name}.safetensors")),
+        "input_shape": list(shape),
+        "classes": given.classes_of(model, shape),
+        **given.scale(mean, std, shape[0]),
+        "threat": threat,
+        "keep_accuracy": keep_accuracy,
+    }
+    evaluated = 0
+    if evaluation is not None:
+        path, evaluated = _kept_images(evaluation, files / f"{name}-evaluation.npz", shape, entry["classes"])
+        entry["evaluation"] = {"file": str(path)}
+    given.hold(name, model)
+    with contextlib.chdir(home):
+        make(name, entry, minutes, evaluated, seed, device, settings or {})
+    return Hardened(home, name, model)
+
+
+def make(
+    name: str,
+    entry: Mapping[str, Any],
+    minutes: float,
+    evaluated: int,
+    seed: int,
+    device: str,
+    settings: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Make the hardened model of a config's entry under ``harden:`` in the current folder.
+
+    The settings that are once chosen for a time are kept there, since no machine is twice as fast in two runs.
+    """
+    config: dict[str, Any] = {"name": f"{name}-run", "seeds": [seed], "device": device, HARDEN: {name: dict(entry)}}
+
+    def plan_of(sections: Mapping[str, Mapping[str, Any]]) -> Plan:
+        merged = {stage: {**values, **sections.get(stage, {})} for stage, values in _usual().items()}
+        merged |= {stage: dict(values) for stage, values in sections.items() if stage not in merged}
+        for stage, values in settings.items():
+            merged[stage] = {**merged.get(stage, {}), **values}
+        return Plan.of(check_config(config | merged, "dfshield.harden"))
+
+    first = plan_of({})
+    first.check()
+    first.check_files()
+    folder = frozen.folder_of(first.config.name)
+    place = folder / "budget.json"
+    asked = {"minutes": minutes, "threat": entry["threat"], "input_shape": entry["input_shape"], "evaluated": evaluated}
+    kept = sealed.read(place, CHOICE) if place.is_file() else {}
+    if kept.get("asked") != asked:
+        run(first, ["teacher"])
+        sections = budget.chosen(plan_of, minutes, budget.measured(first), evaluated)
+        kept = {"asked": asked, "chosen": sections}
+        sealed.write(place, CHOICE, kept)
+    plan = plan_of(kept["chosen"])
+    with frozen.claim(folder, frozen.texts_of(plan.config)):
+        run(plan, MAKING)
+        run(plan)  # what reads real images
+
+
+def _usual() -> dict[str, dict[str, Any]]:
+    """What does not depend on the time: the example's settings, on all cores."""
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return {
+        "synthesize": {
+            **{"batch": budget.BATCH, "labels": "random", "clamp": "step", "precision": "auto", "threads": threads},
+        },
+        "train": {
+            **{"batch": BATCHES, "aggregate": 2, "lr": 0.003, "schedule": "cosine", "precision": "auto"},
+            **{"outer_precision": "auto", "threads": threads},
+        },
+        "attack": {"chunk": 500, "precision": "auto", "threads": threads},
+        "checks": {"threads": threads},
+    }
+
+
+def _kept_weights(model: nn.Module, path: Path) -> Path:
+    from safetensors.torch import save
+
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model: is a {type(model).__name__}; give a torch.nn.Module")
+    state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
+    return _written(path, save(state))
+
+
+def _kept_images(evaluation: Evaluation, path: Path, shape: tuple[int, ...], classes: int) -> tuple[Path, int]:
+    """The file of the evaluation images, and their number; raises InputError for arrays that are no such images."""
+    if isinstance(evaluation, str | Path):
+        from dfshield.data.npz import read_npz
+
+        file = Path(evaluation).absolute()
+        return file, len(read_npz(file, ("x", "y"))["y"])
+    from dfshield.data.sets import to_images
+
+    x, y = as_arrays(*evaluation)
+    to_images(x, y, (shape[0], shape[1], shape[2]), classes, "evaluation")
+    with contextlib.suppress(OSError, ValueError, KeyError), np.load(path, allow_pickle=False) as kept:
+        if np.array_equal(kept["x"], x) and np.array_equal(kept["y"], y):
+            return path, len(y)
+    with atomic(path) as temporary, temporary.open("wb") as stream:
+        np.savez(stream, x=x, y=y)
+    return path, len(y)
+
+
+def _written(path: Path, content: bytes) -> Path:
+    """A file with this content, left alone where it has it already."""
+    if not path.is_file() or path.read_bytes() != content:
+        with atomic(path) as temporary:
+            temporary.write_bytes(content)
+    return path

@@ -1,0 +1,177 @@
+"""`dfshield.harden`, from a network to the hardened one with its card, in one process and without a checkout."""
+
+import copy
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from support import tiny
+from torch import nn
+
+import dfshield
+from dfshield.api import budget, harden, run
+from dfshield.planning.arithmetic import Throughput
+
+SETTINGS = {
+    "synthesize": {"images": 40, "batch": 20, "iterations": 3, "threads": 1},
+    "train": {"epochs": 1, "batch": 10, "holdout": 10, "attack_steps": 1, "threads": 1},
+    "attack": {"limit": 10, "threads": 1},
+    "checks": {"limit": 5, "draws": 2, "gradients": 2, "binarised": 1, "threads": 1},
+}
+THREAT = "linf:2/16"
+
+
+@pytest.fixture
+def network():
+    return tiny.classifier(scale=3.0).net
+
+
+@pytest.fixture
+def fast(monkeypatch):
+    """No time is spent on measuring."""
+    rates = {stage: {"model": 1e12} for stage in ("synthesis", "training")}
+    monkeypatch.setattr(budget, "measured", lambda plan: Throughput("assumed", "cpu", rates))
+
+
+def hardened(network, folder, **given):
+    values = {"minutes": 1, "device": "cpu", "settings": SETTINGS, "folder": folder} | given
+    shape, threat = values.pop("input_shape", tiny.SHAPE), values.pop("threat", THREAT)
+    return dfshield.harden(network, shape, threat, **values)
+
+
+def test_from_a_network_to_a_hardened_one(network, fast, tmp_path):
+    before = copy.deepcopy(network.state_dict())
+    x, y = tiny.images(20), np.arange(20) % tiny.CLASSES
+    here = Path.cwd()
+    result = hardened(network, tmp_path / "out", evaluation=(x, y))
+    assert Path.cwd() == here
+    assert all(torch.equal(value, before[name]) for name, value in network.state_dict().items())
+    assert type(result.model) is type(network) and not result.model.training
+    names = dict(network.named_parameters())
+    assert any(not torch.equal(value, names[name]) for name, value in result.model.named_parameters())
+    rows = {(row["method"], row["metric"]) for row in result.report}
+    assert rows == {(m, k) for m in ("Undefended", "Hardened") for k in ("clean", "pgd10", "autoattack")}
+    assert result.card.read_text().startswith("# model, hardened against adversarial attack")
+    again = dfshield.load(result.results, network)
+    assert all(torch.equal(value, result.model.state_dict()[name]) for name, value in again.state_dict().items())
+
+
+def test_the_same_call_again_makes_nothing(network, fast, tmp_path, monkeypatch):
+    first = hardened(network, tmp_path)
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".h5")}
+    monkeypatch.setattr(budget, "measured", lambda plan: pytest.fail("it is measured again"))
+    second = hardened(network, tmp_path)
+    assert all(path.stat().st_mtime_ns == then for path, then in made.items() if "harden/model" not in str(path.parent))
+    states = [result.model.state_dict() for result in (first, second)]
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
+def test_another_network_in_the_same_folder_is_hardened_anew(network, fast, tmp_path):
+    first = hardened(network, tmp_path).model
+    other = tiny.classifier(seed=5, scale=3.0).net
+    second = hardened(other, tmp_path).model
+    assert not torch.equal(next(first.parameters()), next(second.parameters()))
+
+
+def test_other_images_are_attacked_anew(network, fast, tmp_path):
+    x, y = tiny.images(20), np.arange(20) % tiny.CLASSES
+    first = hardened(network, tmp_path, evaluation=(x, y)).report
+    second = hardened(network, tmp_path, evaluation=(1 - x, y)).report
+    assert [row["ledger_sha256"] for row in first] != [row["ledger_sha256"] for row in second]
+
+
+def test_real_images_come_last(network, fast, tmp_path, capsys):
+    hardened(network, tmp_path, evaluation=(tiny.images(20), np.arange(20) % tiny.CLASSES))
+    stages = re.findall(r"^\d+ of \d+: (\w+) ", capsys.readouterr().err, re.MULTILINE)
+    assert stages[:4] == ["teacher", "synthesize", "merge", "train"]
+    assert sorted(stages[4:]) == ["attack"] * 4 + ["checks"] * 2 + ["harden"]
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"input_shape": (8, 8)}, "input_shape: .* channels, height, width"),
+        ({"minutes": 0}, "minutes: 0"),
+        ({"threat": "linf:0"}, "ε is 0"),
+        ({"evaluation": "missing.npz"}, "missing.npz: no such file"),
+        ({"evaluation": (np.zeros((4, 8, 8, 1)), np.arange(4) + 20)}, "labels lie in"),
+        ({"settings": {"train": {"epoch": 1}}}, "did you mean 'epochs'"),
+        ({"name": "none"}, "none"),
+        ({"mean": [0.1, 0.2]}, "mean has 2 values"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(network, tmp_path, monkeypatch, changed, says):
+    monkeypatch.setattr(run, "run", lambda *given: pytest.fail("work has begun"))
+    monkeypatch.setattr(harden, "run", lambda *given: pytest.fail("work has begun"))
+    with pytest.raises(dfshield.InputError, match=says) as refused:
+        hardened(network, tmp_path, **changed)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_network_without_batchnorm_is_refused(tmp_path):
+    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    with pytest.raises(dfshield.InputError, match="no BatchNorm2d layer"):
+        hardened(plain, tmp_path)
+
+
+class TestBudget:
+    def test_sizes_keep_the_proportions(self):
+        assert budget.sized(6000)["synthesize"] == {"images": 6000, "iterations": 250}
+        assert budget.sized(60_000) == {
+            "synthesize": {"images": 60_000, "iterations": 2000},
+            "train": {"epochs": 200, "holdout": 200},
+        }
+        grown = [budget.sized(100 * n) for n in range(1, 601)]
+        steps = [size["synthesize"]["iterations"] for size in grown]
+        assert steps == sorted(steps) and steps[0] == budget.FEWEST_STEPS
+
+    def test_more_time_buys_more(self, network, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        found = []
+        monkeypatch.setattr(budget, "measured", lambda plan: Throughput("assumed", "cpu", rates))
+        for speed in (1e9, 1e10):
+            rates = {stage: {"model": speed} for stage in ("synthesis", "training")}
+            for minutes in (2, 8):
+                folder = tmp_path / f"{speed}-{minutes}"
+                monkeypatch.setattr(harden, "run", lambda *given: None)
+                with pytest.raises(FileNotFoundError):
+                    _ = hardened(network, folder, minutes=minutes, settings={}).report
+                found.append(chosen(folder)["synthesize"]["images"])
+        assert found[0] < found[1] < found[3] and found[0] < found[2] < found[3]
+
+    def test_too_little_time(self, network, tmp_path, monkeypatch):
+        rates = {stage: {"model": 1e6} for stage in ("synthesis", "training")}
+        monkeypatch.setattr(budget, "measured", lambda plan: Throughput("assumed", "cpu", rates))
+        with pytest.raises(dfshield.InputError, match=r"minutes: 1 are too few .* give \d+ or more"):
+            hardened(network, tmp_path, settings={})
+
+    @pytest.mark.slow
+    def test_what_is_measured_is_near_what_a_run_takes(self, network, tmp_path):
+        """Within a factor of three, on a machine that may be busy: an error of units would be far off."""
+        import time
+
+        start = time.perf_counter()
+        hardened(network, tmp_path, minutes=0.5, settings={})
+        assert 0.15 < (time.perf_counter() - start) / 30 < 3
+
+
+def chosen(folder: Path):
+    from dfshield.core import sealed
+
+    return sealed.read(folder / "results/model-run/budget.json", harden.CHOICE)["chosen"]
+
+
+def test_to_import_the_package_is_quick():
+    code = "import sys, dfshield; print('torch' in sys.modules, sorted(dfshield.__all__)[:3])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=os.environ)
+    assert done.stdout.startswith("False")
+
+
+def test_a_name_that_is_not_there():
+    with pytest.raises(AttributeError, match="no attribute 'hardn'"):
+        _ = dfshield.hardn
