@@ -82,7 +82,7 @@ def _run(arguments: argparse.Namespace) -> Any:
 
 def _check_outputs(arguments: argparse.Namespace) -> None:
     """Refuse places that cannot be written to before hours of work, not after."""
-    folders = {"state", "out"} if arguments.command == "harden" else {"state"}
+    folders = {"state", "out"} if arguments.command in ("card", "harden") else {"state"}
     for name in ("out", "metrics", "images", "sheet", "state"):
         path: Path | None = getattr(arguments, name, None)
         if path is None:

@@ -6,7 +6,6 @@ from typing import Any
 
 from torch import nn
 
-from dfshield.api.given import classes_of, scale
 from dfshield.api.images import as_arrays
 from dfshield.attacks.base import frozen
 from dfshield.core.device import resolve_precision, select_device
@@ -18,6 +17,7 @@ from dfshield.evaluation.session import Session
 from dfshield.models.card import Card
 from dfshield.models.checkpoints import hash_tensors
 from dfshield.models.classifier import Classifier
+from dfshield.models.given import classes_of, scale
 from dfshield.models.standins import arranged, settle
 from dfshield.planning.stages import options_of
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dfshield.api import budget, given
+from dfshield.api import budget
 from dfshield.api.images import as_arrays
 from dfshield.api.load import load
 from dfshield.api.run import MAKING, run
@@ -20,6 +20,10 @@ from dfshield.core import sealed
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
 from dfshield.core.threat import parse_threat
+from dfshield.models import given
+from dfshield.models.card import GIVEN
+from dfshield.models.user_code import call_factory
+from dfshield.models.weights import load_weights
 from dfshield.planning import frozen
 from dfshield.planning.config import check_config
 from dfshield.planning.jobs import CARD
@@ -94,36 +98,88 @@ def harden(
     All files are below `folder`, in which the process works meanwhile. The same call again goes on where it was.
     Raises `dfshield.InputError`, whose message is one line, for what cannot be hardened.
     """
-    shape = tuple(int(size) for size in input_shape)
-    if len(shape) != 3:
-        raise InputError(f"input_shape: {list(input_shape)} has {len(shape)} sizes; give channels, height, width")
-    if minutes <= 0:
-        raise InputError(f"minutes: {minutes} is no time; give 5 or more")
-    parse_threat(threat)
-    home = Path(folder).absolute()
-    files = home / "given"
-    files.mkdir(parents=True, exist_ok=True)
-    entry: dict[str, Any] = {
-        "factory": given.FACTORY,
-        "arguments": {"name": name},
-        "weights": str(_kept_weights(model, files / f"{name}.safetensors")),
-        "input_shape": list(shape),
-        "classes": given.classes_of(model, shape),
-        **given.scale(mean, std, shape[0]),
-        "threat": threat,
-        "keep_accuracy": keep_accuracy,
-    }
-    evaluated = 0
-    if evaluation is not None:
-        path, evaluated = _kept_images(evaluation, files / f"{name}-evaluation.npz", shape, entry["classes"])
-        entry["evaluation"] = {"file": str(path)}
     given.hold(name, model)
-    with contextlib.chdir(home):
-        make(name, entry, minutes, evaluated, seed, device, settings or {})
+    shape = _checked_shape(input_shape)
+    home = Path(folder).absolute()
+    weights = _kept_weights(model, home / f"given/{name}.safetensors")
+    entry = {"factory": GIVEN, "arguments": {"name": name}, "weights": str(weights)}
+    entry |= _entry(model, shape, threat, mean, std, keep_accuracy)
+    _make(home, name, entry, minutes, evaluation, seed, device, settings or {})
     return Hardened(home, name, model)
 
 
-def make(
+def command(
+    weights: Path,
+    factory: str,
+    arguments: Mapping[str, Any],
+    input_shape: Sequence[int],
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    threat: str,
+    minutes: float,
+    evaluation: Path | None,
+    folder: Path,
+    name: str,
+    seed: int,
+    device: str,
+    keep_accuracy: bool,
+) -> None:
+    """The same for a model in files, on the command line; prints where the card is."""
+    place, _, function = factory.rpartition(":")
+    factory = f"{Path(place).absolute()}:{function}" if place.endswith(".py") else factory
+    network, home = call_factory(factory, arguments), folder.absolute()
+    load_weights(network, weights)
+    entry = {"factory": factory, "arguments": dict(arguments), "weights": str(weights.absolute())}
+    entry |= _entry(network, _checked_shape(input_shape), threat, mean, std, keep_accuracy)
+    _make(home, name, entry, minutes, evaluation, seed, device, {})
+    print(home / CARD.format(name=name))
+
+
+def _checked_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
+    if len(input_shape) != 3:
+        raise InputError(f"input_shape: {list(input_shape)} has {len(input_shape)} sizes; give channels, height, width")
+    channels, height, width = map(int, input_shape)
+    return channels, height, width
+
+
+def _entry(
+    model: nn.Module,
+    shape: tuple[int, int, int],
+    threat: str,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    keep_accuracy: bool,
+) -> dict[str, Any]:
+    """What a config says of a model under ``harden:``, besides the network itself."""
+    parse_threat(threat)
+    facts = {"input_shape": list(shape), "classes": given.classes_of(model, shape), "threat": threat}
+    return facts | given.scale(mean, std, shape[0]) | {"keep_accuracy": keep_accuracy}
+
+
+def _make(
+    home: Path,
+    name: str,
+    entry: dict[str, Any],
+    minutes: float,
+    evaluation: Evaluation | None,
+    seed: int,
+    device: str,
+    settings: Mapping[str, Mapping[str, Any]],
+) -> None:
+    """Make the hardened model of a config's `entry` under ``harden:`` in the folder `home`."""
+    if minutes <= 0:
+        raise InputError(f"minutes: {minutes} is no time; give 5 or more")
+    evaluated = 0
+    if evaluation is not None:
+        place = home / f"given/{name}-evaluation.npz"
+        path, evaluated = _kept_images(evaluation, place, entry["input_shape"], entry["classes"])
+        entry["evaluation"] = {"file": str(path)}
+    home.mkdir(parents=True, exist_ok=True)
+    with contextlib.chdir(home):
+        _make_here(name, entry, minutes, evaluated, seed, device, settings)
+
+
+def _make_here(
     name: str,
     entry: Mapping[str, Any],
     minutes: float,
@@ -132,10 +188,7 @@ def make(
     device: str,
     settings: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """Make the hardened model of a config's entry under ``harden:`` in the current folder.
-
-    The settings that are once chosen for a time are kept there, since no machine is twice as fast in two runs.
-    """
+    """The settings that are once chosen for a time are kept, since no machine is as fast in two runs."""
     config: dict[str, Any] = {"name": f"{name}-run", "seeds": [seed], "device": device, HARDEN: {name: dict(entry)}}
 
     def plan_of(sections: Mapping[str, Mapping[str, Any]]) -> Plan:
@@ -180,15 +233,21 @@ def _usual() -> dict[str, dict[str, Any]]:
 
 
 def _kept_weights(model: nn.Module, path: Path) -> Path:
+    """The file of the weights, left alone where it has them already."""
     from safetensors.torch import save
 
     if not isinstance(model, nn.Module):
         raise InputError(f"model: is a {type(model).__name__}; give a torch.nn.Module")
     state = {key: value.detach().cpu().contiguous().clone() for key, value in model.state_dict().items()}
-    return _written(path, save(state))
+    content = save(state)
+    if not path.is_file() or path.read_bytes() != content:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic(path) as temporary:
+            temporary.write_bytes(content)
+    return path
 
 
-def _kept_images(evaluation: Evaluation, path: Path, shape: tuple[int, ...], classes: int) -> tuple[Path, int]:
+def _kept_images(evaluation: Evaluation, path: Path, shape: Sequence[int], classes: int) -> tuple[Path, int]:
     """The file of the evaluation images, and their number; raises InputError for arrays that are no such images."""
     if isinstance(evaluation, str | Path):
         from dfshield.data.npz import read_npz
@@ -202,14 +261,7 @@ def _kept_images(evaluation: Evaluation, path: Path, shape: tuple[int, ...], cla
     with contextlib.suppress(OSError, ValueError, KeyError), np.load(path, allow_pickle=False) as kept:
         if np.array_equal(kept["x"], x) and np.array_equal(kept["y"], y):
             return path, len(y)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with atomic(path) as temporary, temporary.open("wb") as stream:
         np.savez(stream, x=x, y=y)
     return path, len(y)
-
-
-def _written(path: Path, content: bytes) -> Path:
-    """A file with this content, left alone where it has it already."""
-    if not path.is_file() or path.read_bytes() != content:
-        with atomic(path) as temporary:
-            temporary.write_bytes(content)
-    return path

@@ -149,6 +149,6 @@ STAGE_GIVEN: Mapping[str, Callable[[Plan, Place, Job], Given]] = {
     "defend": _defend,
     "attack": _attack,
     "checks": _checks,
-    "harden": _card,
+    "card": _card,
 }
 """The stages that hardening a model of one's own takes."""

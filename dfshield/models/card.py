@@ -26,6 +26,8 @@ T = TypeVar("T")
 Values = bytes | bytearray | memoryview
 KEY = "dfshield"
 """The metadata key of a checkpoint's card."""
+GIVEN = "dfshield.models.given:network"
+"""The factory of networks that a caller handed over as objects; its argument is the `name` that they are held under."""
 FORMAT = 1
 """Version of the file format; a file with a higher one is refused."""
 DTYPES = {

@@ -240,11 +240,38 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         _file("records", "records of robustness checks", "records", nargs="+", metavar="RECORD"),
         _file("--out", "CSV to write; Markdown goes beside it"),
     ),
-    "harden": (
+    "card": (
         _value("name", "entry under harden: of the config"),
         CONFIG,
         _file("--student", "trained student"),
         _file("--out", "folder to write model.safetensors, report.csv, MODEL_CARD.md and any mixture to"),
+    ),
+    "harden": (
+        _file("--model", "weights of your model: .safetensors or a PyTorch state dict", "weights"),
+        _value("--factory", "its network: package.module:function or file.py:function", required=True),
+        _value("--arguments", "keyword arguments of the factory as JSON", convert=_json("--arguments")),
+        _value("--input-shape", "its channels, height, width", type=int, nargs=3, required=True),
+        _value("--mean", "its normalisation mean per channel, pixels in [0,1] (default: 0)", type=float, nargs="+"),
+        _value("--std", "its normalisation standard deviation per channel (default: 1)", type=float, nargs="+"),
+        _value("--threat", "threat model to harden against, NORM:EPS", required=True),
+        _value("--minutes", "time that the whole may take here, evaluation included", type=float, default=40.0),
+        _file("--evaluation", "real images for the figures, .npz with x and y", required=False),
+        _file(
+            "--out",
+            "folder of all that is made; the same command goes on where it was",
+            "folder",
+            False,
+            default=Path("hardened"),
+        ),
+        _value("--name", "what to call the model", default="model"),
+        _value("--seed", "random seed; everything random follows from it", type=int, default=0),
+        _value(
+            "--device",
+            "cpu, cuda, or auto: CUDA where there is a device",
+            default="auto",
+            choices=["auto", "cpu", "cuda"],
+        ),
+        _value("--keep-accuracy", "also make its mixture with the original model", action="store_true", default=False),
     ),
     "certify": (
         _file("--model", "checkpoint to certify", "model_path"),
@@ -290,6 +317,10 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
 """Arguments of every command besides its options, by the parameters of the function that runs."""
 
 TOOLS = {
+    "harden": (
+        "harden a trained classifier of your own within some minutes, without a config",
+        "dfshield.api.harden:command",
+    ),
     "certify": (
         "certify radii within which noise leaves the answer of a smoothed classifier as it is",
         "dfshield.evaluation.certify:run",

@@ -108,7 +108,7 @@ class Jobs:
             place = self.plan.place(HARDEN, own, source=entry.source, recipe=entry.recipe, seed=seed)
             inputs += [self.student(place), self.data(place)]
             inputs += self.defence(place.at(defence=MIXTURE)) if entry.keep_accuracy else []
-            self._add("harden", CARD.format(name=own), inputs, place)
+            self._add("card", CARD.format(name=own), inputs, place)
 
     def files(self, cells: Iterable[Cell]) -> list[str]:
         """All that cells are made from: what their figures are read from, and the checks that mark them."""
@@ -207,7 +207,7 @@ class Jobs:
     def _add(self, stage: str, path: str, inputs: Iterable[str], place: Place | None = None, share: float = 1.0) -> str:
         if path not in self.jobs:
             options = None
-            if place is not None and stage not in ("merge", "export", "table", "harden"):
+            if place is not None and stage not in ("merge", "export", "table", "card"):
                 options = self.plan.options(stage, place)
             self.jobs[path] = Job(stage, path, tuple(dict.fromkeys(inputs)), place, options, share)
         return path

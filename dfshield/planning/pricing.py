@@ -243,7 +243,7 @@ def _model_size(prices: Prices, job: Job) -> float:
 
 LIGHT: dict[str, Callable[[Prices, Job], float]] = {
     **dict.fromkeys(("merge", "augment", "export"), _data_size),
-    "harden": _model_size,
+    "card": _model_size,
     "table": lambda prices, job: 0.0,
     "checklist": lambda prices, job: 0.0,
 }

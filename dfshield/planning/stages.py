@@ -196,7 +196,7 @@ STAGES: dict[str, Stage] = {
         gpu=False,
         minutes=30,
     ),
-    "harden": Stage(
+    "card": Stage(
         "write a hardened model with its report and model card", "dfshield.report.model_card:run", gpu=False, minutes=30
     ),
 }

@@ -9,7 +9,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, write_text
 from dfshield.defences.fit_file import FitCard, check_fit_file
 from dfshield.evaluation.findings import Findings, read_findings
-from dfshield.models.card import Card, read_card
+from dfshield.models.card import GIVEN, Card, read_card
 from dfshield.planning.cells import Cell
 from dfshield.planning.frozen import own
 from dfshield.planning.paths import NONE
@@ -118,6 +118,7 @@ def model_card(
 
 def _what(card: Card) -> list[str]:
     built = f"factory `{card.factory}`" if card.factory else f"registered model `{card.model}`"
+    built = "a network of the caller's" if card.factory == GIVEN else built
     threat = card.provenance.get("options", {}).get("threat", "unknown")
     return [
         f"An image classifier ({built}), input {'×'.join(map(str, card.input_shape))} (channels, height, width) with "
@@ -183,7 +184,9 @@ def _figures(rows: Sequence[Row]) -> list[str]:
 
 
 def _load(card: Card) -> list[str]:
-    if card.factory:
+    if card.factory == GIVEN:
+        names = "from dfshield import load", f'net = load("{MODEL}", network)  # network: the one that was given'
+    elif card.factory:
         place, _, function = card.factory.rpartition(":")
         module = Path(place).stem if place.endswith(".py") else place
         arguments = ", ".join(f"{key}={value!r}" for key, value in card.arguments.items())
@@ -193,14 +196,17 @@ def _load(card: Card) -> list[str]:
         names = "from dfshield.models.checkpoints import build_network", f"net = build_network({arguments})"
     mean, std = (f"images.new_tensor({list(values)}).view(-1, 1, 1)" for values in (card.mean, card.std))
     shape = ", ".join(map(str, card.input_shape))
-    code = [
-        "from safetensors.torch import load_file",
-        names[0],
-        names[1],
+    filled = [
         "state = net.state_dict()",
         f'state.update(load_file("{MODEL}"))',
         "net.load_state_dict(state)",
         "net.eval()",  # last, as a network may compute something of its weights there
+    ]
+    given = card.factory == GIVEN
+    code = [
+        *([] if given else ["from safetensors.torch import load_file"]),
+        *names,
+        *([] if given else filled),
         f"logits = net((images - {mean}) / {std})  # images: (N, {shape}) in [0,1]",
     ]
     return ["## Use", "", "```python", *code, "```", ""]
@@ -208,9 +214,17 @@ def _load(card: Card) -> list[str]:
 
 def _mixed(card: Card, fit: FitCard) -> list[str]:
     factory = f", factory={card.factory!r}" if card.factory else ""
-    code = [
+    loading = [
         "from dfshield.defences.fit_file import load_defended",
         f'model = load_defended("{MODEL}", "{MIXTURE}"{factory})',
+    ]
+    if card.factory == GIVEN:
+        loading = [
+            "from dfshield import load",
+            'model = load(".", network, mixed=True)  # network: the one that was given',
+        ]
+    code = [
+        *loading,
         "logits = model(images)  # images: (N, channels, height, width) in [0,1], not normalised",
     ]
     return [

@@ -10,10 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from support import tiny
 from torch import nn
 
 import dfshield
+from dfshield import cli
 from dfshield.api import budget, harden, run
 from dfshield.planning.arithmetic import Throughput
 
@@ -164,6 +166,41 @@ def chosen(folder: Path):
     from dfshield.core import sealed
 
     return sealed.read(folder / "results/model-run/budget.json", harden.CHOICE)["chosen"]
+
+
+def test_the_mixture_is_handed_out(network, fast, tmp_path):
+    result = hardened(network, tmp_path, keep_accuracy=True)
+    mixed = dfshield.load(result.results, network, mixed=True)
+    assert mixed(torch.rand(2, *tiny.SHAPE)).shape == (2, tiny.CLASSES)
+    assert 'load(".", network, mixed=True)' in result.card.read_text()
+    with pytest.raises(dfshield.InputError, match="is no folder"):
+        dfshield.load(result.results / "model.safetensors", network, mixed=True)
+
+
+def test_by_the_command_line(network, fast, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    code = "from support import tiny\n\n\ndef build():\n    return tiny.classifier(seed=7).net\n"
+    (tmp_path / "mine.py").write_text(code)
+    save_file(network.state_dict(), tmp_path / "mine.safetensors")
+    words = f"harden --model mine.safetensors --factory mine.py:build --input-shape 1 8 8 --threat {THREAT}"
+    given = harden._make
+    monkeypatch.setattr(harden, "_make", lambda *values: given(*values[:-1], SETTINGS))
+    cli.main([*words.split(), "--device", "cpu", "--out", "out", "--minutes", "1"])
+    card = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    assert card == tmp_path / "out/results/harden/model/MODEL_CARD.md" and card.is_file()
+    assert dfshield.load(card.parent, factory=f"{tmp_path}/mine.py:build")(torch.rand(1, *tiny.SHAPE)).shape == (1, 10)
+    with pytest.raises(SystemExit):
+        cli.main([*words.split(), "--minutes", "-1"])
+    assert "minutes: -1.0 is no time" in capsys.readouterr().err
+
+
+def test_what_cannot_be_loaded(network, tmp_path):
+    path = tiny.teacher(tmp_path / "t.safetensors")
+    assert dfshield.load(path)(torch.rand(1, *tiny.SHAPE)).shape == (1, 10)
+    with pytest.raises(dfshield.InputError, match="two ways"):
+        dfshield.load(path, network, "mine.py:build")
+    with pytest.raises(dfshield.InputError, match=r"t\.safetensors: .*"):
+        dfshield.load(path, nn.Linear(2, 3))
 
 
 def test_to_import_the_package_is_quick():

@@ -131,7 +131,7 @@ def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> N
     a = parsed(words)
     assert a.command == job.stage
     assert inputs == set(job.inputs)
-    assert a.out == (Path(job.output).parent if job.stage == "harden" else Path(job.output))
+    assert a.out == (Path(job.output).parent if job.stage == "card" else Path(job.output))
     if STAGES[job.stage].options:
         assert options(words) == job.options
     if STAGES[job.stage].output:
@@ -142,7 +142,7 @@ def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> N
         if place.dataset == HARDEN and job.stage in ("attack", "checks"):
             assert (named.pop("dataset"), a.evaluation_npz) == (None, Path("data/mine.npz"))
         assert named == {name: getattr(place, name) for name in named}
-    if job.stage not in ("table", "harden"):
+    if job.stage not in ("table", "card"):
         values = [getattr(a, name) for name in FILES if getattr(a, name, None)]
         values += [pair.partition("=")[2] for pair in getattr(a, "others", None) or ()]
         files = [str(path) for value in values for path in (value if isinstance(value, list) else [value])]

@@ -164,7 +164,7 @@ def test_a_hardened_model_that_keeps_its_accuracy_has_the_rows_of_the_mixture():
     jobs = Jobs(made)
     jobs.target("harden")
     (fit,) = (job for job in jobs.jobs.values() if job.stage == "defend")
-    (card,) = (job for job in jobs.jobs.values() if job.stage == "harden")
+    (card,) = (job for job in jobs.jobs.values() if job.stage == "card")
     assert fit.output in card.inputs
 
 

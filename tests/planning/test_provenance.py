@@ -42,7 +42,7 @@ CHOSEN = {
     "merge": (),
     "table": (),
     "checklist": (),
-    "harden": (),
+    "card": (),
 }
 READS_SHARDS = {
     *("cotrain", "synthesize", "generate", "augment", "diversity", "train", "public", "export", "merge", "defend"),
@@ -130,7 +130,7 @@ EDITS = {
     "the chosen augmentation": ("sources/augmentation.py", "mixup", {"augment"}),
     "another augmentation": ("sources/augmentation.py", "cutout", set()),
     "a diversity metric": ("evaluation/coverage.py", "jensen_shannon", {"diversity"}),
-    "the record of diversity": ("evaluation/record.py", "protocol", {"table", "harden"}),
+    "the record of diversity": ("evaluation/record.py", "protocol", {"table", "card"}),
     "the chosen model": ("models/cnn.py", "cnn_s", USES_MODELS),
     "another model": ("models/cnn.py", "cnn_m", set()),
     "the shard contract": ("sources/trainset.py", "_content_hash", READS_SHARDS),

@@ -77,7 +77,7 @@ rule checklist:
 
 rule harden_model:
     input:
-        current("harden", CARD),
+        current("card", CARD),
         unpack(hardened_files),
     output:
         card=CARD,
@@ -91,13 +91,13 @@ rule harden_model:
         "Hardened model {wildcards.name}"
     threads: 1
     resources:
-        **ask("harden"),
+        **ask("card"),
     conda:
         "../../envs/dfshield.yaml"
     params:
-        **common("harden"),
+        **common("card"),
         config=CONFIG,
         folder=lambda wildcards, output: Path(output.card).parent,
     shell:
-        "{params.dfshield} harden {wildcards.name} --config {params.config} --student {input.student}"
+        "{params.dfshield} card {wildcards.name} --config {params.config} --student {input.student}"
         " --out {params.folder} 2>&1 | tee {log}"

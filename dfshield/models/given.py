@@ -8,9 +8,6 @@ from torch import nn
 
 from dfshield.core.errors import InputError
 
-FACTORY = "dfshield.api.given:network"
-"""The factory as configs and checkpoints name it; its argument is the `name` that the network is held under."""
-
 _held: dict[str, nn.Module] = {}
 
 
