@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from dfshield.api import budget
 from dfshield.api.images import as_arrays
 from dfshield.api.load import load
+from dfshield.api.minutes import BATCH, chosen, measured
 from dfshield.api.run import MAKING, run
 from dfshield.core import sealed
 from dfshield.core.errors import InputError
@@ -207,7 +207,7 @@ def _make_here(
     kept = sealed.read(place, CHOICE) if place.is_file() else {}
     if kept.get("asked") != asked:
         run(first, ["teacher"])
-        sections = budget.chosen(plan_of, minutes, budget.measured(first), evaluated)
+        sections = chosen(plan_of, minutes, measured(first), evaluated)
         kept = {"asked": asked, "chosen": sections}
         sealed.write(place, CHOICE, kept)
     plan = plan_of(kept["chosen"])
@@ -221,7 +221,7 @@ def _usual() -> dict[str, dict[str, Any]]:
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "synthesize": {
-            **{"batch": budget.BATCH, "labels": "random", "clamp": "step", "precision": "auto", "threads": threads},
+            **{"batch": BATCH, "labels": "random", "clamp": "step", "precision": "auto", "threads": threads},
         },
         "train": {
             **{"batch": BATCHES, "aggregate": 2, "lr": 0.003, "schedule": "cosine", "precision": "auto"},

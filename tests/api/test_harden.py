@@ -16,7 +16,7 @@ from torch import nn
 
 import dfshield
 from dfshield import cli
-from dfshield.api import budget, harden, run
+from dfshield.api import harden, minutes, run
 from dfshield.planning.arithmetic import Throughput
 
 SETTINGS = {
@@ -37,7 +37,7 @@ def network():
 def fast(monkeypatch):
     """No time is spent on measuring."""
     rates = {stage: {"model": 1e12} for stage in ("synthesis", "training")}
-    monkeypatch.setattr(budget, "measured", lambda plan: Throughput("assumed", "cpu", rates))
+    monkeypatch.setattr(harden, "measured", lambda plan: Throughput("assumed", "cpu", rates))
 
 
 def hardened(network, folder, **given):
@@ -66,7 +66,7 @@ def test_from_a_network_to_a_hardened_one(network, fast, tmp_path):
 def test_the_same_call_again_makes_nothing(network, fast, tmp_path, monkeypatch):
     first = hardened(network, tmp_path)
     made = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".h5")}
-    monkeypatch.setattr(budget, "measured", lambda plan: pytest.fail("it is measured again"))
+    monkeypatch.setattr(harden, "measured", lambda plan: pytest.fail("it is measured again"))
     second = hardened(network, tmp_path)
     assert all(path.stat().st_mtime_ns == then for path, then in made.items() if "harden/model" not in str(path.parent))
     states = [result.model.state_dict() for result in (first, second)]
@@ -123,32 +123,32 @@ def test_a_network_without_batchnorm_is_refused(tmp_path):
 
 class TestBudget:
     def test_sizes_keep_the_proportions(self):
-        assert budget.sized(6000)["synthesize"] == {"images": 6000, "iterations": 250}
-        assert budget.sized(60_000) == {
+        assert minutes.sized(6000)["synthesize"] == {"images": 6000, "iterations": 250}
+        assert minutes.sized(60_000) == {
             "synthesize": {"images": 60_000, "iterations": 2000},
             "train": {"epochs": 200, "holdout": 200},
         }
-        grown = [budget.sized(100 * n) for n in range(1, 601)]
+        grown = [minutes.sized(100 * n) for n in range(1, 601)]
         steps = [size["synthesize"]["iterations"] for size in grown]
-        assert steps == sorted(steps) and steps[0] == budget.FEWEST_STEPS
+        assert steps == sorted(steps) and steps[0] == minutes.FEWEST_STEPS
 
     def test_more_time_buys_more(self, network, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
         found = []
-        monkeypatch.setattr(budget, "measured", lambda plan: Throughput("assumed", "cpu", rates))
+        monkeypatch.setattr(harden, "measured", lambda plan: Throughput("assumed", "cpu", rates))
         for speed in (1e9, 1e10):
             rates = {stage: {"model": speed} for stage in ("synthesis", "training")}
-            for minutes in (2, 8):
-                folder = tmp_path / f"{speed}-{minutes}"
+            for time in (2, 8):
+                folder = tmp_path / f"{speed}-{time}"
                 monkeypatch.setattr(harden, "run", lambda *given: None)
                 with pytest.raises(FileNotFoundError):
-                    _ = hardened(network, folder, minutes=minutes, settings={}).report
+                    _ = hardened(network, folder, minutes=time, settings={}).report
                 found.append(chosen(folder)["synthesize"]["images"])
         assert found[0] < found[1] < found[3] and found[0] < found[2] < found[3]
 
     def test_too_little_time(self, network, tmp_path, monkeypatch):
         rates = {stage: {"model": 1e6} for stage in ("synthesis", "training")}
-        monkeypatch.setattr(budget, "measured", lambda plan: Throughput("assumed", "cpu", rates))
+        monkeypatch.setattr(harden, "measured", lambda plan: Throughput("assumed", "cpu", rates))
         with pytest.raises(dfshield.InputError, match=r"minutes: 1 are too few .* give \d+ or more"):
             hardened(network, tmp_path, settings={})
 
