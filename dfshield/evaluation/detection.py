@@ -1,6 +1,5 @@
 """Detectors of attacked images before attacks that do not know of them and attacks that do."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfshield import __version__
+from dfshield import __version__, registry
 from dfshield.attacks.base import Eot, Problem, frozen, input_gradient, margin
 from dfshield.attacks.pgd import pgd
-from dfshield.core import sealed
 from dfshield.core.device import select_device
 from dfshield.core.errors import InputError
 from dfshield.core.lp import project, random_start, step
@@ -19,15 +17,13 @@ from dfshield.core.progress import log, progress
 from dfshield.core.rng import generator, seeded
 from dfshield.core.signals import stop_if_asked
 from dfshield.core.threat import Threat, parse_threat
-from dfshield.defences.detectors import Mahalanobis, Secondary, Watched, outputs, pairs, seen, trained
+from dfshield.defences.detectors import Watched, outputs
+from dfshield.evaluation.detections import DetectionRecord, Outcome, write_detection
 from dfshield.models.folding import fold
-from dfshield.options import AttackOptions
+from dfshield.options import AttackOptions, DetectOptions
 from dfshield.options.attacks import Pgd
-from dfshield.options.defences_detection import Dad, DetectOptions
+from dfshield.options.detectors import HELD_OUT
 
-RECORD = sealed.Kind("dfshield-detection", 1, "record of a detector's evaluation", "dfshield detect")
-HELD_OUT = 0.2
-"""Share of the training set that the threshold is set on, and the detector not fitted on."""
 CHUNK = 250
 """Images attacked together."""
 ENOUGH = 0.05
@@ -54,40 +50,10 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, options: DetectOptions
     order = torch.randperm(len(images), generator=random)
     held = max(1, int(HELD_OUT * len(images)))
     x, y = images[order[held:]], labels[order[held:]]
-    detector = _FITS[options.detector](model, x, y, options, random)
+    detector = registry.DETECTORS[options.detector].load()(model, x, y, options, random)
     watched = Watched(model, detector.eval().requires_grad_(False)).eval()
     scores = outputs(watched, images[order[:held]])[:, -1]
     return Fitted(watched, float(scores.quantile(1 - options.false_alarms)), float(scores.std(correction=0)))
-
-
-def _classifier(model: nn.Module, x: Tensor, y: Tensor, options: DetectOptions, random: torch.Generator) -> nn.Module:
-    both = pairs(model, x, options.threat, options.fit_steps, random)
-    given = Dad.model_fields
-    clean, attacked = (outputs(model, part) for part in both)
-    made = trained(clean, attacked, options.epochs, given["batch"].default, given["lr"].default, random)
-    return Secondary(made).to(x.device)
-
-
-def _mahalanobis(model: nn.Module, x: Tensor, y: Tensor, options: DetectOptions, random: torch.Generator) -> nn.Module:
-    with frozen(model), torch.no_grad():
-        features = torch.cat([seen(model, part)[1] for part in x.split(CHUNK)])
-    return Mahalanobis(features, y)
-
-
-_FITS: dict[str, Callable[..., nn.Module]] = {"classifier": _classifier, "mahalanobis": _mahalanobis}
-
-
-class Outcome(NamedTuple):
-    """What a detector makes of one attack on images that the network classifies rightly."""
-
-    fooled: float
-    """Share of them that the network misclassifies."""
-    detected: float | None
-    """Share of the fooled ones that are flagged; None without any."""
-    auroc: float | None
-    """Area under the curve of detection by false alarms, of the fooled ones against the clean images; likewise."""
-    evaded: float
-    """Share of all that the network misclassifies and the detector does not flag: the attack's success."""
 
 
 def outcome(fitted: Fitted, clean: Tensor, attacked: Tensor, y: Tensor) -> Outcome:
@@ -177,9 +143,10 @@ def evaluate(fitted: Fitted, x: Tensor, y: Tensor, options: DetectOptions) -> di
         "n": len(clean),
         "right": len(x),
         "false_alarms": float((clean[:, -1] > fitted.threshold).double().mean()),
+        "false_alarms_wanted": options.false_alarms,
         "threshold": fitted.threshold,
-        "static": outcome(fitted, kept, by_static, y.cpu())._asdict(),
-        "adaptive": outcome(fitted, kept, by_adaptive, y.cpu())._asdict(),
+        "static": outcome(fitted, kept, by_static, y.cpu()),
+        "adaptive": outcome(fitted, kept, by_adaptive, y.cpu()),
     }
 
 
@@ -192,11 +159,12 @@ def run(
     data_dir: Path | None = None,
     evaluation_npz: Path | None = None,
     factory: str | None = None,
+    code: str = "",
 ) -> None:
     """Fit a detector for the checkpoint `model_path` on the training set `data` and write its evaluation to `out`.
 
-    Images of the evaluation are as in the attack stage; none of them has a part in the fit or in the threshold. Raises
-    InputError for files that cannot be used.
+    Images of the evaluation are as in the attack stage; none of them has a part in the fit or in the threshold. `code`
+    goes into the record. Raises InputError for files that cannot be used.
     """
     from dfshield.evaluation.attack import evaluation_images
     from dfshield.models.checkpoints import load_checkpoint
@@ -213,18 +181,25 @@ def run(
     with seeded(options.seed, device):
         fitted = fit(model, given.to(device), torch.from_numpy(training.labels).to(device), options)
         figures = evaluate(fitted, images.x.to(device).contiguous(), images.y.to(device), options)
-    body: dict[str, Any] = {
-        "dataset": dataset or card.dataset,
-        "model": card.model,
+    record = DetectionRecord(
+        dataset=dataset or card.dataset,
+        model=card.model,
         **figures,
-        "options": options.described(device),
-        "seed": options.seed,
-        "model_sha256": card.tensors_sha256,
-        "data_sha256": images.sha256(),
-        "training_sha256": training.attributes["content_sha256"],
-        "real_data": training.attributes["real_data"],
-        "package_version": __version__,
-    }
-    seal = sealed.write(out, RECORD, body)
-    evaded = " and ".join(f"{100 * figures[kind]['evaded']:.2f} % ({kind})" for kind in ("static", "adaptive"))
-    log(f"{out}: false alarms {100 * figures['false_alarms']:.2f} %, evaded by {evaded}, record {seal[:16]}")
+        options=options.described(device),
+        seed=options.seed,
+        model_sha256=card.tensors_sha256,
+        data_sha256=images.sha256(),
+        training_sha256=training.attributes["content_sha256"],
+        real_data=seen_by_both(card.real_data, training.attributes["real_data"]),
+        package_version=__version__,
+        code=code,
+    )
+    seal = write_detection(out, record)
+    evaded = f"{100 * record.static.evaded:.2f} % (static) and {100 * record.adaptive.evaded:.2f} % (adaptive)"
+    alarms = f"{100 * record.false_alarms:.2f} % where {100 * record.false_alarms_wanted:.2f} % were wanted"
+    log(f"{out}: false alarms {alarms}, evaded by {evaded}, record {seal[:16]}")
+
+
+def seen_by_both(network: str, detector: str) -> str:
+    """What real data a network and its detector have seen: what cost either its claim to be data-free, if any did."""
+    return network if detector in ("none", "teacher") else detector

@@ -52,3 +52,8 @@ class CertifyOptions(StageOptions):
     """certify only the first so many images; 0 for all"""
     batch: Positive = 500
     """noisy copies that go through the network together"""
+
+    @property
+    def passes(self) -> int:
+        """Noisy copies of an image."""
+        return self.n0 + self.n

@@ -22,7 +22,7 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
     "sources": ("synthesize", "generate", "augment", "public", "export"),
     "recipes": ("train", "cotrain"),
     "protocols": ("attack",),
-    "defences": ("defend",),
+    "defences": ("defend", "detect"),
 }
 """The vocabularies and the stages that their entries may be of."""
 OPTIONS: dict[str, type[StageOptions] | None] = {name: stage.options for name, stage in STAGES.items()}
@@ -42,7 +42,10 @@ BASE = "base"
 """The key of an augmented training set that names what it is made of, and of a defence: what it is fitted on."""
 BASED = {
     "augment": "the training set that it is made of",
-    "defend": "the training set that it is fitted on; without it the student's own, or dss where there is none",
+    **dict.fromkeys(
+        ("defend", "detect"),
+        "the training set that it is fitted on; without it the student's own, or dss where there is none",
+    ),
 }
 """Stages whose entries may have it, and what it says there."""
 

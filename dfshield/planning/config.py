@@ -29,9 +29,14 @@ ELSEWHERE = {
     "seed": "seeds:",
     "threat": "threat: of the data set or model, or threats: of a table",
     "split": "split: of the config",
+    **dict.fromkeys(("distribution", "sigma"), "defences: {NAME: {defend: smoothing}}, the defence that is certified"),
 }
 """Options with a config key of their own. Inside a stage's section they would be overridden silently."""
-ELSEWHERE_BY_STAGE = {"attack": ("seed", "threat", "split"), "train": ("seed", "threat"), "cotrain": ("seed", "threat")}
+ELSEWHERE_BY_STAGE = {
+    **dict.fromkeys(("attack", "detect"), ("seed", "threat", "split")),
+    **dict.fromkeys(("train", "cotrain"), ("seed", "threat")),
+    "certify": ("seed", "split", "distribution", "sigma"),
+}
 
 RESERVED = re.compile(r"seed-\d+|eval|none|.*\.(safetensors|h5|csv|json|md|tex|log|tsv|yaml)", re.I)
 """Names that the path grammar has for files and folders of its own."""
@@ -56,6 +61,10 @@ class StageOverrides(Options):
     """options of augmented training sets"""
     public: dict[str, Any] = {}
     """options of public training sets"""
+    certify: dict[str, Any] = {}
+    """options of certificates"""
+    detect: dict[str, Any] = {}
+    """options of detectors of attacked images"""
     checks: dict[str, Any] = {}
     """options of the robustness checks"""
     diversity: dict[str, Any] = {}
@@ -197,7 +206,7 @@ class Config(StageOverrides):
     sources"""
     defences: dict[Name, dict[str, Any] | None] = {}
     """defences at test time by name: {defend: tte}; one that is fitted may name the training set, {defend: mixture,
-    base: dss}; merged as sources"""
+    base: dss}; detectors of attacked images, {detect: lid}; merged as sources"""
     harden: dict[Name, HardenConfig] = {}
     """your own models"""
     tables: Path = Path("config/tables.yaml")

@@ -204,6 +204,19 @@ def _attack(prices: Prices, place: Place, options: Any) -> Work | None:
     )  # a float16 perturbation for every image at most
 
 
+def _certify(prices: Prices, place: Place, options: Any) -> Work:
+    """A record has a class and a radius for every image."""
+    tested = min(options.limit or math.inf, prices.tested(place, options.split))
+    return Work(tested * options.passes, tested * 40)
+
+
+def _detect(prices: Prices, place: Place, options: Any) -> Work:
+    """At most: every image is attacked to the end, whether it is classified rightly or not."""
+    tested = min(options.limit or math.inf, prices.tested(place, options.split))
+    fitted = options.fitting_passes(prices.images(prices.plan.fitting(place)))
+    return Work(fitted + tested * options.evaluation_passes, 2_000)
+
+
 def _checks(prices: Prices, place: Place, options: Any) -> Work:
     tested = min(options.limit or math.inf, prices.tested(place, options.split))
     defence = prices.plan.defence(place.defence)
@@ -227,6 +240,8 @@ WORK: dict[str, Callable[[Prices, Place, Any], Work | None]] = {
     "cotrain": _cotrain,
     "defend": _defend,
     "attack": _attack,
+    "certify": _certify,
+    "detect": _detect,
     "checks": _checks,
     "diversity": _diversity,
 }
