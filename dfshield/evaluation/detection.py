@@ -1,24 +1,24 @@
 """Detectors of attacked images before attacks that do not know of them and attacks that do."""
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from dfshield import __version__, registry
-from dfshield.attacks.base import Eot, Problem, frozen, input_gradient, margin
+from dfshield.attacks.base import Problem, frozen
 from dfshield.attacks.pgd import pgd
 from dfshield.core.device import select_device
 from dfshield.core.errors import InputError
-from dfshield.core.lp import project, random_start, step
 from dfshield.core.progress import log, progress
 from dfshield.core.rng import generator, seeded
 from dfshield.core.signals import stop_if_asked
-from dfshield.core.threat import Threat, parse_threat
+from dfshield.core.threat import parse_threat
 from dfshield.defences.detectors import Watched, outputs
 from dfshield.evaluation.detections import DetectionRecord, Outcome, write_detection
+from dfshield.evaluation.evasion import Fitted, evade
 from dfshield.models.folding import fold
 from dfshield.options import AttackOptions, DetectOptions
 from dfshield.options.attacks import Pgd
@@ -26,18 +26,6 @@ from dfshield.options.detectors import HELD_OUT
 
 CHUNK = 250
 """Images attacked together."""
-ENOUGH = 0.05
-"""How far beyond the border, in units of the typical size, an adaptive attack pushes margin and score."""
-
-
-class Fitted(NamedTuple):
-    """A detector with its threshold."""
-
-    watched: Watched
-    threshold: float
-    """Images with a larger score are flagged."""
-    spread: float
-    """Standard deviation of the held-out images' scores."""
 
 
 def fit(model: nn.Module, images: Tensor, labels: Tensor, options: DetectOptions) -> Fitted:
@@ -71,49 +59,6 @@ def outcome(fitted: Fitted, clean: Tensor, attacked: Tensor, y: Tensor) -> Outco
     return Outcome(float(fooled.double().mean()), float(flagged[fooled].double().mean()), float(auroc), evaded)
 
 
-def evade(
-    fitted: Fitted, x: Tensor, y: Tensor, threat: Threat, steps: int, eot: int, random: torch.Generator
-) -> Tensor:
-    """Images near `x` (N,C,H,W), of classes `y` (N,), that fool the network and pass the detector, where any is found.
-
-    Projected gradient ascent with steps that shrink from ε/4 to nothing, twice, from random starts: once on the sum of
-    what is missing of both aims, each in units of its typical size (after Carlini and Wagner 2017, Adversarial Examples
-    Are Not Easily Detected), once on the one aim that is missed, fooling first (Bryniarski et al. 2022, Evading
-    Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent, selective). An image stops where
-    both are met.
-    """
-    crafted: nn.Module = Eot(fitted.watched, eot) if eot > 1 else fitted.watched
-    with torch.no_grad():
-        typical = float(margin(fitted.watched(x)[:, :-1], y).abs().mean().clamp_min(1e-6))
-
-    def missing(out: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        fooling = margin(out[:, :-1], y) / typical + ENOUGH
-        passing = (out[:, -1] - fitted.threshold) / max(fitted.spread, 1e-6) + ENOUGH
-        return fooling.clamp_min(0), passing.clamp_min(0)
-
-    def together(out: Tensor, y: Tensor) -> Tensor:
-        return -sum(missing(out, y), torch.zeros((), device=out.device))
-
-    def selective(out: Tensor, y: Tensor) -> Tensor:
-        fooling, passing = missing(out, y)
-        return -torch.where(fooling > 0, fooling, passing)
-
-    result, left = x.clone(), torch.arange(len(x), device=x.device)
-    for objective in (together, selective):
-        x_adv = random_start(x[left], threat, random)
-        for taken in range(steps):
-            out, gradient = input_gradient(crafted, x_adv, y[left], objective)
-            open_ = torch.stack(missing(out, y[left])).sum(0) > 0
-            result[left] = x_adv
-            left, x_adv, gradient = left[open_], x_adv[open_], gradient[open_]
-            if not len(left):
-                return result
-            size = threat.eps / 4 * (1 - taken / steps)
-            x_adv = project(x[left], step(x_adv, gradient, size, threat.norm), threat)
-        result[left] = x_adv
-    return result
-
-
 def evaluate(fitted: Fitted, x: Tensor, y: Tensor, options: DetectOptions) -> dict[str, Any]:
     """Figures of a detector on images (N,C,H,W) in [0,1] of classes (N,), as plain values.
 
@@ -133,7 +78,7 @@ def evaluate(fitted: Fitted, x: Tensor, y: Tensor, options: DetectOptions) -> di
                 random = generator("detect", options.seed, place)
                 given = Problem(crafted, some, labels, threat, random)
                 static.append(pgd(given, Pgd(threat=options.threat, steps=options.steps)))
-                adaptive.append(evade(fitted, some, labels, threat, options.steps, options.eot, random))
+                adaptive.append(evade(fitted, some, labels, threat, options, random))
                 bar.update(len(some))
                 stop_if_asked("detect", int(bar.n), len(x), kept=False)
         by_static, by_adaptive = (outputs(fitted.watched, torch.cat(found)) for found in (static, adaptive))

@@ -1,8 +1,8 @@
 """Options of detectors of attacked images and of their evaluation. What one detector alone reads is in its class."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from dfshield import registry
 from dfshield.core.threat import ThreatText
@@ -85,3 +85,43 @@ class MahalanobisDetector(DetectOptions):
 
     detector: DetectorName = "mahalanobis"
     """detector"""
+
+
+class LidDetector(PairedDetector):
+    """Local intrinsic dimensionality (Ma et al. 2018)."""
+
+    detector: DetectorName = "lid"
+    """detector"""
+    neighbours: Annotated[int, Field(ge=2)] = 20
+    """nearest images whose distances count (k), as published"""
+    reference: Annotated[int, Field(ge=2)] = 100
+    """images among which they are sought, as many as a published mini-batch has"""
+
+    @model_validator(mode="after")
+    def _reference_has_the_neighbours(self) -> Self:
+        if self.neighbours > self.reference - 1:
+            raise ValueError(
+                f"neighbours {self.neighbours}: the reference has {self.reference} images, of which one may be the "
+                f"image itself; use neighbours <= {self.reference - 1}"
+            )
+        return self
+
+
+class SqueezingDetector(DetectOptions):
+    """Feature squeezing (Xu et al. 2018)."""
+
+    detector: DetectorName = "squeezing"
+    """detector"""
+    bits: Annotated[int, Field(ge=1, le=8)] = 5
+    """bits of a pixel's channel, as published for CIFAR-10"""
+    window: Positive = 2
+    """side of the median filter's window in pixels, as published for CIFAR-10"""
+
+    @property
+    def passes(self) -> int:
+        """The image and its two squeezed versions."""
+        return 3
+
+    def learning_passes(self, images: int) -> float:
+        """None: only the threshold is set."""
+        return 0

@@ -15,5 +15,17 @@ DETECTORS = {
         about="distance of the penultimate features from the nearest class (Lee et al. 2018)",
         options="dfshield.options.detectors:MahalanobisDetector",
     ),
+    "lid": Entry(
+        "dfshield.defences.lid:fit_lid",
+        "LID",
+        about="local intrinsic dimensionality of logits and penultimate features (Ma et al. 2018)",
+        options="dfshield.options.detectors:LidDetector",
+    ),
+    "squeezing": Entry(
+        "dfshield.defences.feature_squeezing:fit_squeezing",
+        "Feature squeezing",
+        about="distance between predictions on squeezed and plain images (Xu et al. 2018)",
+        options="dfshield.options.detectors:SqueezingDetector",
+    ),
 }
 """Functions ``(model, x, y, options, random) -> nn.Module`` that fit a score of images on a training set."""
