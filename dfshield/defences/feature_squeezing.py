@@ -1,5 +1,5 @@
-"""Feature squeezing as a detector (Xu et al., Feature Squeezing: Detecting Adversarial Examples in Deep Neural Networks,
-NDSS 2018).
+"""Feature squeezing as a detector (Xu et al., Feature Squeezing: Detecting Adversarial Examples in Deep Neural
+Networks, NDSS 2018).
 """
 
 import torch

@@ -68,8 +68,8 @@ def selective(aims: Aims, model: nn.Module, x: Tensor, y: Tensor, aim: Tensor) -
     """One aim that is missed, fooling first (Bryniarski et al. 2022, selective projected gradient descent)."""
 
     def one(*to: Tensor) -> Tensor:
-        fooling = aims.fooling(*to)  # type: ignore[arg-type]
-        return -torch.where(fooling > 0, fooling, aims.passing(*to))  # type: ignore[arg-type]
+        fooling = aims.fooling(*to)
+        return -torch.where(fooling > 0, fooling, aims.passing(*to))
 
     return input_gradient(model, x, y, one, aim)
 
@@ -92,7 +92,7 @@ def balanced(aims: Aims, model: nn.Module, x: Tensor, y: Tensor, aim: Tensor) ->
     out, fooling = input_gradient(model, x, y, lambda *to: -aims.fooling(*to), aim)
     _, passing = input_gradient(model, x, y, lambda *to: -aims.passing(*to), aim)
     lengths = (slope.flatten(1).norm(dim=1).clamp_min(1e-20).view(-1, 1, 1, 1) for slope in (fooling, passing))
-    return out, sum(slope / length for slope, length in zip((fooling, passing), lengths, strict=True))  # type: ignore
+    return out, sum(slope / length for slope, length in zip((fooling, passing), lengths, strict=True))
 
 
 STRATEGIES: tuple[Strategy, ...] = (together, selective, orthogonal)

@@ -29,3 +29,7 @@ class Dad(DefendOptions):
     def passes(self) -> int:
         """The image itself and its versions at all radii."""
         return 1 + len(RADII)
+
+    def fitting_passes(self, images: int) -> float:
+        """Answers, two attacks with their verdicts, logits of clean and at most twice as many attacked images."""
+        return images * (1 + 2 * (2 * self.steps + 1) + 3)

@@ -27,6 +27,11 @@ class Smoothing(DefendOptions):
 
     @property
     def passes(self) -> int:
+        """Noisy copies in one pass of the surrogate."""
+        return self.crafting
+
+    @property
+    def verdict_passes(self) -> int:
         """Noisy copies of an image that is judged."""
         return self.votes
 

@@ -66,9 +66,8 @@ class PairedDetector(DetectOptions):
     """steps of the PGD attack whose images the detector learns to tell"""
 
     def learning_passes(self, images: int) -> float:
-        """The network's own answers, two attacks and their verdicts, outputs on clean and at most as many attacked."""
-        attack = 1 + GRADIENT * self.fit_steps + 1
-        return images * (PAIRS * attack + (1 + PAIRS) * self.passes)
+        """The network's own answers, the attacks with their verdicts, and outputs on all that this gives; at most."""
+        return images * (1 + PAIRS * (GRADIENT * self.fit_steps + 1) + (1 + PAIRS) * self.passes)
 
 
 class SecondaryDetector(PairedDetector):
