@@ -110,8 +110,8 @@ CASES = (
     ),
     case(
         "detect",
-        "--model {world}/teacher.safetensors --data {world}/data.h5 --evaluation {world}/images.npz --out detection.json"
-        " --detector squeezing --threat linf:2/16 --steps 10",
+        "--model {world}/teacher.safetensors --data {world}/data.h5 --evaluation {world}/images.npz"
+        " --out detection.json --detector squeezing --threat linf:2/16 --steps 10",
         "detection.json",
     ),
     case(
