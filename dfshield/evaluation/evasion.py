@@ -87,14 +87,6 @@ def orthogonal(aims: Aims, model: nn.Module, x: Tensor, y: Tensor, aim: Tensor) 
     return out, (flat - share * along).view_as(main)
 
 
-def balanced(aims: Aims, model: nn.Module, x: Tensor, y: Tensor, aim: Tensor) -> tuple[Tensor, Tensor]:
-    """The sum of both slopes, each of unit length, as far as its aim is missed: neither drowns the other."""
-    out, fooling = input_gradient(model, x, y, lambda *to: -aims.fooling(*to), aim)
-    _, passing = input_gradient(model, x, y, lambda *to: -aims.passing(*to), aim)
-    lengths = (slope.flatten(1).norm(dim=1).clamp_min(1e-20).view(-1, 1, 1, 1) for slope in (fooling, passing))
-    return out, sum(slope / length for slope, length in zip((fooling, passing), lengths, strict=True))
-
-
 STRATEGIES: tuple[Strategy, ...] = (together, selective, orthogonal)
 """In the order in which they are tried, each on the images that those before it left."""
 

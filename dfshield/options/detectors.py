@@ -12,6 +12,8 @@ HELD_OUT = 0.2
 """Share of the training set that the threshold is set on, and the detector not fitted on."""
 PAIRS = 2
 """Attacks on each image that a detector learns from."""
+STRATEGIES = 5
+"""Gradients of a step of all strategies of the adaptive attack: one, one and three."""
 GRADIENT = 2
 """Forward passes that a gradient of the pixels counts."""
 
@@ -29,8 +31,8 @@ class DetectOptions(StageOptions):
     """share of the held-out training images that the threshold lets the detector flag"""
     steps: Positive = 100
     """steps of each attack on the evaluation set"""
-    restarts: Positive = 1
-    """random starts of each objective of the adaptive attack"""
+    restarts: Positive = 10
+    """rounds of the adaptive attack: to any other class, then to each of the others, the likeliest first"""
     eot: Positive = 1
     """passes that an adaptive attack averages over, for models that draw"""
     split: Literal["test", "dev", "train"] = "test"
@@ -46,8 +48,8 @@ class DetectOptions(StageOptions):
     @property
     def evaluation_passes(self) -> float:
         """Forward passes for one image: as it is, both attacks to their ends, and both verdicts."""
-        adaptive = GRADIENT * self.steps * self.eot * self.passes
-        return self.passes + GRADIENT * self.steps + 2 * adaptive + 2 * self.passes
+        adaptive = self.restarts * STRATEGIES * GRADIENT * self.steps * self.eot * self.passes
+        return self.passes + GRADIENT * self.steps + adaptive + 2 * self.passes
 
     def fitting_passes(self, images: int) -> float:
         """Forward passes of a fit on so many images, those held out included."""

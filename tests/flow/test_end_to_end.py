@@ -184,7 +184,7 @@ def built(tmp_path_factory):
             table["rows"] = [row for row in table["rows"] if row["method"] in kept]
         if key == "certified":
             table["rows"] = [row for row in table["rows"] if row["method"] == "Gaussian noise"]
-            table["threats"] = dict.fromkeys(("demo", "full"), ["l2:0.1", "l2:0.25"])
+            table["threats"] = {scale: ["l2:0.1", "l2:0.25"] for scale in ("demo", "full")}
             table["metrics"] = ["certified", "pgd-smoothed"]
         if key == "detection":
             table["rows"] = [row for row in table["rows"] if row["method"] == "Feature squeezing"]
