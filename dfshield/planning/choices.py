@@ -50,6 +50,20 @@ BASED = {
 """Stages whose entries may have it, and what it says there."""
 
 
+ELSEWHERE = {
+    "seed": "seeds:",
+    "threat": "threat: of the data set or model, or threats: of a table",
+    "split": "split: of the config",
+    **dict.fromkeys(("distribution", "sigma"), "defences: {NAME: {defend: smoothing}}, the defence that is certified"),
+}
+"""Options with a config key of their own. Inside a stage's section they would be overridden silently."""
+ELSEWHERE_BY_STAGE = {
+    **dict.fromkeys(("attack", "detect"), ("seed", "threat", "split")),
+    **dict.fromkeys(("train", "cotrain"), ("seed", "threat")),
+    "certify": ("seed", "split", "distribution", "sigma"),
+}
+
+
 @dataclass(frozen=True)
 class Choice:
     """One entry of a vocabulary."""
@@ -173,6 +187,13 @@ def check_section(values: Mapping[str, Any], stage: str, where: str) -> None:
         if not isinstance(values[name], Mapping):
             raise ValueError(f"{where}.{name}: must be a mapping of the options of {name}")
         check_keys(dict(values[name]), options.class_for(name), f"{where}.{name}")
+
+
+def refuse_misplaced(options: Mapping[str, Any], stage: str, where: str) -> None:
+    """Raise ValueError for an option in a stage's section that has a config key of its own."""
+    for key in ELSEWHERE_BY_STAGE.get(stage, ("seed",)):
+        if key in options:
+            raise ValueError(f"{where}.{key}: cannot be set here; use {ELSEWHERE[key]}")
 
 
 def layer(section: Mapping[str, Any], stage: str, entry: str) -> dict[str, Any]:

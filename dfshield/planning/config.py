@@ -21,31 +21,20 @@ from dfshield.core.files import read_yaml
 from dfshield.core.threat import ThreatText, parse_threat
 from dfshield.core.validation import Options, build, check_keys
 from dfshield.options.common import DatasetName, Device, ModelName, Name, Positive, Seed
-from dfshield.planning.choices import VOCABULARIES, Choice, check_mixture, check_section, merged, read_defaults
+from dfshield.planning.choices import (
+    VOCABULARIES,
+    Choice,
+    check_mixture,
+    check_section,
+    merged,
+    read_defaults,
+    refuse_misplaced,
+)
 from dfshield.planning.stages import OLD_NAMES, STAGES, sections
 from dfshield.registry import DIVERSITY_METRICS, metric
 
-ELSEWHERE = {
-    "seed": "seeds:",
-    "threat": "threat: of the data set or model, or threats: of a table",
-    "split": "split: of the config",
-    **dict.fromkeys(("distribution", "sigma"), "defences: {NAME: {defend: smoothing}}, the defence that is certified"),
-}
-"""Options with a config key of their own. Inside a stage's section they would be overridden silently."""
-ELSEWHERE_BY_STAGE = {
-    **dict.fromkeys(("attack", "detect"), ("seed", "threat", "split")),
-    **dict.fromkeys(("train", "cotrain"), ("seed", "threat")),
-    "certify": ("seed", "split", "distribution", "sigma"),
-}
-
 RESERVED = re.compile(r"seed-\d+|eval|none|.*\.(safetensors|h5|csv|json|md|tex|log|tsv|yaml)", re.I)
 """Names that the path grammar has for files and folders of its own."""
-
-
-def _refuse_misplaced(options: dict[str, Any], stage: str, where: str) -> None:
-    for key in ELSEWHERE_BY_STAGE.get(stage, ("seed",)):
-        if key in options:
-            raise ValueError(f"{where}.{key}: cannot be set here; use {ELSEWHERE[key]}")
 
 
 class StageOverrides(Options):
@@ -88,7 +77,7 @@ class StageOverrides(Options):
     def _known_options(self) -> "StageOverrides":
         for stage in sections():
             check_section(getattr(self, stage), stage, stage)
-            _refuse_misplaced(getattr(self, stage), stage, stage)
+            refuse_misplaced(getattr(self, stage), stage, stage)
         return self
 
 
@@ -256,7 +245,7 @@ class Config(StageOverrides):
         for name in VOCABULARIES:
             for key, choice in self.choices[name].items():
                 if choice.stage in STAGES:
-                    _refuse_misplaced(dict(choice.options), choice.stage, f"{name}.{key}")
+                    refuse_misplaced(dict(choice.options), choice.stage, f"{name}.{key}")
         synthetic = [name for name, choice in sources.items() if choice.stage == "synthesize"]
         for name, choice in sources.items():
             if choice.base is not None:
@@ -300,7 +289,7 @@ class Config(StageOverrides):
             if choice.options_class is None:
                 raise ValueError(f"{where}.{name}: {choice.stage} has no options; take it out")
             check_keys(options, choice.options_class, f"{where}.{name}")
-            _refuse_misplaced(options, choice.stage, f"{where}.{name}")
+            refuse_misplaced(options, choice.stage, f"{where}.{name}")
 
 
 def _among(values: Any, allowed: Any, where: str) -> None:
