@@ -31,7 +31,7 @@ class DetectOptions(StageOptions):
     """share of the held-out training images that the threshold lets the detector flag"""
     steps: Positive = 100
     """steps of each attack on the evaluation set"""
-    restarts: Positive = 10
+    restarts: Positive = 5
     """rounds of the adaptive attack: to any other class, then to each of the others, the likeliest first"""
     eot: Positive = 1
     """passes that an adaptive attack averages over, for models that draw"""
