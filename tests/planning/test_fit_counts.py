@@ -25,7 +25,7 @@ SMALL = {
     "thermometer": {"epochs": 2, "levels": 3},
     "mixup-inference": {"pool": 10},
 }
-AT_MOST = {"dad", "adversarial-transformation"}
+AT_MOST = {"dad", "mixture", "adversarial-transformation"}
 """Fits with an attack that stops early where it has succeeded."""
 
 
