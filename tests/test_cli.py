@@ -43,6 +43,8 @@ REQUIRED = {
     "public": ["--teacher", "t", "--out", "o"],
     "defend": ["--model", "m", "--teacher", "t", "--data", "d", "--threat", "linf:0.1", "--out", "o"],
     "attack": ["--model", "m", "--out", "o"],
+    "certify": ["--model", "m", "--out", "o"],
+    "detect": ["--model", "m", "--data", "d", "--out", "o"],
     "checks": ["--model", "m", "--out", "o"],
 }
 
@@ -88,6 +90,8 @@ def other(which: tuple[str, str], name: str, chance: random.Random) -> object:
         return chance.choice([c for c in choices if c != default and fits(which, **{name: c})] or [default])
     if name == "rounds":  # which has a most
         return default - chance.randint(1, 9)
+    if name == "bits":  # likewise
+        return default - chance.randint(1, 3)
     if annotation is int:
         values = default + chance.randint(1, 9), 304  # some have a least value, some are multiples of 8
         return next((v for v in values if fits(which, **{name: v})), values[0])

@@ -1,27 +1,34 @@
-"""Threat models as configs and paths write them: ``linf:8/255``, ``l2:0.5``."""
+"""Threat models as configs and paths write them: ``linf:8/255``, ``l2:0.5``, ``l1:2``."""
 
+from collections.abc import Collection
 from typing import Annotated, Literal, NamedTuple
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from dfshield.core.fractions import fraction
 
+Norm = Literal["linf", "l2", "l1"]
+
 
 class Threat(NamedTuple):
     """A threat model: perturbations of norm at most `eps`, in units where pixels lie in [0,1]."""
 
-    norm: Literal["linf", "l2"]
+    norm: Norm
     eps: float
 
 
-MAX_EPS = {"linf": 1.0, "l2": 16.0}
+NORMS: dict[str, Norm] = {"linf": "linf", "l2": "l2", "l1": "l1"}
+TRAINED = ("linf", "l2")
+"""Norms of training, fits and checks; l1 is for attacks, beside certificates in it."""
+MAX_EPS = {"linf": 1.0, "l2": 16.0, "l1": 256.0}
 
 
-def parse_threat(text: str) -> Threat:
-    """Parse ``linf:8/255`` or ``l2:0.5``; raises ValueError with the fix for anything else."""
+def parse_threat(text: str, norms: Collection[str] = tuple(NORMS)) -> Threat:
+    """Parse ``linf:8/255`` or ``l2:0.5``, in one of `norms`; raises ValueError with the fix for anything else."""
     norm, colon, size = str(text).partition(":")
-    if not colon or norm not in MAX_EPS:
-        raise ValueError(f"threat {text!r} is not NORM:EPS with NORM one of linf, l2; write for example linf:8/255")
+    if not colon or norm not in norms:
+        names = ", ".join(norms)
+        raise ValueError(f"threat {text!r} is not NORM:EPS with NORM one of {names}; write for example linf:8/255")
     try:
         eps = fraction(size)
     except (ValueError, ZeroDivisionError):
@@ -29,7 +36,7 @@ def parse_threat(text: str) -> Threat:
     if not 0 <= eps <= MAX_EPS[norm]:
         hint = f"; for {size} pixel units write {norm}:{size}/255" if eps > MAX_EPS[norm] else ""
         raise ValueError(f"ε {size} in threat {text!r} must be between 0 and {MAX_EPS[norm]:g}{hint}")
-    return Threat("linf" if norm == "linf" else "l2", eps)
+    return Threat(NORMS[norm], eps)
 
 
 def threat_name(text: str) -> str:
@@ -38,7 +45,13 @@ def threat_name(text: str) -> str:
 
 
 def check_threat(text: str) -> str:
-    """A threat without spaces; raises ValueError with the fix for what is none."""
+    """A threat of training without spaces; raises ValueError with the fix for what is none."""
+    parse_threat(text, TRAINED)
+    return "".join(text.split())
+
+
+def check_ball(text: str) -> str:
+    """A threat of an attack, in any norm, without spaces; raises ValueError with the fix for what is none."""
     parse_threat(text)
     return "".join(text.split())
 
@@ -54,4 +67,5 @@ def _fraction(text: str) -> str:
 
 
 ThreatText = Annotated[str, AfterValidator(check_threat), Field(pattern=r"^(linf|l2):.+$")]
+BallText = Annotated[str, AfterValidator(check_ball), Field(pattern=r"^(linf|l2|l1):.+$")]
 FractionText = Annotated[str, BeforeValidator(str), AfterValidator(_fraction)]

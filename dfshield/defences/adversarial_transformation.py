@@ -21,6 +21,7 @@ from dfshield.core.progress import progress
 from dfshield.core.threat import Threat, parse_threat
 from dfshield.defences.defence import drawn_anew, drawn_for, straight_through
 from dfshield.defences.fitted import FittedDefence, Fitting
+from dfshield.models.size import forward_flops
 from dfshield.options.attacks import Pgd
 from dfshield.options.defences_transformation import AdversarialTransformation as Options
 
@@ -110,6 +111,11 @@ class Moved(nn.Module):
                 [torch.rand(image.shape, generator=drawn_for(image, self.options)) for image in x.split(1)]
             )
         return ((2 * uniform - 1) * self.options.delta).to(x)
+
+
+def external_flops(options: Options, input_shape: tuple[int, int, int]) -> float:
+    """Operations of the other network's forward pass of one image (C,H,W); its last layer hardly counts."""
+    return forward_flops(lambda: external_network(input_shape, 10, options.width), (1, *input_shape))
 
 
 class AdversarialTransformation(FittedDefence[Options]):

@@ -1,5 +1,9 @@
 """Detectors of attacked images: what they are fitted on, and the score that each gives.
 
+A detector is a module of images (N,C,H,W) in [0,1], the logits (N,classes) and penultimate features (N,D) that the
+network gives for them; it returns a score (N,), the larger the likelier an attack. A fit is a function ``(model, x, y,
+options, random)`` of images (N,C,H,W) of classes (N,) on the model's device.
+
 The secondary classifier is that of DAD (Nayak et al. 2022). Mahalanobis is the distance of Lee et al. (A Simple Unified
 Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks, NeurIPS 2018, Eq 2).
 """
@@ -20,6 +24,8 @@ from dfshield.defences.fitted import device_of
 from dfshield.models.folding import fold
 from dfshield.models.penultimate import Penultimate
 from dfshield.options.attacks import Pgd
+from dfshield.options.defences_detection import Dad
+from dfshield.options.detectors import MahalanobisDetector, SecondaryDetector
 
 WIDTH, DROPOUT = 128, 0.25
 FEWEST = 20
@@ -118,7 +124,7 @@ class Secondary(nn.Module):
         super().__init__()
         self.detector = detector
 
-    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+    def forward(self, x: Tensor, logits: Tensor, features: Tensor) -> Tensor:
         found = self.detector(logits)
         return found[:, 1] - found[:, 0]
 
@@ -142,9 +148,27 @@ class Mahalanobis(nn.Module):
         self.means: Tensor
         self.precision: Tensor
 
-    def forward(self, logits: Tensor, features: Tensor) -> Tensor:
+    def forward(self, x: Tensor, logits: Tensor, features: Tensor) -> Tensor:
         rest = features.double()[:, None] - self.means
         return (rest @ self.precision * rest).sum(2).amin(1).float()
+
+
+def fit_secondary(
+    model: nn.Module, x: Tensor, y: Tensor, options: SecondaryDetector, random: torch.Generator
+) -> nn.Module:
+    """DAD's classifier of logits, with DAD's mini-batches and learning rate."""
+    both = pairs(model, x, options.threat, options.fit_steps, random)
+    clean, attacked = (outputs(model, part) for part in both)
+    given = Dad.model_fields
+    made = trained(clean, attacked, options.epochs, given["batch"].default, given["lr"].default, random)
+    return Secondary(made).to(x.device)
+
+
+def fit_mahalanobis(
+    model: nn.Module, x: Tensor, y: Tensor, options: MahalanobisDetector, random: torch.Generator
+) -> nn.Module:
+    """Means and covariance of the penultimate features by class."""
+    return Mahalanobis(all_seen(model, x)[1], y)
 
 
 class Watched(nn.Module):
@@ -156,7 +180,7 @@ class Watched(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         logits, features = seen(self.model, x)
-        return torch.cat([logits, self.detector(logits, features)[:, None]], dim=1)
+        return torch.cat([logits, self.detector(x, logits, features)[:, None]], dim=1)
 
 
 def seen(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -170,3 +194,12 @@ def seen(model: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
         return logits, watch.features.float()
     finally:
         watch.remove()
+
+
+@torch.no_grad()
+def all_seen(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of many images (N,C,H,W), on the model's device."""
+    device = device_of(model)
+    with frozen(model):
+        parts = [seen(model, x.to(device)) for x in images.split(TOGETHER)]
+    return torch.cat([logits for logits, _ in parts]), torch.cat([features for _, features in parts])

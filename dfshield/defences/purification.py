@@ -14,6 +14,7 @@ from dfshield.defences.defence import drawn_anew, drawn_for, straight_through
 from dfshield.defences.diffusion import Draw, Process
 from dfshield.defences.fitted import FittedDefence, Fitting, device_of
 from dfshield.models.ema import WeightEMA
+from dfshield.models.size import forward_flops
 from dfshield.models.unet import UNet
 from dfshield.options.defences_diffusion import Purification
 
@@ -111,6 +112,11 @@ class Purifier(FittedDefence[Options]):
                 f"{self.options.width}; fit it again with `dfshield defend`"
             ) from None
         return denoiser.to(device_of(model)).eval().requires_grad_(False)
+
+
+def denoiser_flops(options: Purification, input_shape: tuple[int, int, int]) -> float:
+    """Operations of the U-Net's forward pass of one image (C,H,W)."""
+    return forward_flops(lambda: UNet(input_shape[0], options.width), (1, *input_shape), (1,))
 
 
 def trained(given: Fitting, options: Purification) -> dict[str, Tensor]:

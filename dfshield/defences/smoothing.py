@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +19,7 @@ class Noise(NamedTuple):
 
     draw: Callable[[tuple[int, ...], torch.Generator], Tensor]
     """``(shape, random)`` to noise of that shape, float32."""
-    norm: str
+    norm: Literal["l1", "l2"]
     """The norm of the radii that it certifies."""
     radius: Callable[[float], float]
     """A lower bound p > 1/2 of the probability of the class to the certified radius, in standard deviations."""

@@ -6,7 +6,7 @@ most one half, nothing is certified: the smoothed classifier abstains.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor, nn
 
 from dfshield import __version__
 from dfshield.attacks.base import frozen
-from dfshield.core import sealed
 from dfshield.core.device import select_device
 from dfshield.core.errors import InputError
 from dfshield.core.files import metrics_csv, write_text
@@ -22,12 +21,8 @@ from dfshield.core.progress import log, progress
 from dfshield.core.rng import generator, seeded
 from dfshield.core.signals import stop_if_asked
 from dfshield.defences.smoothing import NOISES, noisy, vote
-from dfshield.options import AttackOptions
-from dfshield.options.defences_smoothing import CertifyOptions
-
-RECORD = sealed.Kind("dfshield-certificates", 1, "record of certificates", "dfshield certify")
-ABSTAINED = -1
-"""The class of an image about which nothing is certified."""
+from dfshield.evaluation.certificates import ABSTAINED, CertificateRecord, write_certificates
+from dfshield.options import AttackOptions, CertifyOptions
 
 
 class Certificates(NamedTuple):
@@ -83,17 +78,21 @@ def run(
     data_dir: Path | None = None,
     evaluation_npz: Path | None = None,
     factory: str | None = None,
+    code: str = "",
 ) -> None:
-    """Certify the checkpoint `model_path` on images as in the attack stage; write the curve `out` and its record.
+    """Certify the checkpoint `model_path` on images as in the attack stage; write the record `out` and its curve.
 
-    `out` is a CSV of radius and certified accuracy; the record, a JSON file of the same name, holds the class and the
-    radius of every image and is sealed by its hash. Raises InputError for files that cannot be used.
+    The record, a JSON file, holds the class and the radius of every image and is sealed by its hash. The curve, a CSV
+    of the same name, has certified accuracy by radius. `code` goes into the record. Raises InputError for files that
+    cannot be used.
     """
     from dfshield.evaluation.attack import evaluation_images
     from dfshield.models.checkpoints import load_checkpoint
 
-    if out.suffix == ".json":
-        raise InputError(f"{out}: is the name of the record; give the path of a CSV, beside which it goes")
+    if out.suffix == ".csv":
+        raise InputError(
+            f"{out}: is the name of the curve; give the path of a record, such as {out.with_suffix('.json')}"
+        )
     if not options.radii:
         raise InputError("--radii: none given; give at least one, such as 0.5")
     device = select_device(options.device, options.threads)
@@ -104,23 +103,25 @@ def run(
     with seeded(options.seed, device):
         found = certify(model, images.x.to(device).contiguous(), options)
     curve = [{"radius": radius, "certified_accuracy": found.accuracy(labels, radius)} for radius in options.radii]
-    body: dict[str, Any] = {
-        "dataset": dataset or card.dataset,
-        "model": card.model,
-        "norm": NOISES[options.distribution].norm,
-        "n": len(labels),
-        "abstained": float(np.mean(found.prediction == ABSTAINED)),
-        "curve": curve,
-        "labels": labels.tolist(),
-        "predictions": found.prediction.tolist(),
-        "radii": found.radius.tolist(),
-        "options": options.described(device),
-        "seed": options.seed,
-        "model_sha256": card.tensors_sha256,
-        "data_sha256": images.sha256(),
-        "real_data": card.real_data,
-        "package_version": __version__,
-    }
-    write_text(out, metrics_csv(("radius", "certified_accuracy"), curve))
-    seal = sealed.write(out.with_suffix(".json"), RECORD, body)
-    log(f"{out}: certified accuracy in {body['norm']} of {len(labels)} images, record {seal[:16]}")
+    record = CertificateRecord(
+        dataset=dataset or card.dataset,
+        model=card.model,
+        norm=NOISES[options.distribution].norm,
+        classes=card.classes,
+        n=len(labels),
+        abstained=float(np.mean(found.prediction == ABSTAINED)),
+        curve=tuple(curve),
+        labels=tuple(labels.tolist()),
+        predictions=tuple(found.prediction.tolist()),
+        radii=tuple(found.radius.tolist()),
+        options=options.described(device),
+        seed=options.seed,
+        model_sha256=card.tensors_sha256,
+        data_sha256=images.sha256(),
+        real_data=card.real_data,
+        package_version=__version__,
+        code=code,
+    )
+    write_text(out.with_suffix(".csv"), metrics_csv(("radius", "certified_accuracy"), curve))
+    seal = write_certificates(out, record)
+    log(f"{out}: certified accuracy in {record.norm} of {len(labels)} images, record {seal[:16]}")

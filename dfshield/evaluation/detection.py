@@ -1,47 +1,31 @@
 """Detectors of attacked images before attacks that do not know of them and attacks that do."""
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dfshield import __version__
-from dfshield.attacks.base import Eot, Problem, frozen, input_gradient, margin
+from dfshield import __version__, registry
+from dfshield.attacks.base import Problem, frozen
 from dfshield.attacks.pgd import pgd
-from dfshield.core import sealed
 from dfshield.core.device import select_device
 from dfshield.core.errors import InputError
-from dfshield.core.lp import project, random_start, step
 from dfshield.core.progress import log, progress
 from dfshield.core.rng import generator, seeded
 from dfshield.core.signals import stop_if_asked
-from dfshield.core.threat import Threat, parse_threat
-from dfshield.defences.detectors import Mahalanobis, Secondary, Watched, outputs, pairs, seen, trained
+from dfshield.core.threat import parse_threat
+from dfshield.defences.detectors import Watched, outputs
+from dfshield.evaluation.detections import DetectionRecord, Outcome, write_detection
+from dfshield.evaluation.evasion import Fitted, evade
 from dfshield.models.folding import fold
-from dfshield.options import AttackOptions
+from dfshield.options import AttackOptions, DetectOptions
 from dfshield.options.attacks import Pgd
-from dfshield.options.defences_detection import Dad, DetectOptions
+from dfshield.options.detectors import HELD_OUT
 
-RECORD = sealed.Kind("dfshield-detection", 1, "record of a detector's evaluation", "dfshield detect")
-HELD_OUT = 0.2
-"""Share of the training set that the threshold is set on, and the detector not fitted on."""
 CHUNK = 250
 """Images attacked together."""
-ENOUGH = 0.05
-"""How far beyond the border, in units of the typical size, an adaptive attack pushes margin and score."""
-
-
-class Fitted(NamedTuple):
-    """A detector with its threshold."""
-
-    watched: Watched
-    threshold: float
-    """Images with a larger score are flagged."""
-    spread: float
-    """Standard deviation of the held-out images' scores."""
 
 
 def fit(model: nn.Module, images: Tensor, labels: Tensor, options: DetectOptions) -> Fitted:
@@ -54,40 +38,10 @@ def fit(model: nn.Module, images: Tensor, labels: Tensor, options: DetectOptions
     order = torch.randperm(len(images), generator=random)
     held = max(1, int(HELD_OUT * len(images)))
     x, y = images[order[held:]], labels[order[held:]]
-    detector = _FITS[options.detector](model, x, y, options, random)
+    detector = registry.DETECTORS[options.detector].load()(model, x, y, options, random)
     watched = Watched(model, detector.eval().requires_grad_(False)).eval()
     scores = outputs(watched, images[order[:held]])[:, -1]
     return Fitted(watched, float(scores.quantile(1 - options.false_alarms)), float(scores.std(correction=0)))
-
-
-def _classifier(model: nn.Module, x: Tensor, y: Tensor, options: DetectOptions, random: torch.Generator) -> nn.Module:
-    both = pairs(model, x, options.threat, options.fit_steps, random)
-    given = Dad.model_fields
-    clean, attacked = (outputs(model, part) for part in both)
-    made = trained(clean, attacked, options.epochs, given["batch"].default, given["lr"].default, random)
-    return Secondary(made).to(x.device)
-
-
-def _mahalanobis(model: nn.Module, x: Tensor, y: Tensor, options: DetectOptions, random: torch.Generator) -> nn.Module:
-    with frozen(model), torch.no_grad():
-        features = torch.cat([seen(model, part)[1] for part in x.split(CHUNK)])
-    return Mahalanobis(features, y)
-
-
-_FITS: dict[str, Callable[..., nn.Module]] = {"classifier": _classifier, "mahalanobis": _mahalanobis}
-
-
-class Outcome(NamedTuple):
-    """What a detector makes of one attack on images that the network classifies rightly."""
-
-    fooled: float
-    """Share of them that the network misclassifies."""
-    detected: float | None
-    """Share of the fooled ones that are flagged; None without any."""
-    auroc: float | None
-    """Area under the curve of detection by false alarms, of the fooled ones against the clean images; likewise."""
-    evaded: float
-    """Share of all that the network misclassifies and the detector does not flag: the attack's success."""
 
 
 def outcome(fitted: Fitted, clean: Tensor, attacked: Tensor, y: Tensor) -> Outcome:
@@ -103,49 +57,6 @@ def outcome(fitted: Fitted, clean: Tensor, attacked: Tensor, y: Tensor) -> Outco
     known = np.concatenate([np.zeros(len(clean)), np.ones(int(fooled.sum()))])
     auroc = roc_auc_score(known, torch.cat([clean[:, -1], scores[fooled]]).numpy())
     return Outcome(float(fooled.double().mean()), float(flagged[fooled].double().mean()), float(auroc), evaded)
-
-
-def evade(
-    fitted: Fitted, x: Tensor, y: Tensor, threat: Threat, steps: int, eot: int, random: torch.Generator
-) -> Tensor:
-    """Images near `x` (N,C,H,W), of classes `y` (N,), that fool the network and pass the detector, where any is found.
-
-    Projected gradient ascent with steps that shrink from ε/4 to nothing, twice, from random starts: once on the sum of
-    what is missing of both aims, each in units of its typical size (after Carlini and Wagner 2017, Adversarial Examples
-    Are Not Easily Detected), once on the one aim that is missed, fooling first (Bryniarski et al. 2022, Evading
-    Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent, selective). An image stops where
-    both are met.
-    """
-    crafted: nn.Module = Eot(fitted.watched, eot) if eot > 1 else fitted.watched
-    with torch.no_grad():
-        typical = float(margin(fitted.watched(x)[:, :-1], y).abs().mean().clamp_min(1e-6))
-
-    def missing(out: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        fooling = margin(out[:, :-1], y) / typical + ENOUGH
-        passing = (out[:, -1] - fitted.threshold) / max(fitted.spread, 1e-6) + ENOUGH
-        return fooling.clamp_min(0), passing.clamp_min(0)
-
-    def together(out: Tensor, y: Tensor) -> Tensor:
-        return -sum(missing(out, y), torch.zeros((), device=out.device))
-
-    def selective(out: Tensor, y: Tensor) -> Tensor:
-        fooling, passing = missing(out, y)
-        return -torch.where(fooling > 0, fooling, passing)
-
-    result, left = x.clone(), torch.arange(len(x), device=x.device)
-    for objective in (together, selective):
-        x_adv = random_start(x[left], threat, random)
-        for taken in range(steps):
-            out, gradient = input_gradient(crafted, x_adv, y[left], objective)
-            open_ = torch.stack(missing(out, y[left])).sum(0) > 0
-            result[left] = x_adv
-            left, x_adv, gradient = left[open_], x_adv[open_], gradient[open_]
-            if not len(left):
-                return result
-            size = threat.eps / 4 * (1 - taken / steps)
-            x_adv = project(x[left], step(x_adv, gradient, size, threat.norm), threat)
-        result[left] = x_adv
-    return result
 
 
 def evaluate(fitted: Fitted, x: Tensor, y: Tensor, options: DetectOptions) -> dict[str, Any]:
@@ -167,7 +78,7 @@ def evaluate(fitted: Fitted, x: Tensor, y: Tensor, options: DetectOptions) -> di
                 random = generator("detect", options.seed, place)
                 given = Problem(crafted, some, labels, threat, random)
                 static.append(pgd(given, Pgd(threat=options.threat, steps=options.steps)))
-                adaptive.append(evade(fitted, some, labels, threat, options.steps, options.eot, random))
+                adaptive.append(evade(fitted, some, labels, threat, options, random))
                 bar.update(len(some))
                 stop_if_asked("detect", int(bar.n), len(x), kept=False)
         by_static, by_adaptive = (outputs(fitted.watched, torch.cat(found)) for found in (static, adaptive))
@@ -177,9 +88,10 @@ def evaluate(fitted: Fitted, x: Tensor, y: Tensor, options: DetectOptions) -> di
         "n": len(clean),
         "right": len(x),
         "false_alarms": float((clean[:, -1] > fitted.threshold).double().mean()),
+        "false_alarms_wanted": options.false_alarms,
         "threshold": fitted.threshold,
-        "static": outcome(fitted, kept, by_static, y.cpu())._asdict(),
-        "adaptive": outcome(fitted, kept, by_adaptive, y.cpu())._asdict(),
+        "static": outcome(fitted, kept, by_static, y.cpu()),
+        "adaptive": outcome(fitted, kept, by_adaptive, y.cpu()),
     }
 
 
@@ -192,11 +104,12 @@ def run(
     data_dir: Path | None = None,
     evaluation_npz: Path | None = None,
     factory: str | None = None,
+    code: str = "",
 ) -> None:
     """Fit a detector for the checkpoint `model_path` on the training set `data` and write its evaluation to `out`.
 
-    Images of the evaluation are as in the attack stage; none of them has a part in the fit or in the threshold. Raises
-    InputError for files that cannot be used.
+    Images of the evaluation are as in the attack stage; none of them has a part in the fit or in the threshold. `code`
+    goes into the record. Raises InputError for files that cannot be used.
     """
     from dfshield.evaluation.attack import evaluation_images
     from dfshield.models.checkpoints import load_checkpoint
@@ -213,18 +126,25 @@ def run(
     with seeded(options.seed, device):
         fitted = fit(model, given.to(device), torch.from_numpy(training.labels).to(device), options)
         figures = evaluate(fitted, images.x.to(device).contiguous(), images.y.to(device), options)
-    body: dict[str, Any] = {
-        "dataset": dataset or card.dataset,
-        "model": card.model,
+    record = DetectionRecord(
+        dataset=dataset or card.dataset,
+        model=card.model,
         **figures,
-        "options": options.described(device),
-        "seed": options.seed,
-        "model_sha256": card.tensors_sha256,
-        "data_sha256": images.sha256(),
-        "training_sha256": training.attributes["content_sha256"],
-        "real_data": training.attributes["real_data"],
-        "package_version": __version__,
-    }
-    seal = sealed.write(out, RECORD, body)
-    evaded = " and ".join(f"{100 * figures[kind]['evaded']:.2f} % ({kind})" for kind in ("static", "adaptive"))
-    log(f"{out}: false alarms {100 * figures['false_alarms']:.2f} %, evaded by {evaded}, record {seal[:16]}")
+        options=options.described(device),
+        seed=options.seed,
+        model_sha256=card.tensors_sha256,
+        data_sha256=images.sha256(),
+        training_sha256=training.attributes["content_sha256"],
+        real_data=seen_by_both(card.real_data, training.attributes["real_data"]),
+        package_version=__version__,
+        code=code,
+    )
+    seal = write_detection(out, record)
+    evaded = f"{100 * record.static.evaded:.2f} % (static) and {100 * record.adaptive.evaded:.2f} % (adaptive)"
+    alarms = f"{100 * record.false_alarms:.2f} % where {100 * record.false_alarms_wanted:.2f} % were wanted"
+    log(f"{out}: false alarms {alarms}, evaded by {evaded}, record {seal[:16]}")
+
+
+def seen_by_both(network: str, detector: str) -> str:
+    """What real data a network and its detector have seen: what cost either its claim to be data-free, if any did."""
+    return network if detector in ("none", "teacher") else detector

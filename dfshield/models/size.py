@@ -1,5 +1,6 @@
 """Sizes of networks and generators: parameters, and operations of a forward pass."""
 
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -36,6 +37,16 @@ def network(model: str, input_shape: Shape, classes: int, **own: Any) -> Network
         sum(value.numel() for value in net.state_dict().values()),
         linear[-1] if linear else 0,
     )
+
+
+def forward_flops(build: Callable[[], Any], *shapes: tuple[int, ...]) -> float:
+    """Operations of a forward pass of the network that `build` gives, on inputs of these shapes."""
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+        build().eval()(*(torch.zeros(shape) for shape in shapes))
+    return float(counter.get_total_flops())
 
 
 def generator_flops(options: CotrainOptions | GenerateOptions, input_shape: Shape, classes: int) -> float:

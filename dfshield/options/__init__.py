@@ -12,6 +12,8 @@ from dfshield.options.baselines import CotrainOptions
 from dfshield.options.checks import ChecksOptions
 from dfshield.options.common import StageOptions
 from dfshield.options.defences import DefendOptions
+from dfshield.options.defences_smoothing import CertifyOptions
+from dfshield.options.detectors import DetectOptions
 from dfshield.options.diversity import DiversityOptions
 from dfshield.options.sources import AugmentOptions, GenerateOptions, PublicOptions, SynthesizeOptions
 from dfshield.options.teacher import TeacherOptions
@@ -51,9 +53,11 @@ __all__ = [
     "PROFILES",
     "AttackOptions",
     "AugmentOptions",
+    "CertifyOptions",
     "ChecksOptions",
     "CotrainOptions",
     "DefendOptions",
+    "DetectOptions",
     "DiversityOptions",
     "GenerateOptions",
     "PublicOptions",

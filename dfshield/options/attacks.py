@@ -7,7 +7,7 @@ from pydantic import Field
 
 from dfshield import registry
 from dfshield.core.errors import InputError
-from dfshield.core.threat import FractionText, ThreatText, parse_threat
+from dfshield.core.threat import BallText, FractionText, parse_threat
 from dfshield.options.common import AttackName, Positive, Precision, StageOptions
 
 GUIDE = "guide"
@@ -22,7 +22,7 @@ class AttackOptions(StageOptions):
 
     attack: AttackName = "autoattack"
     """attack"""
-    threat: ThreatText = "linf:8/255"
+    threat: BallText = "linf:8/255"
     """threat model, NORM:EPS"""
     split: Literal["test", "dev", "train"] = "test"
     """part of the data set"""
@@ -69,7 +69,7 @@ class Pgd(AttackOptions):
     restarts: Positive = 1
     """restarts from fresh random starts"""
     l2_step: FractionText = "15/255"
-    """length of a step for l2 threats (l∞ uses ε/4)"""
+    """length of a step for l2 threats (l∞ and l1 use ε/4)"""
 
 
 class AutoAttack(AttackOptions):

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     ModelName: TypeAlias = str
     DatasetName: TypeAlias = str
     DefenceName: TypeAlias = str
+    DetectorName: TypeAlias = str
 else:  # the choices are the registries' own
     LossName = Literal[tuple(registry.LOSSES)]
     BaselineName = Literal[tuple(registry.BASELINES)]
@@ -42,6 +43,7 @@ else:  # the choices are the registries' own
     ModelName = Literal[tuple(registry.MODELS)]
     DatasetName = Literal[tuple(registry.DATASETS)]
     DefenceName = Literal[tuple(registry.DEFENCES)]
+    DetectorName = Literal[tuple(registry.DETECTORS)]
 
 
 class StageOptions(Options):

@@ -21,9 +21,18 @@ class DefendOptions(StageOptions):
         """Passes of the network for one pass of what stands before it, for the cost model."""
         return 1
 
+    @property
+    def verdict_passes(self) -> int:
+        """The same where the defence judges: some ask the network more often than attacks are crafted on."""
+        return self.passes
+
     def fitting_passes(self, images: int) -> float | None:
         """Forward passes of one image that a fit on a training set of so many takes; None where it is not known."""
         return None
+
+    def network_passes(self, images: int) -> float:
+        """Forward passes of the network that the fit trains, as the entry's ``network`` counts its operations."""
+        return 0
 
 
 class Tte(DefendOptions):

@@ -33,6 +33,14 @@ class Purification(DefendOptions):
     gradient: Literal["full", "constant", "bpda"] = "full"
     """what an adaptive attack goes back through"""
 
+    def fitting_passes(self, images: int) -> float:
+        """None: the classifier has no part in the fit."""
+        return 0
+
+    def network_passes(self, images: int) -> float:
+        """Updates of the U-Net."""
+        return 3 * self.steps * self.batch
+
     @model_validator(mode="after")
     def _the_path_is_trained(self) -> Self:
         if self.trained_time < self.time:

@@ -30,6 +30,10 @@ class Quilting(DefendOptions):
             )
         return self
 
+    def fitting_passes(self, images: int) -> float:
+        """None: patches are cut out."""
+        return 0
+
 
 class Thermometer(DefendOptions):
     """Thermometer encoding (Buckman et al. 2018): the network sees which levels a pixel exceeds."""
@@ -44,6 +48,10 @@ class Thermometer(DefendOptions):
     """images per mini-batch"""
     lr: Annotated[float, Field(gt=0)] = 0.01
     """SGD learning rate"""
+
+    def fitting_passes(self, images: int) -> float:
+        """The teacher's answers, and a gradient of the network's input in every epoch."""
+        return images * (1 + 2 * self.epochs)
 
 
 class MixupInference(DefendOptions):
@@ -62,6 +70,10 @@ class MixupInference(DefendOptions):
     def passes(self) -> int:
         """Mixtures of an image."""
         return self.mixtures
+
+    def fitting_passes(self, images: int) -> float:
+        """None: images are kept."""
+        return 0
 
 
 class Mixture(DefendOptions):

@@ -27,6 +27,11 @@ class Smoothing(DefendOptions):
 
     @property
     def passes(self) -> int:
+        """Noisy copies in one pass of the surrogate."""
+        return self.crafting
+
+    @property
+    def verdict_passes(self) -> int:
         """Noisy copies of an image that is judged."""
         return self.votes
 
@@ -52,3 +57,8 @@ class CertifyOptions(StageOptions):
     """certify only the first so many images; 0 for all"""
     batch: Positive = 500
     """noisy copies that go through the network together"""
+
+    @property
+    def passes(self) -> int:
+        """Noisy copies of an image."""
+        return self.n0 + self.n

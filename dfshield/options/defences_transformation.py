@@ -41,3 +41,12 @@ class AdversarialTransformation(DefendOptions):
     """what an adaptive attack derives: the identity (BPDA-I), steps with a smooth sign, or the classifier alone"""
     smooth: Annotated[float, Field(gt=0)] = 1000.0
     """factor of the gradient inside a smooth sign"""
+
+    def fitting_passes(self, images: int) -> float:
+        """Updates of the classifier."""
+        return 3 * self.epochs * images
+
+    def network_passes(self, images: int) -> float:
+        """The other network: its updates, with the attacks on it, and its slopes in every step of a transformation."""
+        training = {"attacked": 2 * self.attack_steps + 3, "plain": 3, "untrained": 0}[self.external]
+        return self.epochs * images * (training + 2 * self.steps)

@@ -24,12 +24,14 @@ class Cell:
     """threat model of the evaluation, and of the training where there is one, such as ``linf:4/255``"""
     metric: str
     """``clean``, ``autoattack``, the name of another protocol such as ``pgd10``, a distance under one such as
-    ``median-cw``, or a diversity metric"""
+    ``median-cw``, ``certified``, a metric of a detector or of diversity"""
     seed: int
     ledger: str
-    """path of what the figure is read from: the evaluation ledger, or the record of diversity metrics"""
+    """path of what the figure is read from: the evaluation ledger, or a record"""
     checks: str = ""
     """path of the robustness checks of the attacked classifier, whose failures mark the figure; empty without any"""
+    attacks: tuple[str, ...] = ()
+    """ledgers of the table's attacks on the same classifier within the same radius, of a certified accuracy"""
 
     @property
     def evidence(self) -> metrics.Evidence:

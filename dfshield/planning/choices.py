@@ -22,7 +22,7 @@ VOCABULARIES: dict[str, tuple[str, ...]] = {
     "sources": ("synthesize", "generate", "augment", "public", "export"),
     "recipes": ("train", "cotrain"),
     "protocols": ("attack",),
-    "defences": ("defend",),
+    "defences": ("defend", "detect"),
 }
 """The vocabularies and the stages that their entries may be of."""
 OPTIONS: dict[str, type[StageOptions] | None] = {name: stage.options for name, stage in STAGES.items()}
@@ -42,9 +42,26 @@ BASE = "base"
 """The key of an augmented training set that names what it is made of, and of a defence: what it is fitted on."""
 BASED = {
     "augment": "the training set that it is made of",
-    "defend": "the training set that it is fitted on; without it the student's own, or dss where there is none",
+    **dict.fromkeys(
+        ("defend", "detect"),
+        "the training set that it is fitted on; without it the student's own, or dss where there is none",
+    ),
 }
 """Stages whose entries may have it, and what it says there."""
+
+
+ELSEWHERE = {
+    "seed": "seeds:",
+    "threat": "threat: of the data set or model, or threats: of a table",
+    "split": "split: of the config",
+    **dict.fromkeys(("distribution", "sigma"), "defences: {NAME: {defend: smoothing}}, the defence that is certified"),
+}
+"""Options with a config key of their own. Inside a stage's section they would be overridden silently."""
+ELSEWHERE_BY_STAGE = {
+    **dict.fromkeys(("attack", "detect"), ("seed", "threat", "split")),
+    **dict.fromkeys(("train", "cotrain"), ("seed", "threat")),
+    "certify": ("seed", "split", "distribution", "sigma"),
+}
 
 
 @dataclass(frozen=True)
@@ -170,6 +187,13 @@ def check_section(values: Mapping[str, Any], stage: str, where: str) -> None:
         if not isinstance(values[name], Mapping):
             raise ValueError(f"{where}.{name}: must be a mapping of the options of {name}")
         check_keys(dict(values[name]), options.class_for(name), f"{where}.{name}")
+
+
+def refuse_misplaced(options: Mapping[str, Any], stage: str, where: str) -> None:
+    """Raise ValueError for an option in a stage's section that has a config key of its own."""
+    for key in ELSEWHERE_BY_STAGE.get(stage, ("seed",)):
+        if key in options:
+            raise ValueError(f"{where}.{key}: cannot be set here; use {ELSEWHERE[key]}")
 
 
 def layer(section: Mapping[str, Any], stage: str, entry: str) -> dict[str, Any]:

@@ -9,10 +9,7 @@ from typing import Any
 
 from dfshield.core.errors import InputError
 from dfshield.core.validation import build
-from dfshield.options.common import StageOptions
 from dfshield.options.defences import DefendOptions
-from dfshield.options.defences_detection import DetectOptions
-from dfshield.options.defences_smoothing import CertifyOptions
 
 
 @dataclass(frozen=True)
@@ -202,6 +199,25 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         STATE,
         CODE,
     ),
+    "certify": (
+        _file("--model", "checkpoint to certify", "model_path"),
+        _file("--out", "record to write, a JSON file; a CSV of certified accuracy by radius goes beside it"),
+        _value("--dataset", "data set to evaluate on"),
+        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
+        DATA_DIR,
+        FACTORY,
+        CODE,
+    ),
+    "detect": (
+        _file("--model", "checkpoint whose attacks are to be detected", "model_path"),
+        _file("--data", "merged training set that the detector is fitted on"),
+        OUT,
+        _value("--dataset", "data set to evaluate on"),
+        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
+        DATA_DIR,
+        FACTORY,
+        CODE,
+    ),
     "checks": (
         _file("--model", "checkpoint to check", "model_path"),
         OUT,
@@ -273,23 +289,6 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         ),
         _value("--keep-accuracy", "also make its mixture with the original model", action="store_true", default=False),
     ),
-    "certify": (
-        _file("--model", "checkpoint to certify", "model_path"),
-        _file("--out", "CSV of certified accuracy by radius; the record, a JSON file, goes beside it"),
-        _value("--dataset", "data set to evaluate on"),
-        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
-        DATA_DIR,
-        FACTORY,
-    ),
-    "detect": (
-        _file("--model", "checkpoint whose attacks are to be detected", "model_path"),
-        _file("--data", "merged training set that the detector is fitted on"),
-        OUT,
-        _value("--dataset", "data set to evaluate on"),
-        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
-        DATA_DIR,
-        FACTORY,
-    ),
     "inspect": (
         _file("file", "file to look into"),
         _file("--sheet", "contact sheet to write (PNG)", required=False),
@@ -321,14 +320,6 @@ TOOLS = {
         "harden a trained classifier of your own within some minutes, without a config",
         "dfshield.api.harden:command",
     ),
-    "certify": (
-        "certify radii within which noise leaves the answer of a smoothed classifier as it is",
-        "dfshield.evaluation.certify:run",
-    ),
-    "detect": (
-        "fit a detector of attacked images and evaluate it before attacks that know of it",
-        "dfshield.evaluation.detection:run",
-    ),
     "inspect": ("say what a training set, checkpoint, ledger or record holds", "dfshield.tools.inspect:run"),
     "verify": (
         "trace every cell of a table to ledger or record, student, data and teacher by hash",
@@ -340,7 +331,5 @@ TOOLS = {
     "doctor": ("check this machine: versions, devices, data", "dfshield.tools.doctor:run"),
 }
 """Commands that answer a question: what they do, and where their code is."""
-TOOL_OPTIONS: dict[str, type[StageOptions]] = {"certify": CertifyOptions, "detect": DetectOptions}
-"""Options of those among them that have a class of options, which have no section in a config."""
 PROFILED = ("synthesize", "train")
 """Stages that the released code does otherwise than the paper's text."""

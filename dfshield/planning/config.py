@@ -21,28 +21,22 @@ from dfshield.core.files import read_yaml
 from dfshield.core.threat import ThreatText, parse_threat
 from dfshield.core.validation import Options, build, check_keys
 from dfshield.options.common import DatasetName, Device, ModelName, Name, Positive, Seed
-from dfshield.planning.choices import VOCABULARIES, Choice, check_mixture, check_section, merged, read_defaults
+from dfshield.planning.choices import (
+    VOCABULARIES,
+    Choice,
+    check_mixture,
+    check_section,
+    merged,
+    read_defaults,
+    refuse_misplaced,
+)
 from dfshield.planning.stages import OLD_NAMES, STAGES, sections
 from dfshield.registry import DIVERSITY_METRICS, metric
-
-ELSEWHERE = {
-    "seed": "seeds:",
-    "threat": "threat: of the data set or model, or threats: of a table",
-    "split": "split: of the config",
-}
-"""Options with a config key of their own. Inside a stage's section they would be overridden silently."""
-ELSEWHERE_BY_STAGE = {"attack": ("seed", "threat", "split"), "train": ("seed", "threat"), "cotrain": ("seed", "threat")}
 
 PROGRAM = (Path(dfshield.__file__).parent / "shipped/config").resolve().parent
 """Where ``config/`` with the built-in tables and entries lies: the checkout, or the installed package."""
 RESERVED = re.compile(r"seed-\d+|eval|none|.*\.(safetensors|h5|csv|json|md|tex|log|tsv|yaml)", re.I)
 """Names that the path grammar has for files and folders of its own."""
-
-
-def _refuse_misplaced(options: dict[str, Any], stage: str, where: str) -> None:
-    for key in ELSEWHERE_BY_STAGE.get(stage, ("seed",)):
-        if key in options:
-            raise ValueError(f"{where}.{key}: cannot be set here; use {ELSEWHERE[key]}")
 
 
 class StageOverrides(Options):
@@ -58,6 +52,10 @@ class StageOverrides(Options):
     """options of augmented training sets"""
     public: dict[str, Any] = {}
     """options of public training sets"""
+    certify: dict[str, Any] = {}
+    """options of certificates"""
+    detect: dict[str, Any] = {}
+    """options of detectors of attacked images"""
     checks: dict[str, Any] = {}
     """options of the robustness checks"""
     diversity: dict[str, Any] = {}
@@ -81,7 +79,7 @@ class StageOverrides(Options):
     def _known_options(self) -> "StageOverrides":
         for stage in sections():
             check_section(getattr(self, stage), stage, stage)
-            _refuse_misplaced(getattr(self, stage), stage, stage)
+            refuse_misplaced(getattr(self, stage), stage, stage)
         return self
 
 
@@ -199,7 +197,7 @@ class Config(StageOverrides):
     sources"""
     defences: dict[Name, dict[str, Any] | None] = {}
     """defences at test time by name: {defend: tte}; one that is fitted may name the training set, {defend: mixture,
-    base: dss}; merged as sources"""
+    base: dss}; detectors of attacked images, {detect: lid}; merged as sources"""
     harden: dict[Name, HardenConfig] = {}
     """your own models"""
     tables: Path = Path("config/tables.yaml")
@@ -249,7 +247,7 @@ class Config(StageOverrides):
         for name in VOCABULARIES:
             for key, choice in self.choices[name].items():
                 if choice.stage in STAGES:
-                    _refuse_misplaced(dict(choice.options), choice.stage, f"{name}.{key}")
+                    refuse_misplaced(dict(choice.options), choice.stage, f"{name}.{key}")
         synthetic = [name for name, choice in sources.items() if choice.stage == "synthesize"]
         for name, choice in sources.items():
             if choice.base is not None:
@@ -293,7 +291,7 @@ class Config(StageOverrides):
             if choice.options_class is None:
                 raise ValueError(f"{where}.{name}: {choice.stage} has no options; take it out")
             check_keys(options, choice.options_class, f"{where}.{name}")
-            _refuse_misplaced(options, choice.stage, f"{where}.{name}")
+            refuse_misplaced(options, choice.stage, f"{where}.{name}")
 
 
 def _among(values: Any, allowed: Any, where: str) -> None:

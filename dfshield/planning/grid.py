@@ -135,6 +135,8 @@ class Grid:
         for metric in self.tables[table].metrics:
             if metric_entry(metric).evidence == "ledger":
                 self._check_protocol(table, metric)
+            for row in rows:
+                self._check_evidence(table, row, metric)
         for row in rows:
             if row.recipe == NONE:
                 continue
@@ -148,6 +150,23 @@ class Grid:
                 raise InputError(
                     f"{table}: its row {row.method!r} has source {row.source!r}, but recipe {row.recipe!r} {why}"
                 )
+
+    def _check_evidence(self, table: str, row: RowSpec, metric: str) -> None:
+        """InputError for metrics of a detector without one, of others behind one, and for certificates of no noise."""
+        choice = self.config.choices["defences"].get(row.defence)
+        found = "detection" if choice and choice.stage == "detect" else "ledger"
+        kind = metric_entry(metric).evidence
+        if (kind == "detection") != (found == "detection"):
+            what = "is of a detector: its defence is one that is {detect: NAME}"
+            why = what if kind == "detection" else "is no metric of a detector, which its defence is"
+            raise InputError(
+                f"{table}: its row {row.method!r} has defence {row.defence!r}, but metric {metric!r} {why}"
+            )
+        if kind == "certificates" and (choice is None or choice.name != "smoothing"):
+            raise InputError(
+                f"{table}: its row {row.method!r} has defence {row.defence!r}, which nothing certifies; name one "
+                "that is {defend: smoothing}"
+            )
 
     def _check_protocol(self, table: str, metric: str) -> None:
         """InputError for a metric of no protocol, and for distances under one that does not look for the smallest."""

@@ -17,9 +17,11 @@ from dfshield.planning.config import Config
 from dfshield.planning.inputs import below_data, check_file
 from dfshield.planning.limits import missed_classes
 from dfshield.planning.paths import (
+    CERTIFICATES,
     CHECKS,
     DATA,
     DEFENCE,
+    DETECTION,
     DIVERSITY,
     HARDEN,
     IMAGES,
@@ -111,8 +113,13 @@ class Jobs:
             self._add("card", CARD.format(name=own), inputs, place)
 
     def files(self, cells: Iterable[Cell]) -> list[str]:
-        """All that cells are made from: what their figures are read from, and the checks that mark them."""
-        return [path for cell in cells for path in (self.evidence(cell), *self.checks(cell))]
+        """All that cells are made from: what their figures are read from, and what marks them."""
+        return [path for cell in cells for path in (self.evidence(cell), *self.attacks(cell), *self.checks(cell))]
+
+    def attacks(self, cell: Cell) -> list[str]:
+        """The ledgers that a certified accuracy is compared with."""
+        places = (Place.parse(LEDGER, path) for path in cell.attacks)
+        return [self.ledger(place) for place in places if place]
 
     def evidence(self, cell: Cell) -> str:
         """The ledger or record that a cell is read from; returns its path, as all that follow."""
@@ -122,6 +129,13 @@ class Jobs:
         ledger = Place.parse(LEDGER, path)
         if ledger is not None:
             return self.ledger(ledger)
+        certified = Place.parse(CERTIFICATES, path)
+        if certified is not None:
+            return self._add("certify", path, [self.classifier(certified)], certified)
+        detection = Place.parse(DETECTION, path)
+        if detection is not None:
+            fitted_on = self.data(self.plan.fitting(detection))
+            return self._add("detect", path, [self.classifier(detection), fitted_on], detection)
         record = Place.parse(DIVERSITY, path)
         if record is not None:
             return self._add("diversity", path, [self.teacher(record), self.data(record)], record)

@@ -24,6 +24,8 @@ IMAGES = TRAINED + "/images.h5"
 IMAGES_DIVERSITY = TRAINED + "/diversity@{split}.json"
 LEDGER = TRAINED + "/eval/{defence}/{protocol}@{threat}/ledger.h5"
 DEFENCE = TRAINED + "/eval/{defence}/defence.safetensors"
+CERTIFICATES = TRAINED + "/eval/{defence}/certificates.json"
+DETECTION = TRAINED + "/eval/{defence}/detection@{threat}/detection.json"
 CHECKS = TRAINED + "/eval/{defence}/checks@{threat}/checks.json"
 """The path grammar; Snakemake's wildcards and these fields are the same names."""
 

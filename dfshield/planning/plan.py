@@ -10,15 +10,18 @@ from functools import cached_property
 from itertools import pairwise, product
 from typing import Any
 
+from dfshield import registry
 from dfshield.core.errors import InputError
-from dfshield.core.threat import threat_name
+from dfshield.core.threat import parse_threat, threat_name
 from dfshield.planning.cells import Cell, variant
 from dfshield.planning.choices import MIXTURE
 from dfshield.planning.companions import checked_ledgers, own_surrogate
 from dfshield.planning.config import Config, shipped
 from dfshield.planning.inputs import check_files
 from dfshield.planning.paths import (
+    CERTIFICATES,
     CHECKS,
+    DETECTION,
     DIVERSITY,
     HARDEN,
     IMAGES_DIVERSITY,
@@ -38,6 +41,13 @@ def _key(cell: Cell) -> tuple[str, ...]:
     """What tells the cells of a table apart."""
     fields = (cell.dataset, cell.model, cell.method, cell.variant, cell.defence, cell.threat, cell.metric, cell.seed)
     return tuple(map(str, fields))
+
+
+def _attacks(cell: Cell, cells: list[Cell]) -> tuple[str, ...]:
+    """The ledgers, among `cells`, of attacks on the classifier of a cell at its threat model."""
+    same = ("dataset", "model", "method", "variant", "defence", "threat", "seed")
+    own = [one for one in cells if all(getattr(one, name) == getattr(cell, name) for name in same)]
+    return tuple(dict.fromkeys(one.ledger for one in own if one.evidence == "ledger"))
 
 
 class Plan(Settings):
@@ -132,6 +142,8 @@ class Plan(Settings):
             cut = self.config.grid == "demo" and self.stand_in(spec)
             threats = self.table_threats(spec, dataset)
             for threat, row, overrides in product(threats, rows, self.sweeps(spec)):
+                if row.norm and row.norm != parse_threat(threat).norm:
+                    continue
                 for model in models[:1] if cut and row.models == "first" else models:
                     recipe = self._shared_recipe(dataset, model, row, overrides)
                     for metric, seed in product(spec.metrics, self.seeds(spec, row, dataset, model)):
@@ -139,20 +151,30 @@ class Plan(Settings):
                             self.config.name, dataset, model, row.source, recipe, train_name(recipe, threat), seed,
                             defence=row.defence,
                         )  # fmt: skip
-                        if self._measures(metric, place):
+                        if self._measures(metric, place, threat):
                             found.append(self._cell(spec, place, row.method, variant(overrides), metric, threat))
         if not found:
             raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")
         for one, other in pairwise(sorted(found, key=_key)):
             if _key(one) == _key(other):
                 raise InputError(f"{table}: has one cell twice ({', '.join(_key(one))}); take a row or value out")
-        return found
+        return [replace(cell, attacks=_attacks(cell, found)) if cell.metric == "certified" else cell for cell in found]
 
-    def _measures(self, metric: str, place: Place) -> bool:
-        """Whether a metric is of a place: diversity needs training images, a transferred attack another model."""
-        if metric_entry(metric).evidence == "diversity":
+    def _measures(self, metric: str, place: Place, threat: str) -> bool:
+        """Whether a metric is of a place.
+
+        Diversity needs training images, a transferred attack another model, every attack a norm that it works in.
+        """
+        kind = metric_entry(metric).evidence
+        if kind == "diversity":
             return (place.source, place.recipe) != (NONE, NONE)
-        return not own_surrogate(self, place.at(protocol=protocol_of(metric)))
+        if kind != "ledger" or metric == "clean":
+            return True
+        protocol = protocol_of(metric)
+        works = (
+            parse_threat(self._threat(protocol, threat)).norm in registry.ATTACKS[self.protocols[protocol].name].norms
+        )
+        return works and not own_surrogate(self, place.at(protocol=protocol))
 
     def _shared_recipe(self, dataset: str, model: str, row: RowSpec, overrides: dict[str, Any]) -> str:
         """The base recipe where the swept values are its own, so that nothing is trained twice."""
@@ -192,6 +214,10 @@ class Plan(Settings):
         if metric_entry(metric).evidence == "diversity":
             split = self.options("diversity", self.place(place.dataset, place.model)).split
             return place.at(split=split).path(IMAGES_DIVERSITY if place.source == NONE else DIVERSITY)
+        if metric_entry(metric).evidence == "certificates":
+            return place.path(CERTIFICATES)
+        if metric_entry(metric).evidence == "detection":
+            return place.at(threat=threat_name(threat)).path(DETECTION)
         name = threat_name(self._threat(protocol, threat))
         return place.at(protocol=protocol_of(protocol), threat=name).path(LEDGER)
 
@@ -221,7 +247,7 @@ class Plan(Settings):
         found = []
         for (method, fields), (metric, protocol) in product(rows.items(), metrics.items()):
             place = self.place(HARDEN, name, seed=self.config.seeds[0], **fields)
-            if not self._measures(protocol, place):
+            if not self._measures(protocol, place, entry.threat):
                 continue
             found.append(
                 Cell(

@@ -22,6 +22,7 @@ from dfshield.planning.jobs import Job
 from dfshield.planning.limits import images_in
 from dfshield.planning.paths import HARDEN, NONE, Place
 from dfshield.planning.plan import Plan
+from dfshield.registry.entry import named
 
 if TYPE_CHECKING:
     from dfshield.models.size import Network
@@ -34,6 +35,10 @@ DISK_RATE = 1e8
 """Bytes per second of jobs that only copy, check and hash (assumed)."""
 OWN_TEST_IMAGES = 10_000
 """Test images of a user's own model whose file is not there to count them (assumed)."""
+
+
+MOST_ATTACKS = 5
+"""Attacks of an ensemble, each of whose results a defence judges (AutoAttack with its pre-filter)."""
 
 
 class Price(NamedTuple):
@@ -187,8 +192,14 @@ def _cotrain(prices: Prices, place: Place, options: Any) -> Work | None:
 
 def _defend(prices: Prices, place: Place, options: Any) -> Work | None:
     """Up to the whole teacher is kept, and tensors of few values."""
-    passes = options.fitting_passes(prices.images(prices.plan.fitting(place)))
-    return None if passes is None else Work(passes, 4 * prices.network(place).parameters)
+    images = prices.images(prices.plan.fitting(place))
+    passes = options.fitting_passes(images)
+    if passes is None:
+        return None
+    counted = registry.DEFENCES[options.defence].network
+    shape = prices.plan.subject(place.dataset, place.model).input_shape
+    other = options.network_passes(images) * named(counted)(options, shape) if counted else 0
+    return Work(passes, 4 * prices.network(place).parameters, flops=other)
 
 
 def _attack(prices: Prices, place: Place, options: Any) -> Work | None:
@@ -198,16 +209,29 @@ def _attack(prices: Prices, place: Place, options: Any) -> Work | None:
     if passes is None:
         return None
     defence = prices.plan.defence(place.defence)
-    behind = defence.passes if defence else 1
-    return Work(
-        passes * behind, tested * prices.image_bytes(place) / 2
-    )  # a float16 perturbation for every image at most
+    if defence:
+        judged = 1 + (MOST_ATTACKS if registry.ATTACKS[options.attack].ensemble else 1)
+        passes = passes * defence.passes + judged * tested * defence.verdict_passes
+    return Work(passes, tested * prices.image_bytes(place) / 2)  # a float16 perturbation for every image at most
+
+
+def _certify(prices: Prices, place: Place, options: Any) -> Work:
+    """A record has a class and a radius for every image."""
+    tested = min(options.limit or math.inf, prices.tested(place, options.split))
+    return Work(tested * options.passes, tested * 40)
+
+
+def _detect(prices: Prices, place: Place, options: Any) -> Work:
+    """At most: every image is attacked to the end, whether it is classified rightly or not."""
+    tested = min(options.limit or math.inf, prices.tested(place, options.split))
+    fitted = options.fitting_passes(prices.images(prices.plan.fitting(place)))
+    return Work(fitted + tested * options.evaluation_passes, 2_000)
 
 
 def _checks(prices: Prices, place: Place, options: Any) -> Work:
     tested = min(options.limit or math.inf, prices.tested(place, options.split))
     defence = prices.plan.defence(place.defence)
-    behind = defence.passes if defence else 1
+    behind = defence.verdict_passes if defence else 1  # at most: the checks craft little and judge much
     return Work(checks_passes(options, tested, prices.robust) * behind, 10_000)
 
 
@@ -227,6 +251,8 @@ WORK: dict[str, Callable[[Prices, Place, Any], Work | None]] = {
     "cotrain": _cotrain,
     "defend": _defend,
     "attack": _attack,
+    "certify": _certify,
+    "detect": _detect,
     "checks": _checks,
     "diversity": _diversity,
 }

@@ -86,7 +86,9 @@ def _choices(definitions: dict[str, Any], stage: str) -> list[dict[str, Any]]:
     field, found = options.entries[0], []
     for chosen, names in by_class.items():
         own = {k: v for k, v in _define(definitions, chosen)["properties"].items() if k != field}
-        based = [name for name in names if stage == "augment" or (stage == "defend" and DEFENCES[name].fitted)]
+        based = [
+            name for name in names if stage in ("augment", "detect") or (stage == "defend" and DEFENCES[name].fitted)
+        ]
         if based:
             own[BASE] = {"type": "string", "description": BASED[stage]}
         found.append(_form(stage, names, own))

@@ -7,6 +7,7 @@ from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.threat import threat_name
 from dfshield.options import PROFILES, DefendOptions
+from dfshield.options.defences_smoothing import Smoothing
 from dfshield.planning.choices import Choice, layer
 from dfshield.planning.config import HardenConfig
 from dfshield.planning.grid import FIELDS, OF_STAGE, Grid
@@ -183,15 +184,22 @@ class Settings(Grid):
                 raise InputError(
                     f"{place.dataset}/{place.model}: no threat model {place.threat!r} for {place.protocol}"
                 )
-            fixed: dict[str, Any] = {"threat": threat, "split": self.config.split}
-            if subject.evaluation and "limit" in subject.evaluation.model_fields_set:
-                fixed["limit"] = subject.evaluation.limit
-            return fixed
+            return {"threat": threat} | self._images(subject)
+        if stage == "certify":
+            noise = self.smoothing(place.defence)
+            return {"distribution": noise.distribution, "sigma": noise.sigma} | self._images(subject)
+        if stage == "detect":
+            return {"threat": self._known_threat(place, place.threat)} | self._images(subject)
         if stage == "checks":
             return {"threat": self._known_threat(place, place.threat), "split": self.config.split}
         if stage == "diversity":  # one seed for all training sets, so that the bins are the same
             return {"seed": self.config.seeds[0]}
         return {}
+
+    def _images(self, subject: Subject) -> dict[str, Any]:
+        """Which images are evaluated on."""
+        limited = subject.evaluation is not None and "limit" in subject.evaluation.model_fields_set
+        return {"split": self.config.split} | ({"limit": subject.evaluation.limit} if limited else {})  # type: ignore[union-attr]
 
     def _synthetic_images(self, subject: Subject) -> int:
         """Images that the subject's sections ask a synthesis for."""
@@ -201,15 +209,29 @@ class Settings(Grid):
         return int(given.get("images", base.model_fields["images"].default))
 
     def defence(self, name: str) -> DefendOptions | None:
-        """Options of a defence at test time; None for ``none``."""
+        """Options of a defence at test time; None for ``none``. Raises InputError for a detector."""
         if name == NONE:
             return None
         choice = self.config.choices["defences"][name]
+        if choice.stage != "defend":
+            raise InputError(
+                f"defences.{name}: is a detector, which nothing is attacked behind; see to its own metrics"
+            )
         return DefendOptions.of(**choice.options)
 
     def fitted(self, name: str) -> bool:
-        """Whether a defence of the config, or ``none``, is fitted before it defends."""
-        return name != NONE and registry.DEFENCES[self.config.choices["defences"][name].name].fitted
+        """Whether a defence of the config, or ``none``, is fitted before it defends; detectors fit themselves."""
+        choice = None if name == NONE else self.config.choices["defences"][name]
+        return choice is not None and choice.stage == "defend" and registry.DEFENCES[choice.name].fitted
+
+    def smoothing(self, name: str) -> Smoothing:
+        """Options of a defence by randomised smoothing; raises InputError for another, which nothing certifies."""
+        own = None if name == NONE else self.config.choices["defences"][name]
+        if own is None or own.name != "smoothing":
+            raise InputError(f"certify: nothing certifies defence {name!r}; take one that is {{defend: smoothing}}")
+        found = self.defence(name)
+        assert isinstance(found, Smoothing)
+        return found
 
     def fitting(self, place: Place) -> Place:
         """The place of the training set that the defence at `place` is fitted on.

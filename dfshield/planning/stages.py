@@ -12,9 +12,11 @@ from dfshield.core.validation import build
 from dfshield.options import (
     AttackOptions,
     AugmentOptions,
+    CertifyOptions,
     ChecksOptions,
     CotrainOptions,
     DefendOptions,
+    DetectOptions,
     DiversityOptions,
     GenerateOptions,
     PublicOptions,
@@ -23,7 +25,18 @@ from dfshield.options import (
     TeacherOptions,
     TrainOptions,
 )
-from dfshield.planning.paths import CHECKS, DATA, DEFENCE, DIVERSITY, LEDGER, SHARD, STUDENT, TEACHER
+from dfshield.planning.paths import (
+    CERTIFICATES,
+    CHECKS,
+    DATA,
+    DEFENCE,
+    DETECTION,
+    DIVERSITY,
+    LEDGER,
+    SHARD,
+    STUDENT,
+    TEACHER,
+)
 
 Registry = Mapping[str, registry.Entry]
 
@@ -157,6 +170,24 @@ STAGES: dict[str, Stage] = {
         memory_mb=6000,
         minutes=1440,
         resumes=True,
+    ),
+    "certify": Stage(
+        "certify radii within which noise leaves the answer of a smoothed classifier as it is",
+        "dfshield.evaluation.certify:run",
+        CertifyOptions,
+        CERTIFICATES,
+        dataset=True,
+        memory_mb=4000,
+        minutes=480,
+    ),
+    "detect": Stage(
+        "fit a detector of attacked images and evaluate it before attacks that know of it",
+        "dfshield.evaluation.detection:run",
+        DetectOptions,
+        DETECTION,
+        dataset=True,
+        memory_mb=6000,
+        minutes=480,
     ),
     "checks": Stage(
         "check whether the evaluation of a model can be believed",

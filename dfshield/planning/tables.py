@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.files import read_yaml
-from dfshield.core.threat import ThreatText
+from dfshield.core.threat import BallText, ThreatText
 from dfshield.core.validation import Options, build
 from dfshield.options import TrainOptions
 from dfshield.options.common import Name
@@ -30,11 +30,11 @@ class PaperGrid(Options):
 
 
 class ThreatSpec(Options):
-    """Threat models that a table trains and evaluates at, whatever the data sets' own are."""
+    """Threat models that a table trains and evaluates at, whatever the data sets' own are; nothing is trained in l1."""
 
-    demo: tuple[ThreatText, ...] = Field(min_length=1)
+    demo: tuple[BallText, ...] = Field(min_length=1)
     """of stand-ins at demo scale"""
-    full: tuple[ThreatText, ...] = Field(min_length=1)
+    full: tuple[BallText, ...] = Field(min_length=1)
     """the paper's"""
 
 
@@ -58,6 +58,8 @@ class RowSpec(Options):
     recipe: Name
     defence: Name = "none"
     """defence at test time, one of the config's"""
+    norm: Literal["linf", "l2", "l1"] | None = None
+    """norm of the threat models that the row has, of those that the table compares; none: all of them"""
     marks: dict[str, bool] = Field(default_factory=dict)
     """columns with a tick or a cross beside the row's name, by their titles"""
     seeds: Literal["all", "first"] = "all"

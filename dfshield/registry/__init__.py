@@ -9,9 +9,10 @@ from dfshield.registry.baselines import BASELINES, Baseline
 from dfshield.registry.checks import CHECKS
 from dfshield.registry.datasets import DATASETS, MEDMNIST_SPLITS, Dataset
 from dfshield.registry.defences import DEFENCES
+from dfshield.registry.detectors import DETECTORS
 from dfshield.registry.entry import Entry, RealData
 from dfshield.registry.losses import LOSSES, SEARCHES, Inner, Loss, Search, Start
-from dfshield.registry.metrics import DIVERSITY_METRICS, METRICS, Metric, metric, protocol_of
+from dfshield.registry.metrics import DETECTION_METRICS, DIVERSITY_METRICS, METRICS, Metric, metric, protocol_of
 from dfshield.registry.models import MODELS, Model
 from dfshield.registry.sources import AUGMENTATIONS, COEFFICIENTS, GENERATED, OBJECTIVES, SOURCES, Source
 
@@ -23,6 +24,8 @@ __all__ = [
     "COEFFICIENTS",
     "DATASETS",
     "DEFENCES",
+    "DETECTION_METRICS",
+    "DETECTORS",
     "DIVERSITY_METRICS",
     "GENERATED",
     "LOSSES",

@@ -40,6 +40,7 @@ ATTACKS = {
         "Clean",
         about="no attack: the images as they are",
         access="none",
+        norms=("linf", "l2", "l1"),
         passes="dfshield.attacks.budget:clean_passes",
     ),
     "fgsm": Attack(
@@ -55,6 +56,7 @@ ATTACKS = {
         about="projected gradient ascent from random starts (Madry et al. 2018)",
         options="dfshield.options.attacks:Pgd",
         bf16_safe=True,
+        norms=("linf", "l2", "l1"),
         passes="dfshield.attacks.budget:pgd_passes",
     ),
     "mi-fgsm": Attack(

@@ -12,6 +12,9 @@ class Defence(Entry):
     real_data: RealData = "none"
     fitted: bool = False
     """it has something to fit, which the stage ``defend`` does"""
+    network: str = ""
+    """for the cost model: ``module:function`` from ``(options, input_shape)`` to the operations of a forward pass of
+    the network that the fit trains; empty where it trains none to speak of"""
 
 
 DEFENCES = {
@@ -108,6 +111,7 @@ DEFENCES = {
         about="images noised, and denoised by a diffusion model (Nie et al. 2022)",
         options="dfshield.options.defences_diffusion:DiffPure",
         fitted=True,
+        network="dfshield.defences.purification:denoiser_flops",
     ),
     "distribution-transfer": Defence(
         "dfshield.defences.distribution_transfer:Transfer",
@@ -115,6 +119,7 @@ DEFENCES = {
         about="the same at more noise, the way back guided by the image and the classifier's output",
         options="dfshield.options.defences_diffusion:DistributionTransfer",
         fitted=True,
+        network="dfshield.defences.purification:denoiser_flops",
     ),
     "adversarial-transformation": Defence(
         "dfshield.defences.adversarial_transformation:AdversarialTransformation",
@@ -122,6 +127,7 @@ DEFENCES = {
         about="images moved towards the least likely class of another network, before a network tuned on such",
         options="dfshield.options.defences_transformation:AdversarialTransformation",
         fitted=True,
+        network="dfshield.defences.adversarial_transformation:external_flops",
     ),
     "quilting": Defence(
         "dfshield.defences.quilting:ImageQuilting",

@@ -3,8 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Evidence = Literal["ledger", "diversity"]
-"""Kind of file that a figure is read from: a ledger of an attack, or a record of diversity metrics."""
+Evidence = Literal["ledger", "diversity", "certificates", "detection"]
+"""Kind of file that a figure is read from: a ledger of an attack, or a record of diversity metrics, of certificates, or
+of a detector's evaluation."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ METRICS = {
     "a3": Metric("A³"),
     "automated": Metric("Automated"),
     "autoattack": Metric("AA"),
+    "pgd-smoothed": Metric("PGD-20, adaptive"),
+    "aa-smoothed": Metric("AA rand"),
+    "certified": Metric("Certified", evidence="certificates"),
+    "false-alarms-wanted": Metric("False alarms, wanted", evidence="detection"),
+    "false-alarms": Metric("False alarms, real", evidence="detection"),
+    "threshold": Metric("Threshold", "1", 3, "detection"),
+    "detected": Metric("Detected, static", evidence="detection"),
+    "evaded": Metric("Evaded, static", evidence="detection"),
+    "evaded-adaptive": Metric("Evaded, adaptive", evidence="detection"),
     "precision": Metric("Precision", "1", 3, "diversity"),
     "recall": Metric("Recall", "1", 3, "diversity"),
     "density": Metric("Density", "1", 3, "diversity"),
@@ -66,6 +76,8 @@ DIVERSITY_METRICS = tuple(name for name, entry in METRICS.items() if entry.evide
 """Metrics of a synthetic set; every record of diversity holds all of them."""
 
 
+DETECTION_METRICS = tuple(name for name, entry in METRICS.items() if entry.evidence == "detection")
+"""Metrics of a detector; every record of detection gives all of them."""
 DISTANCES: dict[str, Literal["median", "largest"]] = {"median-": "median", "largest-": "largest"}
 """Beginnings of the names of distance metrics, which go on with a protocol's name, and their statistics."""
 

@@ -19,7 +19,7 @@ MAKING = ("synthesize", "merge", "generate", "augment", "export", "public")
 
 def evidence(cells: list[Cell]) -> list[str]:
     """The ledgers and records that cells are read from, and the checks that mark them, each once."""
-    return sorted({path for cell in cells for path in (cell.ledger, cell.checks) if path})
+    return sorted({path for cell in cells for path in (cell.ledger, cell.checks, *cell.attacks) if path})
 
 
 def timings(plan: Plan, table: str) -> list[str]:

@@ -9,11 +9,14 @@ from typing import Any, Literal
 
 import h5py
 
+from dfshield.evaluation.certificates import read_certificates
+from dfshield.evaluation.detections import read_detection
 from dfshield.evaluation.ledger import read_ledger
 from dfshield.evaluation.record import read_record
 from dfshield.planning.cells import Cell
-from dfshield.planning.paths import DIVERSITY, IMAGES_DIVERSITY, LEDGER, Place
-from dfshield.report.rows import Row, diversity_row, ledger_row
+from dfshield.planning.paths import CERTIFICATES, DETECTION, DIVERSITY, IMAGES_DIVERSITY, LEDGER, Place
+from dfshield.report.record_rows import certified_row, detection_row, diversity_row
+from dfshield.report.rows import Row, ledger_row
 
 
 @dataclass(frozen=True)
@@ -62,5 +65,9 @@ EVIDENCE: Mapping[str, Evidence] = {
     "diversity": Evidence(
         "record", (DIVERSITY, IMAGES_DIVERSITY), read_record, diversity_row, _record_states, traces="data"
     ),
+    "certificates": Evidence(
+        "record", (CERTIFICATES,), read_certificates, certified_row, _record_states, traces="model"
+    ),
+    "detection": Evidence("record", (DETECTION,), read_detection, detection_row, _record_states, traces="model"),
 }
 """Evidence by the kind that `registry.Metric.evidence` names."""

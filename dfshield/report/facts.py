@@ -1,5 +1,6 @@
 """What is printed beside a table's figures: facts about the data, what was left out, footnotes."""
 
+import math
 from collections.abc import Iterable, Sequence
 from statistics import fmean
 
@@ -21,7 +22,7 @@ def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
     """What a reader needs beside the figures: units, spread, threat, number of images, majority class, protocols."""
     if not rows:
         return []
-    accuracies = any(row.unit == "%" for row in rows)
+    accuracies = any(_is_accuracy(row) for row in rows)
     first = "Accuracies in percent." if accuracies else ""
     seeds = len({row.seed for row in rows})
     if seeds > 1:
@@ -34,8 +35,8 @@ def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
         first += f" Brackets: 95 % Wilson interval{shared} for the given number of images."
     lines = [*_stand_in(rows, spec), *([first.strip()] if first else [])]
     for dataset in dict.fromkeys(row.dataset for row in rows):
-        own = [row for row in rows if row.dataset == dataset and row.unit == "%"]
-        if not own:  # diversity alone
+        own = [row for row in rows if row.dataset == dataset and _is_accuracy(row)]
+        if not own:  # diversity or detection alone
             continue
         threats = ", ".join(_threats(spec, own))
         sets: dict[tuple[int, float], dict[str, None]] = {}  # columns by their test images
@@ -48,10 +49,14 @@ def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
         )
         lines.append(f"{dataset_title(dataset)}: {threats + ', ' if threats else ''}{sizes}.")
         if not spec.sweep and max(row.majority for row in own) >= UNBALANCED * _even_share(dataset):
-            lines += _balanced(own)
-    lines += [*_distance_facts(rows, intervals), *_diversity_facts(rows)]
+            lines += _balanced([row for row in own if not math.isnan(row.macro_f1)])
+    lines += [*_distance_facts(rows, intervals), *_diversity_facts(rows), *_detection_facts(rows, intervals)]
     lines.append(f"Protocols: {', '.join(dict.fromkeys(row.protocol for row in rows))}.")
     return lines
+
+
+def _is_accuracy(row: Row) -> bool:
+    return row.unit == "%" and metric(row.metric).evidence != "detection"
 
 
 def _threats(spec: TableSpec, rows: Sequence[Row]) -> list[str]:
@@ -114,6 +119,20 @@ def _diversity_facts(rows: Sequence[Row]) -> list[str]:
         f"Diversity metrics compare the training images with real ones ({counts}), whose only use is this comparison. "
         "The more of the real images are covered, the higher are recall and coverage and the lower are NDB and JSD "
         "(in nats)."
+    ]
+
+
+def _detection_facts(rows: Sequence[Row], intervals: bool) -> list[str]:
+    own = [row for row in rows if metric(row.metric).evidence == "detection"]
+    if not own:
+        return []
+    threats = ", ".join(dict.fromkeys(threat_title(row.threat) for row in own))
+    bracket = " Brackets: 95 % Wilson interval." if intervals else ""
+    return [
+        f"Rates in percent, {threats}. False alarms: share of the evaluation's images that are flagged as they are; "
+        "the threshold lets the wanted share of held-out training images be flagged. Detected: share flagged of the "
+        "images that the attack fools the network with. Evaded: share, of all that are rightly classified without "
+        f"attack, that fool the network and are not flagged.{bracket}"
     ]
 
 

@@ -77,7 +77,8 @@ def measured(rows: Sequence[Row]) -> dict[Key, Value]:
     """
     groups: dict[Key, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.key, []).append(row)
+        if not math.isnan(row.value):  # a rate of no image
+            groups.setdefault(row.key, []).append(row)
     return {key: _average(group) for key, group in groups.items()}
 
 

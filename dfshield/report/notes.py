@@ -16,6 +16,7 @@ NOTES: Marks = {
         "AutoAttack with fewer target classes than its standard: the data set has too few classes",
     ),
     "masked-gradients": ("¶", "sign of masked gradients: the figure may overstate the robustness"),
+    "certified-above-attacked": ("⁂", "certified accuracy is above that under attack within the same radius"),
     "failed-check": ("¤", "a robustness check failed"),
     "randomised": ("‖", "the model's output varies between passes: the figure may overstate the robustness"),
     "classes-untrained": ("", "no training image had the label of some classes"),

@@ -17,6 +17,8 @@ from dfshield.core.files import data_dir, data_file
 from dfshield.core.hashing import sha256_file
 from dfshield.defences.fit_file import stated_fit
 from dfshield.evaluation import ledger as ledgers
+from dfshield.evaluation.certificates import read_certificates
+from dfshield.evaluation.detections import read_detection
 from dfshield.evaluation.findings import read_findings
 from dfshield.evaluation.record import read_record
 from dfshield.models.card import Card, stated_card
@@ -50,7 +52,7 @@ class Origin:
     options: Mapping[str, Any] | None
     """None for a teacher that was imported."""
     defence: Mapping[str, Any] | None = None
-    """Options of the defence that an attacked model stood behind; None without one."""
+    """Options of the defence that an attacked model stood behind, or of a detector; None without one."""
     card: Card | None = None
     """Of a checkpoint."""
     history: str = ""
@@ -106,11 +108,24 @@ def _of_findings(path: Path) -> Origin:
     return Origin(own.content_sha256, hashes, own.real_data, own.code, own.seed, own.options, behind)
 
 
+def _of_certificates(path: Path) -> Origin:
+    own = read_certificates(path)
+    return Origin(own.content_sha256, (own.model_sha256,), own.real_data, own.code, own.seed, own.options)
+
+
+def _of_detection(path: Path) -> Origin:
+    own = read_detection(path)
+    hashes = (own.model_sha256, own.training_sha256)
+    return Origin(own.content_sha256, hashes, own.real_data, own.code, own.seed, own.options, defence=own.options)
+
+
 READERS: Mapping[str, Callable[[Path], Origin]] = {
     **dict.fromkeys(("teacher", "train", "cotrain"), _of_checkpoint),
     **dict.fromkeys(("synthesize", "merge", "generate", "augment", "public", "export", "images"), _of_trainset),
     "defend": _of_fit,
     "attack": _of_ledger,
+    "certify": _of_certificates,
+    "detect": _of_detection,
     "checks": _of_findings,
     "diversity": _of_record,
 }
@@ -206,7 +221,7 @@ def broken_link(job: Job, made: Mapping[str, Origin]) -> str | None:
         if made[path].content not in own.made_of:
             return f"it was not made from {path} as it is now"
         # The first model is what was attacked; others that the attack needs may have seen any data.
-        attacked = job.stage in ("attack", "checks") and path == job.inputs[0]
+        attacked = job.stage in ("attack", "checks", "certify") and path == job.inputs[0]
         trained_on = made[path].card is None or attacked
         if made[path].real_data != own.real_data and trained_on and not own.defence:
             return f"real_data is {own.real_data}, that of {path} is {made[path].real_data}"

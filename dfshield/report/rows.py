@@ -14,12 +14,10 @@ import numpy as np
 from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file, write_text
 from dfshield.core.threat import parse_threat
-from dfshield.evaluation import record as diversity
 from dfshield.evaluation.distances import STATISTICS
 from dfshield.evaluation.doubts import ALIKE, doubts
 from dfshield.evaluation.findings import Findings
 from dfshield.evaluation.ledger import Ledger, confidence_interval
-from dfshield.evaluation.record import Record
 from dfshield.planning.cells import Cell, swept
 from dfshield.planning.tables import TableSpec, formulas
 from dfshield.registry import metric, protocol_of
@@ -41,7 +39,8 @@ class Row:
     """One row of a table CSV; accuracies and shares in percent.
 
     A diversity metric has no interval and no shares by class (NaN, empty in the CSV); its n counts the real images. A
-    distance has no shares by class, and the largest has no interval; both may be infinite.
+    distance has no shares by class, and the largest has no interval; both may be infinite. A rate of a detector has no
+    shares by class, and a rate of no image no value.
     """
 
     dataset: str
@@ -90,7 +89,8 @@ def cell_of(row: Row, path: Path) -> Cell:
     return Cell(table="", ledger=str(path), **{name: getattr(row, name) for name in SHARED})
 
 
-def _shared(cell: Cell) -> dict[str, Any]:
+def shared(cell: Cell) -> dict[str, Any]:
+    """What a row has from its cell."""
     return {name: getattr(cell, name) for name in SHARED} | {"unit": metric(cell.metric).unit}
 
 
@@ -103,7 +103,7 @@ def ledger_row(cell: Cell, ledger: Ledger, paper: float | None) -> Row:
         shares = {"prediction": clean, "broken": clean != ledger.label, "components": ledger.components[:2]}
         ledger = dataclasses.replace(ledger, **shares, flags=flags)
     return Row(
-        **_shared(cell),
+        **shared(cell),
         **(_distance(cell, ledger) if metric(cell.metric).statistic else _accuracy(ledger)),
         n=ledger.n,
         protocol=ledger.protocol,
@@ -131,28 +131,6 @@ def _distance(cell: Cell, ledger: Ledger) -> dict[str, Any]:
     figure, interval = STATISTICS[metric(cell.metric).statistic]
     low, high = interval(ledger.distances)
     return {"value": figure(ledger.distances), "ci_low": low, "ci_high": high} | dict.fromkeys(SHARES, math.nan)
-
-
-def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
-    """The row of one cell of a diversity metric, by its record; InputError if the record is of another cell."""
-    if (record.dataset, record.model) != (cell.dataset, cell.model):
-        raise InputError(
-            f"{cell.ledger}: is of {record.dataset}/{record.model}, not of {cell.dataset}/{cell.model}; make it again"
-        )
-    return Row(
-        **_shared(cell),
-        value=record.values[cell.metric],
-        ci_low=math.nan,
-        ci_high=math.nan,
-        n=record.n_real,
-        protocol=diversity.protocol(record, cell.metric),
-        flags=("not-data-free",) if record.real_data in REAL else (),
-        majority=math.nan,
-        balanced=math.nan,
-        macro_f1=math.nan,
-        paper=paper,
-        ledger_sha256=record.content_sha256,
-    )
 
 
 def marked(row: Row, findings: Findings) -> Row:
@@ -241,6 +219,6 @@ def _parse(row: dict[str, str]) -> Row:
     parse_threat(row["threat"])
     swept(row["variant"])
     parsers = {"n": int, "seed": int, "flags": lambda text: tuple(f for f in text.split(";") if f)}
-    parsers |= {"value": float} | dict.fromkeys(OPTIONAL, lambda text: float(text) if text else math.nan)
+    parsers |= dict.fromkeys(("value", *OPTIONAL), lambda text: float(text) if text else math.nan)
     parsers["paper"] = lambda text: float(text) if text else None
     return Row(**{name: parsers.get(name, str)(row[name]) for name in COLUMNS})  # type: ignore[operator]

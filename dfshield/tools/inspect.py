@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, existing_file
+from dfshield.core.sealed import Kind
 from dfshield.core.threat import parse_threat
 from dfshield.defences.fit_file import FitCard, check_fit_file, is_fit
-from dfshield.evaluation import distances, findings
+from dfshield.evaluation import certificates, detections, distances, findings, record
 from dfshield.evaluation import ledger as ledgers
 from dfshield.evaluation.ledger import Ledger
-from dfshield.evaluation.record import Record, read_record
+from dfshield.evaluation.record import Record
 from dfshield.models.card import Card, read_card
 from dfshield.registry import DIVERSITY_METRICS, metric
 from dfshield.report.rows import flags_of
@@ -62,9 +63,9 @@ def _look(file: Path) -> tuple[str, Lines, Drawing | None]:
             return describe_trainset(file)
         raise InputError(f"{file}: HDF5, but neither a training set nor a ledger of dfshield (its format is {found!r})")
     if file.suffix == ".json":
-        if findings.KIND.format in file.read_text(encoding="utf-8", errors="replace")[:200]:
-            return "record of robustness checks", describe_findings(findings.read_findings(file)), None
-        return "record of diversity metrics", describe_record(read_record(file)), None
+        start = file.read_text(encoding="utf-8", errors="replace")[:200]
+        kind, describe = next((own for own in RECORDS if own[0].format in start), RECORDS[0])
+        return kind.name, describe(file), None
     if is_fit(file):
         return "fitted defence", describe_fit(check_fit_file(file)), None
     return "checkpoint", describe_checkpoint(read_card(file)), None
@@ -175,21 +176,21 @@ def describe_ledger(ledger: Ledger) -> Lines:
     ]
 
 
-def describe_record(record: Record) -> Lines:
+def describe_record(own: Record) -> Lines:
     """What a record of diversity metrics says."""
     figures = [
-        (name, f"{record.values[name]:.{metric(name).decimals}f} {metric(name).unit}") for name in DIVERSITY_METRICS
+        (name, f"{own.values[name]:.{metric(name).decimals}f} {metric(name).unit}") for name in DIVERSITY_METRICS
     ]
     return [
-        ("data set, model", f"{record.dataset}, {record.model}"),
-        ("source", f"{record.source}, seed {record.seed} (real data: {record.real_data})"),
-        ("images", f"{record.n_synthetic} of the source, {record.n_real} of the real {record.split} split"),
+        ("data set, model", f"{own.dataset}, {own.model}"),
+        ("source", f"{own.source}, seed {own.seed} (real data: {own.real_data})"),
+        ("images", f"{own.n_synthetic} of the source, {own.n_real} of the real {own.split} split"),
         *((name, text.removesuffix(" 1")) for name, text in figures),
-        ("options", _options(record.options)),
-        ("teacher", record.teacher_sha256),
-        ("training set", record.data_sha256),
-        ("real data", record.real_sha256),
-        ("content", f"{record.content_sha256} (checked)"),
+        ("options", _options(own.options)),
+        ("teacher", own.teacher_sha256),
+        ("training set", own.data_sha256),
+        ("real data", own.real_sha256),
+        ("content", f"{own.content_sha256} (checked)"),
     ]
 
 
@@ -205,6 +206,56 @@ def describe_findings(found: findings.Findings) -> Lines:
         *((f"ledger {name}", content) for name, content in found.ledgers.items()),
         ("content", f"{found.content_sha256} (checked)"),
     ]
+
+
+def describe_certificates(found: certificates.CertificateRecord) -> Lines:
+    """What a record of certificates says."""
+    curve = ((f"within {point['radius']:g}", f"{100 * point['certified_accuracy']:.2f} %") for point in found.curve)
+    return [
+        ("data set, model", f"{found.dataset}, {found.model} (real data: {found.real_data})"),
+        ("certified", f"radii in {found.norm}, {found.protocol}, seed {found.seed}"),
+        ("images", f"{found.n}, nothing is certified of {100 * found.abstained:.2f} %"),
+        *curve,
+        ("options", _options(found.options)),
+        ("model", found.model_sha256),
+        ("data", found.data_sha256),
+        ("content", f"{found.content_sha256} (checked)"),
+    ]
+
+
+def describe_detection(found: detections.DetectionRecord) -> Lines:
+    """What a record of a detector's evaluation says."""
+    alarms = f"{100 * found.false_alarms:.2f} % of the images, {100 * found.false_alarms_wanted:.2f} % wanted"
+    return [
+        ("data set, model", f"{found.dataset}, {found.model} (real data: {found.real_data})"),
+        ("detector, threat", f"{found.options['detector']}, {found.options['threat']}, seed {found.seed}"),
+        ("images", f"{found.n}, classified rightly {found.right}"),
+        ("threshold", f"{found.threshold:.4g}"),
+        ("false alarms", alarms),
+        ("static attack", _detected(found.static)),
+        ("adaptive attack", _detected(found.adaptive)),
+        ("options", _options(found.options)),
+        ("model", found.model_sha256),
+        ("training set", found.training_sha256),
+        ("data", found.data_sha256),
+        ("content", f"{found.content_sha256} (checked)"),
+    ]
+
+
+def _detected(found: detections.Outcome) -> str:
+    said = f"fools {100 * found.fooled:.2f} %, evades with {100 * found.evaded:.2f} %"
+    if found.detected is None or found.auroc is None:
+        return said
+    return f"{said}; {100 * found.detected:.2f} % of what fools is flagged, area under the curve {found.auroc:.3f}"
+
+
+RECORDS: tuple[tuple[Kind, Callable[[Path], Lines]], ...] = (
+    (record.KIND, lambda file: describe_record(record.read_record(file))),
+    (findings.KIND, lambda file: describe_findings(findings.read_findings(file))),
+    (certificates.KIND, lambda file: describe_certificates(certificates.read_certificates(file))),
+    (detections.KIND, lambda file: describe_detection(detections.read_detection(file))),
+)
+"""Kinds of JSON records, and what each says; a file of none is read as the first, which says what it lacks."""
 
 
 def _accuracy(k: int, n: int) -> str:

@@ -13,6 +13,8 @@ from dfshield.core.errors import InputError
 from dfshield.core.files import existing_file
 from dfshield.core.hashing import sha256_file
 from dfshield.defences.fit_file import check_fit_file
+from dfshield.evaluation.certificates import read_certificates
+from dfshield.evaluation.detections import read_detection
 from dfshield.evaluation.findings import read_findings
 from dfshield.evaluation.ledger import read_ledger
 from dfshield.models.card import read_card
@@ -37,6 +39,8 @@ WHOLE: Mapping[str, Callable[[Path], object]] = {
     **dict.fromkeys(("teacher", "train", "cotrain"), read_card),
     "defend": check_fit_file,
     "attack": read_ledger,
+    "certify": read_certificates,
+    "detect": read_detection,
     "checks": read_findings,
 }
 """How all values of a stage's output are checked; `verify_data` for stages that make training sets."""
@@ -137,8 +141,10 @@ class Tracer:
         """The row of a cell, made again; its evidence is read whole. Raises InputError if that cannot be used."""
         if cell not in self.rows:
             checks = str(self.at(cell.checks)) if cell.checks else ""
-            (self.rows[cell],) = build([replace(cell, ledger=str(self.at(cell.ledger)), checks=checks)], self.spec)
-            self.read |= {cell.ledger, cell.checks}
+            attacks = tuple(str(self.at(path)) for path in cell.attacks)
+            there = replace(cell, ledger=str(self.at(cell.ledger)), checks=checks, attacks=attacks)
+            (self.rows[cell],) = build([there], self.spec)
+            self.read |= {cell.ledger, cell.checks, *cell.attacks}
         return self.rows[cell]
 
     def trace(self, row: Row) -> None:

@@ -55,3 +55,38 @@ def test_random_starts_fill_the_ball():
     assert radius.max() <= 0.4 + 1e-6 and abs(radius.mean() - 0.2) < 0.01 and radius.min() < 0.01
     assert abs((random_start(x, Threat("linf", 0.1), key(), "normal") - x).std() - 0.001) < 1e-4
     assert torch.equal(random_start(x, Threat("l2", 0.1), key(3)), random_start(x, Threat("l2", 0.1), key(3)))
+
+
+L1 = Threat("l1", 1.5)
+
+
+def test_l1_projection_is_the_nearest_point_of_the_ball():
+    """By hand: (3, -1, 0.5) to radius 2 loses one of every entry; and no point of the ball is nearer."""
+    x = torch.zeros((1, 1, 1, 3)) + 0.5
+    far = x + torch.tensor([3.0, -1, 0.5]).view(1, 1, 1, 3) / 10
+    near = project(x, far, Threat("l1", 0.2))
+    torch.testing.assert_close(near - x, torch.tensor([0.2, 0.0, 0.0]).view(1, 1, 1, 3))
+    x, wild = torch.full((1, 1, 4, 4), 0.5), 0.5 + 0.4 * torch.randn((1, 1, 4, 4), generator=key(1))
+    found = project(x, wild, L1)
+    assert float((found - x).abs().sum()) == pytest.approx(1.5, abs=1e-5)
+    others = project(x.expand(500, -1, -1, -1), random_start(x.expand(500, -1, -1, -1), L1, key(2)), L1)
+    assert ((others - wild).flatten(1).norm(dim=1) >= (found - wild).norm() - 1e-6).all()
+
+
+def test_points_of_the_l1_ball_stay_within_it_and_the_unit_box():
+    x = torch.rand((1000, 1, 4, 4), generator=key(1))
+    wild = x + torch.randn(x.shape, generator=key(2))
+    for image in (project(x, wild, L1), from_half(x, to_half(x, wild, L1), L1), random_start(x, L1, key(3))):
+        assert (image - x).flatten(1).abs().sum(1).max() <= 1.5 + 1e-4
+        assert image.min() >= 0 and image.max() <= 1
+
+
+def test_an_l1_step_moves_the_pixels_that_count_most_and_can_move():
+    x = torch.full((1, 1, 4, 10), 0.5)
+    grad = torch.zeros_like(x)
+    grad[0, 0, 0, :4] = torch.tensor([9.0, -5, 4, 1])
+    x[0, 0, 0, 0] = 1.0  # cannot grow
+    moved = step(x, grad, 0.2, "l1") - x
+    assert moved[0, 0, 0, :4].tolist() == pytest.approx([0, -0.1, 0.1, 0]) and float(moved.abs().sum()) == (
+        pytest.approx(0.2)
+    )

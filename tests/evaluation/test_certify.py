@@ -14,8 +14,10 @@ from support.attacked import Linear, attack, images, key, network
 from dfshield import cli
 from dfshield.core import sealed
 from dfshield.core.errors import InputError
+from dfshield.core.threat import Threat
 from dfshield.defences.smoothing import NOISES, RandomisedSmoothing
-from dfshield.evaluation.certify import ABSTAINED, RECORD, Certificates, certify, lower_bound
+from dfshield.evaluation.certificates import ABSTAINED, KIND, read_certificates
+from dfshield.evaluation.certify import Certificates, certify, lower_bound
 from dfshield.options.defences_smoothing import CertifyOptions, Smoothing
 
 
@@ -143,35 +145,39 @@ def files(tmp_path):
 
 
 def test_the_command_writes_a_curve_and_a_record(tmp_path, files):
-    out = tmp_path / "curve.csv"
-    cli.main(["certify", *files, "--out", str(out)])
-    rows = list(csv.DictReader(out.open()))
-    record = sealed.read(out.with_suffix(".json"), RECORD)
+    out = tmp_path / "certificates.json"
+    cli.main(["certify", *files, "--out", str(out), "--code", "abc"])
+    rows = list(csv.DictReader(out.with_suffix(".csv").open()))
+    record = read_certificates(out)
     assert [float(row["radius"]) for row in rows] == [0, 0.02]
-    found = Certificates(np.array(record["predictions"]), np.array(record["radii"]))
-    for row, kept in zip(rows, record["curve"], strict=True):
+    found = Certificates(np.array(record.predictions), np.array(record.radii))
+    for row, kept in zip(rows, record.curve, strict=True):
         assert float(row["certified_accuracy"]) == pytest.approx(kept["certified_accuracy"], abs=1e-5)
-        assert kept["certified_accuracy"] == found.accuracy(np.array(record["labels"]), kept["radius"])
-    assert record["n"] == 6 and record["norm"] == "l2" and record["options"]["sigma"] == 0.05
-    before = out.read_bytes(), out.with_suffix(".json").read_bytes()
-    cli.main(["certify", *files, "--out", str(out)])
-    assert (out.read_bytes(), out.with_suffix(".json").read_bytes()) == before
+        assert kept["certified_accuracy"] == found.accuracy(np.array(record.labels), kept["radius"])
+    assert record.n == 6 and record.norm == "l2" and record.options["sigma"] == 0.05 and record.code == "abc"
+    held = record.certified(Threat("l2", 0.02))
+    assert held.mean() == found.accuracy(np.array(record.labels), 0.02)
+    with pytest.raises(InputError, match="its radii are in l2, not in linf"):
+        record.certified(Threat("linf", 0.02))
+    before = out.read_bytes(), out.with_suffix(".csv").read_bytes()
+    cli.main(["certify", *files, "--out", str(out), "--code", "abc"])
+    assert (out.read_bytes(), out.with_suffix(".csv").read_bytes()) == before
 
 
 @pytest.mark.parametrize(
     "words, said",
     [
-        (["--out", "x.json"], "is the name of the record"),
-        (["--out", "x.csv", "--alpha", "1"], "alpha"),
-        (["--out", "x.csv", "--radii"], "--radii: none given"),
-        (["--out", "x.csv", "--radii", "-1"], "radii"),
+        (["--out", "x.csv"], "is the name of the curve"),
+        (["--out", "x.json", "--alpha", "1"], "alpha"),
+        (["--out", "x.json", "--radii"], "--radii: none given"),
+        (["--out", "x.json", "--radii", "-1"], "radii"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, files, monkeypatch, capsys, words, said):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as done:
         cli.main(["certify", *files, *words])
-    assert done.value.code == 2 and said in capsys.readouterr().err and not (tmp_path / "x.csv").exists()
+    assert done.value.code == 2 and said in capsys.readouterr().err and not list(tmp_path.glob("x.*"))
 
 
 @pytest.mark.parametrize(
@@ -179,15 +185,15 @@ def test_what_makes_no_sense_is_refused(tmp_path, files, monkeypatch, capsys, wo
     [
         (lambda text: text.replace('"n": 6', '"n": 7'), "does not match its SHA-256"),
         (lambda text: text.replace("dfshield-certificates", "other"), "not a record of certificates"),
-        (lambda text: text.replace('"version": 1', '"version": 2'), "format version 2"),
+        (lambda text: text.replace('"version": 2', '"version": 3'), "format version 3"),
         (lambda text: text[:-9], "cannot be read as JSON"),
         (lambda text: json.dumps([text]), "not a record of certificates"),
     ],
 )
 def test_a_record_that_was_edited_is_refused(tmp_path, edit, said):
     path = tmp_path / "r.json"
-    sealed.write(path, RECORD, {"n": 6})
-    assert sealed.read(path, RECORD) == {"n": 6}
+    sealed.write(path, KIND, {"n": 6})
+    assert sealed.read(path, KIND) == {"n": 6}
     path.write_text(edit(path.read_text()))
     with pytest.raises(InputError, match=said):
-        sealed.read(path, RECORD)
+        sealed.read(path, KIND)

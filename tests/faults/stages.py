@@ -96,6 +96,25 @@ CASES = (
         "ledger.h5",
     ),
     case(
+        "defend",
+        f"--model {{world}}/student.safetensors {TEACHER} --data {{world}}/data.h5 --out defence.safetensors"
+        " --threat linf:2/16 --defence thermometer --epochs 2 --batch 20",
+        "defence.safetensors",
+    ),
+    case(
+        "certify",
+        "--model {world}/student.safetensors --evaluation {world}/images.npz --out certificates.json --n 200"
+        " --sigma 0.1 --limit 20",
+        "certificates.json",
+        "certificates.csv",
+    ),
+    case(
+        "detect",
+        "--model {world}/teacher.safetensors --data {world}/data.h5 --evaluation {world}/images.npz"
+        " --out detection.json --detector squeezing --threat linf:2/16 --steps 10",
+        "detection.json",
+    ),
+    case(
         "checks",
         "--model {world}/student.safetensors --evaluation {world}/images.npz --out checks.json --threat linf:2/16"
         " --limit 20 --steps 5 --queries 50 --inner 50",

@@ -13,10 +13,14 @@ import numpy as np
 import program
 import pytest
 import stages
+from safetensors.torch import load_file
 from scorecard import Score
 
 from dfshield.core.errors import InputError
 from dfshield.core.hashing import canonical_json
+from dfshield.defences.fit_file import check_fit_file
+from dfshield.evaluation.certificates import read_certificates
+from dfshield.evaluation.detections import read_detection
 from dfshield.evaluation.ledger import read_ledger
 from dfshield.evaluation.record import read_record
 from dfshield.models.checkpoints import hash_tensors, load_checkpoint
@@ -98,6 +102,21 @@ def of_record(path: Path) -> Any:
     return asdict(read_record(path))
 
 
+def of_certificates(path: Path) -> Any:
+    """All that a record of certificates holds."""
+    return asdict(read_certificates(path))
+
+
+def of_detection(path: Path) -> Any:
+    """All that a record of a detector holds."""
+    return asdict(read_detection(path))
+
+
+def of_fit(path: Path) -> Any:
+    """What a fit has kept."""
+    return asdict(check_fit_file(path)), hash_tensors(load_file(path))
+
+
 def of_images(path: Path) -> Any:
     """A user's own images, as a stage sees them."""
     from dfshield.data import sets
@@ -153,6 +172,9 @@ ARTEFACTS = (
     Artefact("images of a baseline", "images.h5", of_trainset),
     Artefact("ledger", "ledger.h5", of_ledger),
     Artefact("record of diversity", "diversity.json", of_record),
+    Artefact("record of certificates", "certificates.json", of_certificates),
+    Artefact("record of a detector", "detection.json", of_detection),
+    Artefact("fit of a defence", "defence.safetensors", of_fit),
     Artefact("user's images (npz)", "images.npz", of_images),
     Artefact("config of the run", f"{HOME}/config.yaml", of_config),
     Artefact("tables of the run", f"{HOME}/tables.yaml", of_config),

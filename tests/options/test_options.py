@@ -34,7 +34,7 @@ def test_threats(text, norm, eps):
     [
         ("8/255", "is not NORM:EPS"),
         ("linf", "is not NORM:EPS"),
-        ("l1:1", "NORM one of linf, l2; write for example linf:8/255"),
+        ("l3:1", "is not NORM:EPS with NORM one of linf, l2"),
         ("linf:8", "between 0 and 1; for 8 pixel units write linf:8/255"),
         ("l2:128", "between 0 and 16; for 128 pixel units write l2:128/255"),
         ("linf:-1/255", "between 0 and 1"),
@@ -52,6 +52,15 @@ def test_wrong_threats(text, message):
         build(TrainOptions, {"threat": text}, "here")
     assert message in str(error.value)
     assert str(error.value).count("\n") == 0
+
+
+def test_nothing_is_trained_in_l1():
+    assert parse_threat("l1:2") == ("l1", 2)
+    assert AttackOptions.of(attack="pgd", threat="l1:2").threat == "l1:2"
+    with pytest.raises(InputError, match="attack autoattack works within linf, l2, but threat is l1:2"):
+        AttackOptions.of(threat="l1:2").check_needs()
+    with pytest.raises(InputError, match="NORM one of linf, l2; write for example linf:8/255"):
+        build(TrainOptions, {"threat": "l1:2"}, "here")
 
 
 def test_names_of_threats_are_file_names():

@@ -4,7 +4,7 @@ import pytest
 from support.configs import GRID, MINE, ROOT, changed, job, paper, plan
 
 from dfshield.core.errors import InputError
-from dfshield.planning.paths import DIVERSITY, IMAGES, IMAGES_DIVERSITY, LEDGER, Place
+from dfshield.planning.paths import CERTIFICATES, DETECTION, DIVERSITY, IMAGES, IMAGES_DIVERSITY, LEDGER, Place
 from dfshield.planning.plan import Plan
 from dfshield.registry.metrics import METRICS
 
@@ -60,6 +60,8 @@ DEMO = {
     "table21": 7,
     "table22": 7,
     "static-adaptive": 23 * 6,
+    "certified": 3 * 4 + 2 * 3 * 3,  # Gaussian noise in l2; Laplace and uniform in l1, where AutoAttack has no version
+    "detection": 4 * 6,
     "attacks": 4 * 23 - 1,  # the teacher is no surrogate for itself
     "table16": 2 * 6 * 3,
     "table17": 2 * 6 * 3,
@@ -70,6 +72,8 @@ DEMO = {
     "table25": 9 * 2,
     "table26": 9 * 2,
 }
+CERTIFIED = {"l2": (0.1, 0.25, 0.5), "l1": (0.25, 0.5, 1)}
+"""Radii of the table of certificates."""
 BOTH = tuple(f"table{number}" for number in (1, 4, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20))
 TWO = {"datasets__digits__models": ["cnn-s", "cnn-m"]}
 
@@ -133,6 +137,7 @@ def test_sizes_of_perturbations_have_students_of_their_own():
         **{"linf-2-16": "linf:2/16", "l2-8-16": "l2:8/16"},
         **{"linf-1-16": "linf:1/16", "linf-3-16": "linf:3/16"},
         **{"linf-1": "linf:1", "linf-5-16": "linf:5/16", "linf-5-32": "linf:5/32"},  # of single metrics
+        **{f"{norm}-{radius}": f"{norm}:{radius}" for norm, radii in CERTIFIED.items() for radius in radii},
     }
     assert job(made, "train", "digits", "cnn-s", recipe="dfshield", train_threat="l2-8-16").threat == "l2:8/16"
     assert job(made, "cotrain", "digits", "cnn-s", recipe="dast", train_threat="linf-1-16").threat == "linf:1/16"
@@ -294,7 +299,13 @@ def test_every_path_of_a_cell_is_within_the_vocabulary():
         tables = [cell for table in made.own_tables for cell in made.cells(table)]
         for cell in [*tables, *(c for name in made.config.harden for c in made.harden_cells(name))]:
             fields = ("run", "dataset", "model", "source", "seed")
-            if cell.metric not in DIVERSITY_METRICS:
+            if cell.evidence == "certificates":
+                place = Place.parse(CERTIFICATES, cell.ledger)
+                fields += ("recipe", "train_threat", "defence")
+            elif cell.evidence == "detection":
+                place = Place.parse(DETECTION, cell.ledger)
+                fields += ("recipe", "train_threat", "defence", "threat")
+            elif cell.metric not in DIVERSITY_METRICS:
                 place = Place.parse(LEDGER, cell.ledger)
                 fields += ("recipe", "train_threat", "defence", "protocol", "threat")
             elif place := Place.parse(DIVERSITY, cell.ledger):
@@ -345,3 +356,52 @@ def test_images_of_a_co_trained_generator_are_measured():
     home = "results/run/digits/cnn-s/none/dast/linf-8-255/seed-0"
     assert cells["recall"] == f"{home}/diversity@train.json" and cells["pgd10"].startswith(f"{home}/eval/")
     assert made.place("digits", "cnn-s", recipe="dast").path(IMAGES) == f"{home}/images.h5"
+
+
+def test_a_certified_accuracy_is_compared_with_the_attacks_at_its_radius():
+    cells = plan().cells("certified")
+    gaussian = next(c for c in cells if (c.method, c.metric, c.threat) == ("Gaussian noise", "certified", "l2:0.25"))
+    home = "results/run/digits/cnn-s/none/none/none/seed-0/eval/smoothing"
+    assert gaussian.ledger == f"{home}/certificates.json"
+    assert gaussian.attacks == tuple(f"{home}/{name}@l2-0.25/ledger.h5" for name in ("pgd-smoothed", "aa-smoothed"))
+    assert {c.threat for c in cells if c.method == "Laplace noise"} == {"l1:0.25", "l1:0.5", "l1:1"}
+    assert all(not c.attacks for c in cells if c.metric != "certified")
+
+
+def test_options_of_certificates_are_those_of_the_defence():
+    made = plan(defences={"smoothing": {"defend": "smoothing", "sigma": 0.4}}, certify={"n": 300})
+    options = job(made, "certify", "digits", "cnn-s", defence="smoothing")
+    assert (options.distribution, options.sigma, options.n, options.split) == ("gaussian", 0.4, 300, "test")
+    with pytest.raises(InputError, match="nothing certifies defence 'tte'"):
+        job(made, "certify", "digits", "cnn-s", defence="tte")
+    with pytest.raises(InputError, match=r"certify\.sigma: cannot be set here; use defences:"):
+        plan(certify={"sigma": 0.1})
+
+
+@pytest.mark.parametrize(
+    ("table", "row", "metric", "why"),
+    [
+        ("table4", {"defence": "detect-lid"}, "pgd10", "is no metric of a detector, which its defence is"),
+        ("detection", {"defence": "tte"}, "evaded", "is of a detector: its defence is one that is"),
+        ("certified", {"defence": "tte"}, "certified", "which nothing certifies"),
+    ],
+)
+def test_metrics_and_defences_that_do_not_go_together(table, row, metric, why):
+    made = plan()
+    spec = made.tables[table]
+    rows = (spec.rows[0].model_copy(update=row),)
+    tables = made.tables | {table: spec.model_copy(update={"rows": rows, "metrics": (metric,)})}
+    with pytest.raises(InputError, match=why):
+        Plan(made.config, tables).cells(table)
+
+
+def test_a_detector_waits_for_its_training_set():
+    from dfshield.planning.jobs import Jobs
+
+    jobs = Jobs(made := plan(defences={"detect-lid": {"detect": "lid", "base": "fixed", "neighbours": 7}}))
+    cell = next(c for c in made.cells("detection") if c.method == "LID")
+    detect = jobs.jobs[jobs.evidence(cell)]
+    assert detect.stage == "detect" and detect.inputs[1].endswith("/fixed/seed-0/data.h5")
+    assert (detect.options.neighbours, detect.options.threat) == (7, "linf:8/255")
+    with pytest.raises(InputError, match="is a detector, which nothing is attacked behind"):
+        made.defence("detect-lid")

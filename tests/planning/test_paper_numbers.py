@@ -55,7 +55,7 @@ GRIDS = {
 }
 """What the tables without a sweep of options hold: all of data sets × models × methods × metrics (× threats)."""
 
-NOT_ON_FILE = ("losses", "attacks", "static-adaptive")
+NOT_ON_FILE = ("losses", "attacks", "static-adaptive", "certified", "detection")
 """Tables of our own."""
 
 

@@ -17,6 +17,7 @@ from dfshield.registry import (
     COEFFICIENTS,
     DATASETS,
     DEFENCES,
+    DETECTORS,
     GENERATED,
     LOSSES,
     MODELS,
@@ -36,6 +37,8 @@ CHOSEN = {
     "cotrain": (MODELS["cnn-s"], BASELINES["dast"]),
     "defend": (MODELS["cnn-s"], DEFENCES["mixture"]),
     "attack": (MODELS["cnn-s"], ATTACKS["pgd"]),
+    "certify": (MODELS["cnn-s"],),
+    "detect": (MODELS["cnn-s"], DETECTORS["lid"]),
     "checks": (MODELS["cnn-s"],),
     "public": (MODELS["cnn-s"], DATASETS["photographs"]),
     "export": (),
@@ -46,10 +49,11 @@ CHOSEN = {
 }
 READS_SHARDS = {
     *("cotrain", "synthesize", "generate", "augment", "diversity", "train", "public", "export", "merge", "defend"),
+    "detect",
 }
-ATTACKED = {"attack", "checks", "defend"}
+ATTACKED = {"attack", "checks", "defend", "detect"}
 TRAINS = {"train", "cotrain"}
-USES_MODELS = ATTACKED | {"teacher", "synthesize", "generate", "diversity", "train", "cotrain", "public"}
+USES_MODELS = ATTACKED | {"certify", "teacher", "synthesize", "generate", "diversity", "train", "cotrain", "public"}
 TABLES = (
     "COEFFICIENTS",
     "OBJECTIVES",
@@ -136,11 +140,15 @@ EDITS = {
     "the shard contract": ("sources/trainset.py", "_content_hash", READS_SHARDS),
     "the merge": ("sources/trainset.py", "merge", {"merge"}),
     "a re-exported function": ("models/factory.py", "build_network", USES_MODELS),
-    "an import in a function": ("data/sets.py", "load_npz", {"attack", "checks"}),
+    "an import in a function": ("data/sets.py", "load_npz", {"attack", "checks", "certify", "detect"}),
     "the writing of ledgers": ("evaluation/ledger.py", "write_ledger", {"attack"}),
     "the fitted defence": ("defences/mixture.py", "choose", {"defend"}),
     "the writing of a fit": ("defences/fit_file.py", "write_fit", {"defend"}),
     "the reading of a fit": ("defences/fit_file.py", "fit_for", {"attack", "checks"}),
+    "the noise of certificates": ("defences/smoothing.py", "noisy", {"certify"}),
+    "the chosen detector": ("defences/lid.py", "dimensionality", {"detect"}),
+    "another detector": ("defences/feature_squeezing.py", "FeatureSqueezing", set()),
+    "a strategy of evasion": ("evaluation/evasion.py", "orthogonal", {"detect"}),
     "another defence": ("defences/tte.py", "TestTimeEnsemble", set()),
     "seeding": ("core/rng.py", "generator", USES_MODELS | {"augment"}),
     "progress bars": ("core/progress.py", "progress", set()),

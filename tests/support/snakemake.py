@@ -30,6 +30,8 @@ TINY = {
         "kept_images": 100,
     },
     "attack": {"limit": 20},
+    "certify": {"limit": 10, "n": 200},
+    "detect": {"limit": 20, "steps": 5, "restarts": 1},
     "diversity": {"features": "pixels"},
     "sources": {"public": {"public": "photographs", "images": 100}},
 }

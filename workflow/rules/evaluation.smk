@@ -1,5 +1,5 @@
-# Fits of defences; then the first real images that are read: attacks, one ledger per model and protocol; the diversity
-# of training images, one record per set.
+# Fits of defences; then the first real images that are read: attacks, one ledger per model and protocol; certificates,
+# detectors; the diversity of training images, one record per set.
 
 
 rule defend:
@@ -67,6 +67,68 @@ rule attack:
         "{params.dfshield} attack --model {input.model} --out {output} {params.images} {params.data}"
         " --protocol {wildcards.protocol} --subject {params.subject:q} {params.defence} {params.others} {params.factory}"
         " --state {params.state} {params.flags} --code {params.code} 2>&1 | tee {log}"
+
+
+rule certify:
+    input:
+        current("certify", CERTIFICATES),
+        model=attacked,
+    output:
+        CERTIFICATES,
+        curve=Path(CERTIFICATES).with_suffix(".csv"),
+    log:
+        log_of(CERTIFICATES),
+    benchmark:
+        benchmark_of(CERTIFICATES)
+    message:
+        "Certificates of {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe}"
+        " behind {wildcards.defence} seed {wildcards.seed}"
+    wildcard_constraints:
+        defence=smoothings(),
+    threads: cores("certify")
+    resources:
+        **ask("certify"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        **common("certify"),
+        images=images_flags,
+        images_sha256=images_sha256,
+        factory=factory_flags,
+    shell:
+        "{params.dfshield} certify --model {input.model} --out {output[0]} {params.images} {params.data}"
+        " {params.factory} {params.flags} --code {params.code} 2>&1 | tee {log}"
+
+
+rule detect:
+    input:
+        current("detect", DETECTION),
+        model=attacked,
+        data=fitting_data,
+    output:
+        DETECTION,
+    log:
+        log_of(DETECTION),
+    benchmark:
+        benchmark_of(DETECTION)
+    message:
+        "Detector {wildcards.defence} of {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe}"
+        " seed {wildcards.seed}"
+    wildcard_constraints:
+        defence=detectors(),
+    threads: cores("detect")
+    resources:
+        **ask("detect"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        **common("detect"),
+        images=images_flags,
+        images_sha256=images_sha256,
+        factory=factory_flags,
+    shell:
+        "{params.dfshield} detect --model {input.model} --data {input.data} --out {output} {params.images}"
+        " {params.data} {params.factory} {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 
 rule checks:

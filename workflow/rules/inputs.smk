@@ -145,6 +145,22 @@ def fitted():
     return one_of(name for name in plan.config.choices["defences"] if plan.fitted(name))
 
 
+def defences(stage, *names):
+    """Names of the defences of a stage, or of those among them that are one of some entries."""
+    known = plan.config.choices["defences"].items()
+    return one_of(name for name, own in known if own.stage == stage and (not names or own.name in names))
+
+
+def smoothings():
+    """Names of the defences that can be certified."""
+    return defences("defend", "smoothing")
+
+
+def detectors():
+    """Names of the detectors."""
+    return defences("detect")
+
+
 def vgg16_file(wildcards):
     """Weights of VGG16, where features of it are compared."""
     options = job_options("diversity", wildcards)

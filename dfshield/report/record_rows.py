@@ -1,0 +1,130 @@
+"""Rows of a table that are read from records: of diversity, of certificates, of a detector's evaluation."""
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dfshield.core.errors import InputError
+from dfshield.core.threat import parse_threat
+from dfshield.evaluation import record as diversity
+from dfshield.evaluation.certificates import CertificateRecord
+from dfshield.evaluation.detections import DetectionRecord
+from dfshield.evaluation.ledger import confidence_interval, read_ledger
+from dfshield.evaluation.record import Record
+from dfshield.planning.cells import Cell
+from dfshield.report.rows import REAL, Row, metric_of, shared
+
+ABOVE = "certified-above-attacked"
+"""Flag of a certified accuracy that an attack within the same radius shows to be too high."""
+
+
+def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
+    """The row of one cell of a diversity metric, by its record; InputError if the record is of another cell."""
+    if (record.dataset, record.model) != (cell.dataset, cell.model):
+        raise InputError(
+            f"{cell.ledger}: is of {record.dataset}/{record.model}, not of {cell.dataset}/{cell.model}; make it again"
+        )
+    return Row(
+        **shared(cell),
+        value=record.values[cell.metric],
+        ci_low=math.nan,
+        ci_high=math.nan,
+        n=record.n_real,
+        protocol=diversity.protocol(record, cell.metric),
+        flags=("not-data-free",) if record.real_data in REAL else (),
+        majority=math.nan,
+        balanced=math.nan,
+        macro_f1=math.nan,
+        paper=paper,
+        ledger_sha256=record.content_sha256,
+    )
+
+
+def certified_row(cell: Cell, record: CertificateRecord, paper: float | None) -> Row:
+    """The row of a certified accuracy at a cell's radius; InputError if the record is of another cell or norm.
+
+    It is flagged where an attack of the cell's `attacks` leaves less than that, on the images that both have.
+    """
+    _check_subject(cell, record)
+    try:
+        held = record.certified(parse_threat(cell.threat))
+    except InputError as error:
+        raise InputError(f"{cell.ledger}: {error}; correct the norm of the row {cell.method!r}") from None
+    labels = np.array(record.labels)
+    low, high = confidence_interval(int(held.sum()), record.n)
+    flags = ["not-data-free"] if record.real_data in REAL else []
+    above = [_metric_below(path, record, held) for path in cell.attacks]
+    flags += [f"{ABOVE}:{metric}" for metric in filter(None, above)]
+    return Row(
+        **shared(cell),
+        value=100 * float(held.mean()),
+        ci_low=low,
+        ci_high=high,
+        n=record.n,
+        protocol=record.protocol,
+        flags=tuple(flags),
+        majority=100 * float(np.bincount(labels).max()) / record.n,
+        balanced=100 * float(np.mean([held[labels == label].mean() for label in np.unique(labels)])),
+        macro_f1=math.nan,
+        paper=paper,
+        ledger_sha256=record.content_sha256,
+    )
+
+
+def _metric_below(path: str, record: CertificateRecord, held: np.ndarray) -> str:
+    """The protocol of an attack that leaves less than is certified, on the first images of both; empty if it does not.
+
+    Raises InputError for a ledger of another network or of other images.
+    """
+    ledger = read_ledger(Path(path))
+    common = min(ledger.n, record.n)
+    if ledger.model_sha256 != record.model_sha256 or not np.array_equal(ledger.label[:common], record.labels[:common]):
+        raise InputError(f"{path}: is of another model or of other images than the certificates; make both again")
+    return metric_of(ledger.protocol) if held[:common].mean() > (~ledger.broken[:common]).mean() else ""
+
+
+DETECTION: dict[str, Callable[[DetectionRecord], tuple[float | None, int]]] = {
+    "false-alarms-wanted": lambda record: (record.false_alarms_wanted, 0),
+    "false-alarms": lambda record: (record.false_alarms, record.n),
+    "threshold": lambda record: (record.threshold, 0),
+    "detected": lambda record: (record.static.detected, round(record.static.fooled * record.right)),
+    "evaded": lambda record: (record.static.evaded, record.right),
+    "evaded-adaptive": lambda record: (record.adaptive.evaded, record.right),
+}
+"""Figures of a detector, and of how many images each is a rate; 0 for what was chosen, not measured."""
+
+
+def detection_row(cell: Cell, record: DetectionRecord, paper: float | None) -> Row:
+    """The row of one figure of a detector; InputError if the record is of another cell."""
+    _check_subject(cell, record)
+    if parse_threat(cell.threat) != parse_threat(record.options["threat"]):
+        raise InputError(f"{cell.ledger}: its threat is {record.options['threat']}, not {cell.threat}; make it again")
+    figure, n = DETECTION[cell.metric](record)
+    own: dict[str, Any] = shared(cell)
+    value = math.nan if figure is None else figure * (100 if own["unit"] == "%" else 1)
+    low, high = confidence_interval(round(figure * n), n) if n and figure is not None else (math.nan, math.nan)
+    return Row(
+        **own,
+        value=value,
+        ci_low=low,
+        ci_high=high,
+        n=n or record.n,
+        protocol=record.protocol,
+        flags=("not-data-free",) if record.real_data in REAL else (),
+        majority=math.nan,
+        balanced=math.nan,
+        macro_f1=math.nan,
+        paper=paper,
+        ledger_sha256=record.content_sha256,
+    )
+
+
+def _check_subject(cell: Cell, record: CertificateRecord | DetectionRecord) -> None:
+    if (record.dataset, record.model, record.seed) != (cell.dataset, cell.model, cell.seed):
+        raise InputError(
+            f"{cell.ledger}: is of {record.dataset}/{record.model} seed {record.seed}, not of "
+            f"{cell.dataset}/{cell.model} seed {cell.seed}; make it again"
+        )

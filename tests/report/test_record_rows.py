@@ -1,0 +1,127 @@
+"""Rows of certificates and of detectors, by hand, and what is flagged."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+from support.ledgers import make_ledger
+
+from dfshield.core.errors import InputError
+from dfshield.evaluation.certificates import CertificateRecord, read_certificates, write_certificates
+from dfshield.evaluation.detections import DetectionRecord, Outcome, read_detection, write_detection
+from dfshield.evaluation.ledger import read_ledger
+from dfshield.planning.cells import Cell
+from dfshield.report.layout import measured
+from dfshield.report.record_rows import ABOVE, DETECTION, certified_row, detection_row
+from dfshield.report.rows import csv_of, read_csv
+from dfshield.tools import inspect
+
+CELL = Cell("certified", "digits", "cnn-s", "Gaussian noise", "", "smoothing", "l2:0.25", "certified", 0, "c.json")
+MADE = {"seed": 0, "data_sha256": "d", "package_version": "1", "code": "c", "dataset": "digits", "model": "cnn-s"}
+
+
+def certificates(radii, right=True, **changes):
+    n = len(radii)
+    labels = changes.pop("labels", tuple(i % 4 for i in range(n)))
+    own = {
+        **{
+            "norm": "l2",
+            "classes": 10,
+            "n": n,
+            "abstained": 0.0,
+            "curve": ({"radius": 0.5, "certified_accuracy": 0.25},),
+        },
+        **{"labels": labels, "predictions": labels if right else (9,) * n, "radii": tuple(radii)},
+        **{"options": {"distribution": "gaussian", "sigma": 0.25, "n0": 10, "n": 90, "alpha": 0.01, "split": "test"}},
+        **{"model_sha256": "m", "real_data": "teacher"},
+    }
+    return CertificateRecord(**(own | MADE | changes))
+
+
+def detection(**changes):
+    own = {
+        **{"n": 50, "right": 40, "false_alarms": 0.28, "false_alarms_wanted": 0.05, "threshold": 0.123},
+        **{"static": Outcome(0.5, 0.9, 0.8, 0.05), "adaptive": Outcome(1.0, 0.1, 0.4, 0.9)},
+        **{"options": {"detector": "lid", "threat": "linf:2/16", "steps": 9, "restarts": 3, "split": "test"}},
+        **{"model_sha256": "m", "training_sha256": "t", "real_data": "teacher"},
+    }
+    return DetectionRecord(**(own | MADE | changes))
+
+
+def test_certified_accuracy_at_a_radius():
+    row = certified_row(CELL, certificates([0.3, 0.1, 0.25, 0.9]), None)
+    assert (row.value, row.unit, row.n, row.flags) == (50.0, "%", 4, ())  # a radius of 0.25 itself is not enough
+    assert row.ci_low < 50 < row.ci_high and row.protocol == "certified[gaussian sigma=0.25 n=10+90 alpha=0.01]"
+    assert certified_row(CELL, certificates([0.9] * 4, right=False), None).value == 0
+
+
+def ledger_of(path, robust, n=8, **changes):
+    make_ledger(path, n, robust, protocol="pgd-smoothed", threat="l2:0.25", model_sha256="m", **changes)
+    return read_ledger(path)
+
+
+def test_what_is_certified_above_an_attack_is_flagged(tmp_path):
+    ledger = ledger_of(tmp_path / "ledger.h5", 4)
+    labels = tuple(map(int, ledger.label))
+    cell = dataclasses.replace(CELL, attacks=(str(tmp_path / "ledger.h5"),))
+    for certain, flags in ((4, ()), (5, (f"{ABOVE}:pgd-smoothed",))):
+        radii = [0.5] * certain + [0.1] * (8 - certain)
+        assert certified_row(cell, certificates(radii, labels=labels), None).flags == flags
+    # on the images that both have: the certificates' first four are all certified, half of the ledger's are broken
+    first = certificates([0.5] * 4, labels=labels[:4])
+    kept = bool((~ledger.broken[:4]).all())
+    assert certified_row(cell, first, None).flags == (() if kept else (f"{ABOVE}:pgd-smoothed",))
+    with pytest.raises(InputError, match="is of another model or of other images"):
+        certified_row(cell, certificates([0.5] * 8, labels=labels, model_sha256="x"), None)
+    with pytest.raises(InputError, match="is of another model or of other images"):
+        certified_row(cell, certificates([0.5] * 8, labels=tuple((k + 1) % 10 for k in labels)), None)
+
+
+def test_a_radius_in_another_norm_is_refused():
+    with pytest.raises(InputError, match=r"c\.json: its radii are in l2, not in l1; correct the norm of the row"):
+        certified_row(dataclasses.replace(CELL, threat="l1:0.25"), certificates([0.3]), None)
+
+
+def test_figures_of_a_detector():
+    found = {}
+    for metric in DETECTION:
+        cell = dataclasses.replace(CELL, metric=metric, threat="linf:2/16", defence="detect-lid")
+        row = detection_row(cell, detection(), None)
+        found[metric] = row.value, row.n, math.isnan(row.ci_low)
+    assert found == {
+        "false-alarms-wanted": (5.0, 50, True),
+        "false-alarms": (pytest.approx(28.0), 50, False),
+        "threshold": (0.123, 50, True),
+        "detected": (90.0, 20, False),
+        "evaded": (5.0, 40, False),
+        "evaded-adaptive": (90.0, 40, False),
+    }
+
+
+def test_a_rate_of_no_image_has_no_value(tmp_path):
+    cell = dataclasses.replace(CELL, metric="detected", threat="linf:2/16")
+    row = detection_row(cell, detection(static=Outcome(0.0, None, None, 0.0)), None)
+    (tmp_path / "t.csv").write_text(csv_of([row]))
+    assert math.isnan(read_csv(tmp_path / "t.csv")[0].value) and measured([row]) == {}
+
+
+@pytest.mark.parametrize("changes", [{"model": "cnn-m"}, {"seed": 3}])
+def test_a_record_of_another_cell_is_refused(changes):
+    with pytest.raises(InputError, match="make it again"):
+        certified_row(CELL, certificates([0.3], **changes), None)
+
+
+def test_records_are_sealed_and_inspected(tmp_path, capsys):
+    write_certificates(tmp_path / "c.json", certificates([0.3, 0.1]))
+    write_detection(tmp_path / "d.json", detection())
+    assert np.array_equal(read_certificates(tmp_path / "c.json").radii, [0.3, 0.1])
+    assert read_detection(tmp_path / "d.json").adaptive == Outcome(1.0, 0.1, 0.4, 0.9)
+    for name in ("c.json", "d.json"):
+        inspect.run(tmp_path / name, None)
+    said = capsys.readouterr().out
+    assert "record of certificates" in said and "within 0.5" in said
+    assert "28.00 % of the images, 5.00 % wanted" in said and "evades with 90.00 %" in said
+    (tmp_path / "d.json").write_text((tmp_path / "d.json").read_text().replace("0.28", "0.02"))
+    with pytest.raises(InputError, match="does not match its SHA-256"):
+        read_detection(tmp_path / "d.json")
