@@ -10,10 +10,10 @@ from dfshield.core.errors import InputError
 from dfshield.defences.adversarial_transformation import (
     AdversarialTransformation,
     Moved,
-    external_network,
     towards_least_likely,
 )
 from dfshield.defences.fitted import Fitting
+from dfshield.models.external import external_network
 from dfshield.options.defences_transformation import AdversarialTransformation as Options
 
 SMALL = {"width": 0.0625, "epochs": 2, "batch": 20, "lr": 0.01}
@@ -69,7 +69,7 @@ def test_the_way_stays_within_delta_and_between_black_and_white():
 
 def test_the_external_network_has_the_published_layers():
     """Eight layers with weights besides BatchNorm; 128 maps of 2x2 pixels into 512 units at 32 pixels."""
-    net = external_network((3, 32, 32), 10, 1.0)
+    net = external_network((3, 32, 32), 10, 1.0, "vgg")
     kinds = "".join({nn.Conv2d: "c", nn.MaxPool2d: "p", nn.Linear: "l"}.get(type(m), "") for m in net)
     assert kinds == "cpcpccpccplll"
     assert [m.out_channels for m in net if isinstance(m, nn.Conv2d)] == [64, 128, 128, 128, 128, 128]
@@ -78,7 +78,7 @@ def test_the_external_network_has_the_published_layers():
         (512, 512),
         (512, 10),
     ]
-    assert external_network((1, 5, 9), 3, 0.1).eval()(torch.rand(2, 1, 5, 9)).shape == (2, 3)
+    assert external_network((1, 5, 9), 3, 0.1, "vgg").eval()(torch.rand(2, 1, 5, 9)).shape == (2, 3)
 
 
 def test_a_fit_can_be_repeated_and_leaves_the_classifier(fitted):
