@@ -92,8 +92,8 @@ class Moved(nn.Module):
         """g(x) (N,C,H,W) in [0,1]; h(x) and the mean of several g(x) where the options say so of a `fresh` one."""
         backward = self.options.backward if self.fresh else ""
         if backward == "average":
-            total = sum(self._moved(x.detach()) for _ in range(self.options.draws))
-            return straight_through(total / self.options.draws, x)
+            versions = [self._moved(x.detach()) for _ in range(self.options.draws)]
+            return straight_through(torch.stack(versions).mean(dim=0), x)
         if backward == "reparameterised":
             assert self.imitator is not None
             found: Tensor = self.imitator(x, self.start(x))
