@@ -70,8 +70,6 @@ class Moved(nn.Module):
     `fresh` it has gradients, too, as `backward` of the options says; `imitator` is h for those by reparameterisation.
     """
 
-    opaque = True  # a trace would have one draw for all calls
-
     def __init__(
         self,
         classifier: nn.Module,
@@ -114,7 +112,8 @@ class Moved(nn.Module):
         """δ ~ U(-Δ, Δ) for each image."""
         if self.fresh:
             random = drawn_anew(self.options)
-            uniform = torch.rand(x.shape, generator=random)
+            # a tuple ends any trace here, which would have one draw for all calls
+            uniform = torch.rand(tuple(x.shape), generator=random)
         else:
             uniform = torch.cat(
                 [torch.rand(image.shape, generator=drawn_for(image, self.options)) for image in x.split(1)]

@@ -16,6 +16,7 @@ from dfshield.defences.fit_file import Fit
 from dfshield.defences.fitted import Fitting
 from dfshield.evaluation.attack import defended as evaluated
 from dfshield.models.external import external_network
+from dfshield.models.folding import fold
 from dfshield.options import AttackOptions
 from dfshield.options.defences_transformation import AdversarialTransformation as Options
 
@@ -232,6 +233,14 @@ def test_reparameterisation_goes_through_the_imitator(imitated):
     x = given.images[:4].clone().requires_grad_()
     torch.testing.assert_close(victim(x), victim.classifier(victim.imitator(x, x.detach())))
     assert bool(torch.autograd.grad(victim(x)[:, 0].sum(), x)[0].flatten(1).any(1).all())
+
+
+def test_a_quick_copy_of_the_imitated_surrogate_makes_new_draws(imitated, capsys):
+    given, tensors = imitated
+    copied = fold(defended(tensors, fcn_epochs=30, backward="reparameterised").surrogate(given.model))
+    x = given.images[:4]
+    assert not torch.equal(copied(x), copied(x))
+    assert "answers otherwise" not in capsys.readouterr().err
 
 
 def test_reparameterisation_needs_an_imitator():

@@ -48,7 +48,8 @@ DEFENCES = {
     "adversarial-transformation": SMALL | {"fcn_epochs": 1},
     "transformation-untrained": SMALL | {"external": "untrained"},
 }
-BRIEF = dict.fromkeys(("pgd-adaptive", "few-steps-1", "white-box-transfer", "reparameterised"), {"steps": 2, "eot": 2})
+SHORTENED = ("pgd-adaptive", "few-steps-1", "white-box-transfer", "reparameterised")
+BRIEF = {protocol: {"steps": 2, "eot": 2} for protocol in SHORTENED}
 DIGITS = TINY["datasets"]["digits"] | {"by_protocol": BRIEF}
 CONFIG = TINY | {"datasets": {"digits": DIGITS}, "defences": DEFENCES}
 # One value per sweep, one metric besides AutoAttack where table 4 has shown all three.
