@@ -274,12 +274,19 @@ def test_an_attack_takes_options_of_its_own_through_the_defence(fitted):
     assert (plain.options.steps, plain.options.backward) == (13, "identity")
 
 
+def test_what_was_added_later_changes_no_record_of_those_that_do_without():
+    assert "through" not in AttackOptions.of(attack="pgd").described()
+    added = {"structure", "external_epochs", "fcn_epochs", "draws"}
+    assert not added & Options().described().keys() and added <= Options.model_fields.keys()
+    assert AttackOptions.of(attack="pgd", through=("steps=2",)).described()["through"] == ["steps=2"]
+
+
 @pytest.mark.parametrize(
     ("through", "values", "why"),
     [
         (("width=2",), {}, "through width=2: defence adversarial-transformation leaves backward, smooth, draws"),
-        (("steps=0",), {}, "through: steps must be"),
-        (("backward=tahn",), {}, "through: backward must be"),
+        (("steps=0",), {}, "through: steps: Input should be greater than"),
+        (("backward=tahn",), {}, "through: backward: Input should be .identity"),
         (("backward=reparameterised",), {}, "through: .*fcn_epochs is 0"),
         (("steps=2",), {"adaptive": False}, "through steps=2: the attack is crafted on the bare network; leave it out"),
     ],
