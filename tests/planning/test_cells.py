@@ -60,12 +60,12 @@ DEMO = {
     "table21": 7,
     "table22": 7,
     "static-adaptive": 23 * 6,
-    "transformation-table1": 4 * 2,
+    "transformation-table1": 3 * 2,
     "transformation-table2": 3 * 4 - 1,  # as below
     "transformation-table3": 7 * 3 - 1,
     "transformation-table4": 2 * 2,
     "transformation-table5": 2 * 4,
-    "transformation-delta": 3 * 3,
+    "transformation-delta": 2 * 3,
     "transformation-attacks": 15,
     "attacks": 4 * 23 - 1,  # the teacher is no surrogate for itself
     "table16": 2 * 6 * 3,
