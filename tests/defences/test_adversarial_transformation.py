@@ -285,7 +285,7 @@ def test_what_was_added_later_changes_no_record_of_those_that_do_without():
     [
         (("width=2",), {}, "through width=2: defence adversarial-transformation leaves backward, smooth, draws"),
         (("steps=0",), {}, "through: steps: Input should be greater than"),
-        (("backward=tahn",), {}, "through: backward: Input should be .identity"),
+        (("backward=cubic",), {}, "through: backward: Input should be .identity"),
         (("backward=reparameterised",), {}, "through: .*fcn_epochs is 0"),
         (("steps=2",), {"adaptive": False}, "through steps=2: the attack is crafted on the bare network; leave it out"),
     ],
