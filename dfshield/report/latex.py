@@ -12,7 +12,7 @@ from dfshield.report.rows import Row
 
 CHARACTERS = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "{": r"\{", "}": r"\}", "_": r"\_",
-    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "τ": r"$\tau$", "ε": r"$\varepsilon$", "∞": r"$_\infty$",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "τ": r"$\tau$", "Δ": r"$\Delta$", "ε": r"$\varepsilon$", "∞": r"$_\infty$",
     "±": r"$\pm$", "≤": r"$\leq$", "×": r"$\times$", "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",
     "¶": r"\P{}", "‖": r"$\Vert$", "–": "--", "−": "$-$", "·": r"$\cdot$", "λ": r"$\lambda$", "α": r"$\alpha$",
     "β": r"$\beta$", "ℓ": r"$\ell$", "²": "$^2$", "³": "$^3$", "₁": "$_1$", "₂": "$_2$", "₃": "$_3$",
