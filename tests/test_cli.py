@@ -84,6 +84,8 @@ def other(which: tuple[str, str], name: str, chance: random.Random) -> object:
         return "17/255"
     if annotation is bool:
         return not default
+    if name == "through":
+        return tuple(f"option_{chance.randint(1, 9)}=value" for _ in range(chance.randint(0, 3)))
     if get_origin(annotation) is tuple:
         return tuple(chance.random() for _ in range(chance.randint(1 if name in GRIDS else 0, 3)))
     if choices := flags._choices(annotation):  # vgg16 would need its weights, some objectives another loss

@@ -70,6 +70,7 @@ def run(
     from dfshield.models.standins import arranged
 
     options.check_needs(others or {})
+    options.crafted_through(defence)
     device = select_device(options.device, options.threads)
     options = resolve_precision(options, device)
     model, card = load_checkpoint(model_path, device, factory)
@@ -184,7 +185,10 @@ def defended(
     entry, device = registry.DEFENCES[defence.defence], next(model.parameters()).device
     kept = ({name: value.to(device) for name, value in fit.tensors.items()},) if fit else ()
     made: Defence[Any] = entry.load()(defence, *kept)
-    return made.protect(model), made.surrogate(model) if options.adaptive else model
+    if not options.adaptive:
+        return made.protect(model), model
+    crafted: Defence[Any] = entry.load()(options.crafted_through(defence), *kept)
+    return made.protect(model), crafted.surrogate(model)
 
 
 def components(options: AttackOptions, input_shape: tuple[int, int, int], classes: int) -> Ensemble:

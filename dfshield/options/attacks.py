@@ -9,16 +9,24 @@ from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.threat import BallText, FractionText, parse_threat
 from dfshield.options.common import AttackName, Positive, Precision, StageOptions
+from dfshield.options.defences import DefendOptions
 
 GUIDE = "guide"
 """The need that the evaluation set meets; all others are checkpoints."""
+
+
+Assignment = Annotated[str, Field(pattern=r"^[a-z]\w*=\S+$")]
+"""An option and its value, such as ``backward=tanh``."""
 
 
 class AttackOptions(StageOptions):
     """Attack a model on a real evaluation set and keep a ledger of every image."""
 
     entries = ("attack", registry.ATTACKS)
-    neutral: ClassVar[dict[str, Any]] = {"eot": 1, "adaptive": True, "differences": 0, "difference_step": 0.01}
+    neutral: ClassVar[dict[str, Any]] = {
+        **{"eot": 1, "adaptive": True, "differences": 0, "difference_step": 0.01},
+        "through": [],
+    }
 
     attack: AttackName = "autoattack"
     """attack"""
@@ -42,6 +50,8 @@ class AttackOptions(StageOptions):
     """length of a finite difference, in pixel values"""
     adaptive: bool = True
     """with a defence: craft through the defence, not on the bare network"""
+    through: tuple[Assignment, ...] = ()
+    """with a defence: options, NAME=VALUE, that it has for crafting in place of its own, such as backward=tanh"""
 
     def check_needs(self, others: Collection[str] = ()) -> None:
         """Raise InputError for a threat model or further checkpoints `others` that the attack does not work with."""
@@ -57,6 +67,19 @@ class AttackOptions(StageOptions):
                 raise InputError(
                     f"attack {name} makes no use of another model as its {other}; leave --other {other} out"
                 )
+
+    def crafted_through(self, defence: DefendOptions | None) -> DefendOptions | None:
+        """The options of a defence as crafting has them; its own but for `through`.
+
+        Raises InputError where `through` has nothing to change: no defence, an attack that does not know of it, or
+        another option than those that the defence leaves to an attack.
+        """
+        if not self.through:
+            return defence
+        if defence is None or not self.adaptive:
+            why = "there is no defence" if defence is None else "the attack is crafted on the bare network"
+            raise InputError(f"through {' '.join(self.through)}: {why}; leave it out")
+        return defence.crafted(dict(pair.split("=", 1) for pair in self.through))
 
 
 class Pgd(AttackOptions):

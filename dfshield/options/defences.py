@@ -1,10 +1,13 @@
 """Options of defences at test time. What one defence alone reads is in the class of that defence."""
 
-from typing import Annotated
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Self
 
 from pydantic import Field
 
 from dfshield import registry
+from dfshield.core.errors import InputError
+from dfshield.core.validation import build
 from dfshield.options.common import DefenceName, StageOptions
 
 
@@ -12,6 +15,8 @@ class DefendOptions(StageOptions):
     """Stand before a network at test time."""
 
     entries = ("defence", registry.DEFENCES)
+    for_crafting: ClassVar[tuple[str, ...]] = ()
+    """Options that an attack may have otherwise than the defence: no fit and no verdict follows from them."""
 
     defence: DefenceName = "identity"
     """defence"""
@@ -25,6 +30,15 @@ class DefendOptions(StageOptions):
     def verdict_passes(self) -> int:
         """The same where the defence judges: some ask the network more often than attacks are crafted on."""
         return self.passes
+
+    def crafted(self, through: Mapping[str, str]) -> Self:
+        """The same but for options that an attack takes otherwise, by name; raises InputError for any other option."""
+        for name in through:
+            if name not in self.for_crafting:
+                allowed = f"leaves {', '.join(self.for_crafting)}" if self.for_crafting else "leaves none"
+                raise InputError(f"through {name}={through[name]}: defence {self.defence} {allowed} to an attack")
+        made: Self = build(type(self), self.model_dump() | dict(through), "through")
+        return made
 
     def fitting_passes(self, images: int) -> float | None:
         """Forward passes of one image that a fit on a training set of so many takes; None where it is not known."""

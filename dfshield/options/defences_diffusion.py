@@ -12,6 +12,8 @@ from dfshield.options.defences_random import PositiveShare
 class Purification(DefendOptions):
     """What every defence by a diffusion model has: the process, the model and its training."""
 
+    for_crafting = ("gradient",)
+
     timesteps: Annotated[int, Field(ge=50)] = 1000
     """noise levels of the whole process; published: 1000"""
     time: PositiveShare = 0.1

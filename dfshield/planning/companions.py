@@ -26,9 +26,13 @@ def _other(plan: Settings, place: Place, need: str) -> Place:
 
 
 def own_surrogate(plan: Settings, place: Place) -> bool:
-    """Whether the attack of a protocol would be crafted on the very classifier that it attacks: no transfer at all."""
+    """Whether the attack of a protocol would be crafted on the very classifier that it attacks: no transfer at all.
+
+    Behind a defence the same classifier is another one.
+    """
     surrogate = others(plan, place).get(SURROGATE)
-    return surrogate is not None and plan.checkpoint(surrogate) == plan.checkpoint(place)
+    same = surrogate is not None and plan.checkpoint(surrogate) == plan.checkpoint(place)
+    return same and place.defence == NONE
 
 
 def checked_ledgers(plan: Settings, place: Place) -> list[Place]:

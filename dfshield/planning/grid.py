@@ -36,6 +36,8 @@ class Grid:
         own = [d for d in spec.paper.datasets if d in self.config.datasets]
         if own:
             return [(d, tuple(m for m in self.config.datasets[d].models if m in spec.paper.models)) for d in own]
+        if not spec.stands_in:
+            return []
         first = self.grid(spec).models == "first"
         return [(d, c.models[:1] if first else c.models) for d, c in self.config.datasets.items()]
 

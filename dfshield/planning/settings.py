@@ -117,8 +117,17 @@ class Settings(Grid):
         if key not in self._known_options:
             made = self._options(stage, place)
             check_job(stage, made, self.subject(place.dataset, place.model), self._read_images(stage, place))
+            if stage == "attack":
+                self._check_through(made, place)
             self._known_options[key] = made
         return self._known_options[key]
+
+    def _check_through(self, options: Any, place: Place) -> None:
+        """InputError for an attack that goes through its defence as the defence does not allow."""
+        try:
+            options.crafted_through(self.defence(place.defence))
+        except InputError as error:
+            raise InputError(f"protocols.{place.protocol} behind {place.defence}: {error}") from None
 
     def _read_images(self, stage: str, place: Place) -> int | None:
         """Images of the training set that a job reads; None where it reads none, or only its file tells."""

@@ -97,6 +97,15 @@ class Grids(Options):
     full: GridSpec = Field(default_factory=GridSpec)
 
 
+class Printed(Options):
+    """A table of another publication than the paper's own."""
+
+    title: str
+    """its name in print, such as ``Table 1 of Xiao and Zheng 2020``"""
+    file: Name
+    """its figures on file, ``report/paper/FILE.csv``"""
+
+
 class TableSpec(Options):
     """One table: what it measures and how the paper lays it out."""
 
@@ -106,6 +115,10 @@ class TableSpec(Options):
     """of a table of our own: its key in tables.yaml"""
     figure: bool = False
     """the paper has it as a figure of this number"""
+    of: Printed | None = None
+    """for a table of our own: the table of another publication that it is after"""
+    stands_in: bool = True
+    """whether data sets that are none of the paper's stand in for them"""
     title: str
     caption: str
     paper: PaperGrid
@@ -187,9 +200,14 @@ class TableSpec(Options):
         return [(title, len(list(names))) for title, names in runs] if titles else []
 
     @property
-    def papers_number(self) -> int:
-        """The number of the paper's table whose figures are on file; 0 for a figure, which has none in print."""
-        return 0 if self.figure or self.name else self.number
+    def on_file(self) -> int | str:
+        """What the printed figures are on file by: the paper's number, or a file's name; 0 for a figure or none."""
+        return self.of.file if self.of else 0 if self.figure or self.name else self.number
+
+    @property
+    def printed(self) -> str:
+        """The name of the printed table."""
+        return self.of.title if self.of else f"The paper's Table {self.number}"
 
     @property
     def clean_from(self) -> str:

@@ -211,7 +211,7 @@ def paper_heading(rows: Sequence[Row], spec: TableSpec) -> str:
     """Heading of the paper's own table; says so where its data are others than those above."""
     threats = [*map(threat_title, spec.papers_threats)]
     threats += [f"{metric(name).title} {threat_title(own.full)}" for name, own in spec.by_metric.items()]
-    heading = f"The paper's Table {spec.number} ({', '.join(threats)})"
+    heading = f"{spec.printed} ({', '.join(threats)})"
     if not stands_in(rows, spec):
         return heading
     models = ", ".join(model_title(name) for name in spec.paper.models)

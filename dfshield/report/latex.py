@@ -15,7 +15,7 @@ CHARACTERS = {
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "τ": r"$\tau$", "ε": r"$\varepsilon$", "∞": r"$_\infty$",
     "±": r"$\pm$", "≤": r"$\leq$", "×": r"$\times$", "†": r"$\dagger$", "‡": r"$\ddagger$", "§": r"\S{}",
     "¶": r"\P{}", "‖": r"$\Vert$", "–": "--", "−": "$-$", "·": r"$\cdot$", "λ": r"$\lambda$", "α": r"$\alpha$",
-    "β": r"$\beta$", "ℓ": r"$\ell$", "²": "$^2$", "³": "$^3$", "₁": "$_1$", "₂": "$_2$", "₃": "$_3$",
+    "β": r"$\beta$", "ℓ": r"$\ell$", "Δ": r"$\Delta$", "²": "$^2$", "³": "$^3$", "₁": "$_1$", "₂": "$_2$", "₃": "$_3$",
 }  # fmt: skip
 """Characters that LaTeX reads as something else, or that pdfLaTeX's fonts lack."""
 WORDS = {"L_DFShield": r"$\mathcal{L}_{\mathrm{DFShield}}$", "λ1": r"$\lambda_1$", "λ2": r"$\lambda_2$", "B": "$B$"}

@@ -10,10 +10,14 @@ from dfshield.core.errors import InputError
 from dfshield.defences.adversarial_transformation import (
     AdversarialTransformation,
     Moved,
-    external_network,
     towards_least_likely,
 )
+from dfshield.defences.fit_file import Fit
 from dfshield.defences.fitted import Fitting
+from dfshield.evaluation.attack import defended as evaluated
+from dfshield.models.external import external_network
+from dfshield.models.folding import fold
+from dfshield.options import AttackOptions
 from dfshield.options.defences_transformation import AdversarialTransformation as Options
 
 SMALL = {"width": 0.0625, "epochs": 2, "batch": 20, "lr": 0.01}
@@ -69,7 +73,7 @@ def test_the_way_stays_within_delta_and_between_black_and_white():
 
 def test_the_external_network_has_the_published_layers():
     """Eight layers with weights besides BatchNorm; 128 maps of 2x2 pixels into 512 units at 32 pixels."""
-    net = external_network((3, 32, 32), 10, 1.0)
+    net = external_network((3, 32, 32), 10, 1.0, "vgg")
     kinds = "".join({nn.Conv2d: "c", nn.MaxPool2d: "p", nn.Linear: "l"}.get(type(m), "") for m in net)
     assert kinds == "cpcpccpccplll"
     assert [m.out_channels for m in net if isinstance(m, nn.Conv2d)] == [64, 128, 128, 128, 128, 128]
@@ -78,7 +82,7 @@ def test_the_external_network_has_the_published_layers():
         (512, 512),
         (512, 10),
     ]
-    assert external_network((1, 5, 9), 3, 0.1).eval()(torch.rand(2, 1, 5, 9)).shape == (2, 3)
+    assert external_network((1, 5, 9), 3, 0.1, "vgg").eval()(torch.rand(2, 1, 5, 9)).shape == (2, 3)
 
 
 def test_a_fit_can_be_repeated_and_leaves_the_classifier(fitted):
@@ -182,6 +186,130 @@ def test_a_smooth_sign_is_derived_by_hand(smooth):
     rise = 1 - at.tanh() ** 2 if smooth == "tanh" else 1 / (1 + at.abs()) ** 2
     assert float(found.detach()) == pytest.approx(0.55)
     assert float(derivative) == pytest.approx(float(1 - 0.05 * 0.7 * rise * bend))
+
+
+@pytest.mark.parametrize("delta", [0.05, 0.2])
+def test_the_steps_as_they_are_have_the_identity_s_derivative_but_at_white(delta):
+    """The sign has none, so what is left is that of the start, or of the ball where the projection cuts off."""
+    x = torch.tensor([0.5, 0.5, 0.98, 0.98]).view(1, 1, 2, 2).requires_grad_()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2))
+    with torch.no_grad():
+        net[1].weight.copy_(torch.tensor([[1.0, 1, -1, -1], [-1.0, -1, 1, 1]]))
+        net[1].bias.copy_(torch.tensor([3.0, 0]))  # so the second class is the least likely
+    found = towards_least_likely(net, x, x, Options(steps=3, step=0.02, delta=delta), "unrolled")
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    down = 0.5 - min(delta, 0.06)
+    torch.testing.assert_close(found.detach().flatten(), torch.tensor([down, down, 1, 1]))
+    torch.testing.assert_close(slope.flatten(), torch.tensor([1.0, 1, 0, 0]))
+
+
+@pytest.fixture(scope="module")
+def imitated():
+    given = fitting()
+    return given, AdversarialTransformation(Options(**SMALL, fcn_epochs=30)).fit(given)
+
+
+def test_the_imitator_learns_the_transformation_and_changes_nothing_else(fitted, imitated):
+    """Its images are nearer to the transformed ones, at the same start, than those starts and the images are."""
+    given, tensors = imitated
+    assert {k: v for k, v in tensors.items() if not k.startswith("imitator.")}.keys() == fitted[1].keys()
+    assert all(torch.equal(tensors[name], value) for name, value in fitted[1].items())
+    victim = defended(tensors, fcn_epochs=30, backward="reparameterised").surrogate(given.model)
+    start = victim.start(given.images)
+    with torch.no_grad():
+        target = towards_least_likely(victim.external, given.images, start, victim.options)
+        errors = [
+            float((found - target).square().mean())
+            for found in (victim.imitator(given.images, start), start, given.images)
+        ]
+    assert errors[0] < 0.9 * min(errors[1:])
+
+
+def test_reparameterisation_goes_through_the_imitator(imitated):
+    given, tensors = imitated
+    victim = defended(tensors, fcn_epochs=30, backward="reparameterised").surrogate(given.model)
+    victim.start = lambda x: x.detach()
+    x = given.images[:4].clone().requires_grad_()
+    torch.testing.assert_close(victim(x), victim.classifier(victim.imitator(x, x.detach())))
+    assert bool(torch.autograd.grad(victim(x)[:, 0].sum(), x)[0].flatten(1).any(1).all())
+
+
+def test_a_quick_copy_of_the_imitated_surrogate_makes_new_draws(imitated, capsys):
+    given, tensors = imitated
+    copied = fold(defended(tensors, fcn_epochs=30, backward="reparameterised").surrogate(given.model))
+    x = given.images[:4]
+    assert not torch.equal(copied(x), copied(x))
+    assert "answers otherwise" not in capsys.readouterr().err
+
+
+def test_reparameterisation_needs_an_imitator():
+    with pytest.raises(ValueError, match=r"backward reparameterised needs a network that imitates.*fcn_epochs is 0"):
+        Options(backward="reparameterised")
+
+
+def test_the_average_is_that_of_transformed_images(fitted):
+    given, tensors = fitted
+    victim = defended(tensors, backward="average", draws=3).surrogate(given.model)
+    x = given.images[:4].clone().requires_grad_()
+    torch.manual_seed(1)
+    found = victim.transform(x)
+    (slope,) = torch.autograd.grad(found.sum(), x)
+    single = defended(tensors).surrogate(given.model)
+    torch.manual_seed(1)
+    expected = sum(single.transform(x).detach() for _ in range(3)) / 3
+    torch.testing.assert_close(found.detach(), expected)
+    torch.testing.assert_close(slope, torch.ones_like(slope))
+
+
+def test_an_attack_takes_options_of_its_own_through_the_defence(fitted):
+    """The verdict has the defence's own; crafting those of the attack."""
+    given, tensors = fitted
+    fit = Fit(None, tensors)
+    attack = AttackOptions.of(attack="pgd", through=("backward=softsign", "steps=2"))
+    judged, victim = evaluated(given.model, Options(**SMALL), attack, fit)
+    assert (judged.options.steps, judged.options.backward) == (13, "identity")
+    assert (victim.options.steps, victim.options.backward) == (2, "softsign")
+    plain = evaluated(given.model, Options(**SMALL), AttackOptions.of(attack="pgd"), fit)[1]
+    assert (plain.options.steps, plain.options.backward) == (13, "identity")
+
+
+def test_what_was_added_later_changes_no_record_of_those_that_do_without():
+    assert "through" not in AttackOptions.of(attack="pgd").described()
+    added = {"structure", "external_epochs", "fcn_epochs", "draws"}
+    assert not added & Options().described().keys() and added <= Options.model_fields.keys()
+    assert AttackOptions.of(attack="pgd", through=("steps=2",)).described()["through"] == ["steps=2"]
+
+
+@pytest.mark.parametrize(
+    ("through", "values", "why"),
+    [
+        (("width=2",), {}, "through width=2: defence adversarial-transformation leaves backward, smooth, draws"),
+        (("steps=0",), {}, "through: steps: Input should be greater than"),
+        (("backward=cubic",), {}, "through: backward: Input should be .identity"),
+        (("backward=reparameterised",), {}, "through: .*fcn_epochs is 0"),
+        (("steps=2",), {"adaptive": False}, "through steps=2: the attack is crafted on the bare network; leave it out"),
+    ],
+)
+def test_what_an_attack_may_not_take_otherwise(through, values, why):
+    attack = AttackOptions.of(attack="pgd", through=through, **values)
+    with pytest.raises(InputError, match=why) as refused:
+        attack.crafted_through(Options())
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(("structure", "kinds"), [("shallow", "cpcpl"), ("linear", "l")])
+def test_other_structures(structure, kinds):
+    net = external_network((1, 8, 8), 10, 0.125, structure)
+    names = {nn.Conv2d: "c", nn.MaxPool2d: "p", nn.Linear: "l"}
+    assert "".join(names.get(type(m), "") for m in net) == kinds
+    assert net.eval()(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_the_external_network_may_have_epochs_of_its_own():
+    options = Options(**SMALL | {"epochs": 1}, external="plain", external_epochs=2)
+    found = AdversarialTransformation(options).fit(fitting())
+    counts = {name.split(".")[0]: int(value) for name, value in found.items() if name.endswith("num_batches_tracked")}
+    assert counts["external"] == 2 * 3
 
 
 def test_transfer_is_the_tuned_classifier_alone(fitted):

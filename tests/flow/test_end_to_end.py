@@ -27,7 +27,31 @@ ATTACKS = {
     "table22": ["clean", "modified-a"],
     "attacks": ["clean", "deepfool"],
     "static-adaptive": ["clean", "pgd-static"],
+    "transformation-table2": ["clean", "transfer"],
+    "transformation-table3": ["clean", "pgd-adaptive"],
+    "transformation-table5": ["clean", "few-steps-1"],
+    "transformation-delta": ["clean", "white-box-transfer"],
+    "transformation-attacks": ["clean", "reparameterised"],
 }
+# Rows of adversarial transformation: two fits, small ones.
+TRANSFORMED = {
+    "transformation-table1": "Untrained",
+    "transformation-table2": "Transformed",
+    "transformation-table3": "Transformed",
+    "transformation-table4": "VGG",
+    "transformation-table5": "13 steps",
+    "transformation-delta": "Δ = 0.2",
+    "transformation-attacks": "Transformed",
+}
+SMALL = {"defend": "adversarial-transformation", "width": 0.0625, "steps": 2, "epochs": 1, "attack_steps": 1}
+DEFENCES = {
+    "adversarial-transformation": SMALL | {"fcn_epochs": 1},
+    "transformation-untrained": SMALL | {"external": "untrained"},
+}
+SHORTENED = ("pgd-adaptive", "few-steps-1", "white-box-transfer", "reparameterised")
+BRIEF = {protocol: {"steps": 2, "eot": 2} for protocol in SHORTENED}
+DIGITS = TINY["datasets"]["digits"] | {"by_protocol": BRIEF}
+CONFIG = TINY | {"datasets": {"digits": DIGITS}, "defences": DEFENCES}
 # One value per sweep, one metric besides AutoAttack where table 4 has shown all three.
 SWEEPS = {"aggregate": [1], "tau": [0], "lambda1": [0.1], "lambda2": [10], "data_share": [0.5]}
 # Table 5 and tables 14 and 15, the latter with the data set's own threat besides.
@@ -167,7 +191,7 @@ EDITS = {
 def built(tmp_path_factory):
     """A workspace with all tables of the tiny config built, and what Snakemake said."""
     folder = workspace(tmp_path_factory.mktemp("tables"))
-    (folder / "config/config.yaml").write_text(yaml.safe_dump(TINY))
+    (folder / "config/config.yaml").write_text(yaml.safe_dump(CONFIG))
     tables = yaml.safe_load((folder / "config/tables.yaml").read_text())
     for key, table in tables.items():
         table["sweep"] = {name: {"demo": SWEEPS[name], "full": SWEEPS[name]} for name in table.get("sweep", {})}
@@ -188,6 +212,8 @@ def built(tmp_path_factory):
             table["metrics"] = ["certified", "pgd-smoothed"]
         if key == "detection":
             table["rows"] = [row for row in table["rows"] if row["method"] == "Feature squeezing"]
+        if key in TRANSFORMED:
+            table["rows"] = [row for row in table["rows"] if row["method"] == TRANSFORMED[key]]
         if key == "table2":
             continue
         if key in ATTACKS:
@@ -217,11 +243,12 @@ class TestTables:
         # each. An attack for each. Tables 3 and 13: the teacher behind TTE. Tables 9, 10 and 22: an attack, 21: two;
         # table attacks: one on four models. Table static-adaptive: one on four models, one of them
         # behind a defence and one behind another, which is fitted. Table certified: one attack at each of two radii.
+        # Tables of adversarial transformation: the teacher behind two fits, one attack on one and five on the other.
         # Checks of the eight models of table 4.
         expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2, "public": 1}
         expected |= {"train": 3 + 3 + 1 + 3 + 5 + 1 + 1 + 1 + 1 + 1 + 1, "cotrain": 4 + 1 + 1}
-        expected |= {"attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1 + 9 + 4 + 2, "defend": 1}
-        expected |= {"checks": 8, "certify": 1, "detect": 1, "table": 32, "tables": 1}
+        expected |= {"attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1 + 9 + 4 + 2 + 1 + 5, "defend": 1 + 2}
+        expected |= {"checks": 8, "certify": 1, "detect": 1, "table": 39, "tables": 1}
         assert jobs(built[1]) == expected
 
     def test_work_was_done_by_forks_of_one_process(self, built):
@@ -317,7 +344,7 @@ class TestTables:
 
     def test_config_in_force_is_kept(self, built):
         kept = yaml.safe_load((built[0] / "results/tiny/config.yaml").read_text())
-        assert kept == TINY | {key: f"results/tiny/{key}.yaml" for key in ("tables", "defaults")}
+        assert kept == CONFIG | {key: f"results/tiny/{key}.yaml" for key in ("tables", "defaults")}
 
     def test_a_printed_command_works_by_hand(self, built):
         folder, run = built

@@ -62,6 +62,13 @@ DEMO = {
     "static-adaptive": 23 * 6,
     "certified": 3 * 4 + 2 * 3 * 3,  # Gaussian noise in l2; Laplace and uniform in l1, where AutoAttack has no version
     "detection": 4 * 6,
+    "transformation-table1": 3 * 2,
+    "transformation-table2": 3 * 4 - 1,  # as below
+    "transformation-table3": 7 * 3 - 1,
+    "transformation-table4": 2 * 2,
+    "transformation-table5": 2 * 4,
+    "transformation-delta": 2 * 3,
+    "transformation-attacks": 15,
     "attacks": 4 * 23 - 1,  # the teacher is no surrogate for itself
     "table16": 2 * 6 * 3,
     "table17": 2 * 6 * 3,
@@ -160,6 +167,29 @@ def test_public_sources():
     assert job(plan(), "public", "digits", "cnn-s", source="public").dataset == "cifar10"  # the paper's
     cells = {(cell.method, cell.metric): cell.ledger for cell in made.cells("table1")}
     assert "/cnn-s/public/std-soft/linf-8-255/seed-3/eval/none/pgd10@" in cells["Public", "pgd10"]
+
+
+def test_a_table_without_a_stand_in_is_for_its_own_data_alone():
+    assert "transformation-table6" not in plan().own_tables
+    with pytest.raises(InputError, match="transformation-table6: the config's data sets and models have no cell"):
+        plan().cells("transformation-table6")
+    assert not [table for table in paper().own_tables if table.startswith("transformation")]  # no ResNet-18 there
+
+
+def test_a_defended_teacher_is_attacked_from_the_teacher_itself():
+    found = {cell.method for cell in plan().cells("transformation-table3") if cell.metric == "transfer"}
+    assert found == {"Original", "TRADES", "Quilting", "Thermometer", "SAP", "Transformed"}
+
+
+def test_a_protocol_that_goes_through_another_defence_is_refused_before_any_job():
+    made = plan()
+    place = made.place("digits", "cnn-s", defence="tte", protocol="bpda-tanh", threat="linf-8-255")
+    why = r"protocols\.bpda-tanh behind tte: through backward=tanh: defence tte leaves none to an attack"
+    with pytest.raises(InputError, match=why):
+        made.options("attack", place)
+    with pytest.raises(InputError, match=r"protocols\.bpda-tanh behind none: through backward=tanh: there is no def"):
+        made.options("attack", place.at(defence="none"))
+    assert made.options("attack", place.at(defence="adversarial-transformation")).through == ("backward=tanh",)
 
 
 def test_a_table_of_formulas_has_no_cells():
