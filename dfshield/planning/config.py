@@ -23,7 +23,7 @@ from dfshield.core.validation import Options, build, check_keys
 from dfshield.options.common import DatasetName, Device, ModelName, Name, Positive, Seed
 from dfshield.planning.choices import VOCABULARIES, Choice, check_mixture, check_section, merged, read_defaults
 from dfshield.planning.stages import OLD_NAMES, STAGES, sections
-from dfshield.registry import DIVERSITY_METRICS, metric
+from dfshield.registry import ATTACKS, DIVERSITY_METRICS, metric
 
 ELSEWHERE = {
     "seed": "seeds:",
@@ -261,6 +261,8 @@ class Config(StageOverrides):
                 self._check_overrides(getattr(dataset, key), vocabulary, f"datasets.{name}.{key}")
         _among(self.checked, self.choices["protocols"], "checked")
         for name, choice in self.choices["protocols"].items():
+            if name in self.checked and ATTACKS[choice.name].replaces:
+                raise ValueError(f"checked: {name!r} is no attack, so nothing in its ledger can be checked; take it out")
             source, _, recipe = choice.surrogate.partition("/")
             if recipe:
                 _among([source], {*sources, "none"}, f"protocols.{name}.surrogate")

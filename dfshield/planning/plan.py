@@ -10,6 +10,7 @@ from functools import cached_property
 from itertools import pairwise, product
 from typing import Any
 
+from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.threat import threat_name
 from dfshield.planning.cells import Cell, variant
@@ -198,6 +199,8 @@ class Plan(Settings):
     def _checks(self, place: Place, metric: str, threat: str) -> str:
         """The robustness checks that may mark a figure: of accuracy under attack, at the threat model of its table."""
         if not self.config.checked or metric == "clean" or metric_entry(metric).evidence != "ledger":
+            return ""
+        if registry.ATTACKS[self.protocols[protocol_of(metric)].name].replaces:
             return ""
         return place.at(threat=threat_name(threat)).path(CHECKS)
 

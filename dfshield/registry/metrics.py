@@ -21,6 +21,25 @@ class Metric:
     """Protocol whose ledger a statistic is of; other metrics have the name of theirs."""
 
 
+CORRUPTIONS = {
+    "gaussian-noise": "Gaussian noise",
+    "shot-noise": "Shot noise",
+    "impulse-noise": "Impulse noise",
+    "defocus-blur": "Defocus",
+    "glass-blur": "Glass blur",
+    "motion-blur": "Motion blur",
+    "zoom-blur": "Zoom blur",
+    "snow": "Snow",
+    "frost": "Frost",
+    "fog": "Fog",
+    "brightness": "Brightness",
+    "contrast": "Contrast",
+    "elastic-transform": "Elastic",
+    "pixelate": "Pixelate",
+    "jpeg-compression": "JPEG",
+}
+"""Protocols of single kinds of common corruptions and their titles."""
+
 METRICS = {
     "clean": Metric("Clean"),
     "fgsm": Metric("FGSM"),
@@ -54,6 +73,8 @@ METRICS = {
     "a3": Metric("A³"),
     "automated": Metric("Automated"),
     "autoattack": Metric("AA"),
+    "corruptions": Metric("Corrupted"),
+    **{kind: Metric(title) for kind, title in CORRUPTIONS.items()},
     "precision": Metric("Precision", "1", 3, "diversity"),
     "recall": Metric("Recall", "1", 3, "diversity"),
     "density": Metric("Density", "1", 3, "diversity"),
