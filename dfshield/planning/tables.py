@@ -13,6 +13,7 @@ from dfshield.core.threat import ThreatText
 from dfshield.core.validation import Options, build
 from dfshield.options import TrainOptions
 from dfshield.options.common import Name
+from dfshield.registry.attacks import EVERYWHERE
 
 SYMBOLS = {"aggregate": "B", "data_share": "share"}
 """Training options that the paper's tables call by another name."""
@@ -102,6 +103,8 @@ class TableSpec(Options):
     """the paper's; 0 for a table of our own"""
     name: Name = ""
     """of a table of our own: its key in tables.yaml"""
+    publication: str = ""
+    """of a table of our own: the table of another publication that it repeats, such as ``Table 1 of NAME 2023``"""
     figure: bool = False
     """the paper has it as a figure of this number"""
     title: str
@@ -160,7 +163,7 @@ class TableSpec(Options):
             unknown = [name for name in names if name not in self.metrics]
             if unknown:
                 raise ValueError(f"{key}: {unknown[0]!r} is none of the metrics")
-        if self.by_metric and self.threats:
+        if self.by_metric and self.compares_threats:
             raise ValueError("by_metric: a table that compares threat models evaluates every metric at each of them")
         if self.groups and self.layout != "models":
             raise ValueError(f"groups: layout {self.layout} has none")
@@ -178,6 +181,11 @@ class TableSpec(Options):
         return self.title if self.name else f"{'Figure' if self.figure else 'Table'} {self.number}. {self.title}"
 
     @property
+    def original(self) -> str:
+        """What the published table is called."""
+        return self.publication or f"The paper's Table {self.number}"
+
+    @property
     def headings(self) -> list[tuple[str, int]]:
         """Headings of `groups` with the number of metrics below each, empty over those that belong to none."""
         titles = {name: title for title, names in self.groups.items() for name in names}
@@ -185,9 +193,9 @@ class TableSpec(Options):
         return [(title, len(list(names))) for title, names in runs] if titles else []
 
     @property
-    def papers_number(self) -> int:
-        """The number of the paper's table whose figures are on file; 0 for a figure, which has none in print."""
-        return 0 if self.figure or self.name else self.number
+    def on_file(self) -> str:
+        """The name of the published table whose figures are on file; empty for a figure and for a table of our own."""
+        return "" if self.figure or (self.name and not self.publication) else self.key
 
     @property
     def clean_from(self) -> str:
@@ -200,12 +208,19 @@ class TableSpec(Options):
         return self.clean_of or next(attacks, "clean")
 
     @property
+    def compares_threats(self) -> bool:
+        """Whether the table trains and evaluates at several threat models."""
+        return self.threats is not None and max(len(self.threats.demo), len(self.threats.full)) > 1
+
+    @property
     def papers_threats(self) -> tuple[str, ...]:
         """The threat models of the paper's own table."""
         return self.threats.full if self.threats else tuple(filter(None, [self.paper.threat]))
 
     def papers_threats_of(self, metric: str) -> tuple[str, ...]:
         """The threat models that the paper evaluates a metric at."""
+        if not registry.metric(metric).bounded:
+            return (EVERYWHERE,)
         return (self.by_metric[metric].full,) if metric in self.by_metric else self.papers_threats
 
 

@@ -6,7 +6,6 @@ from typing import Any, Literal
 
 from dfshield.registry.entry import Entry, named
 
-
 EVERYWHERE = "linf:1"
 """The threat model whose ball around any image holds every other: no bound at all."""
 

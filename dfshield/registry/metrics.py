@@ -17,6 +17,8 @@ class Metric:
     evidence: Evidence = "ledger"
     statistic: Literal["", "median", "largest"] = ""
     """Figure of the ledger's distances; empty where the share of images that survive is measured."""
+    bounded: bool = True
+    """An attack within a threat model; a corruption is bounded by none."""
     protocol: str = ""
     """Protocol whose ledger a statistic is of; other metrics have the name of theirs."""
 
@@ -50,6 +52,9 @@ METRICS = {
     "pgd20": Metric("PGD-20"),
     "pgd50x5": Metric("PGD-50×5"),
     "pgd-unbounded": Metric("PGD, ε = ∞"),
+    "pgd40": Metric("PGD-40"),
+    "pgd40-static": Metric("PGD-40, static"),
+    "pgd40-static-l2": Metric("PGD-40, static, l2"),
     "pgd-static": Metric("PGD-20, static"),
     "autoattack-static": Metric("AA, static"),
     "pgd-adaptive": Metric("PGD-40, adaptive"),
@@ -73,8 +78,8 @@ METRICS = {
     "a3": Metric("A³"),
     "automated": Metric("Automated"),
     "autoattack": Metric("AA"),
-    "corruptions": Metric("Corrupted"),
-    **{kind: Metric(title) for kind, title in CORRUPTIONS.items()},
+    "corruptions": Metric("Corrupted", bounded=False),
+    **{kind: Metric(title, bounded=False) for kind, title in CORRUPTIONS.items()},
     "precision": Metric("Precision", "1", 3, "diversity"),
     "recall": Metric("Recall", "1", 3, "diversity"),
     "density": Metric("Density", "1", 3, "diversity"),

@@ -39,7 +39,7 @@ def table_content(plan: Plan, table: str) -> str:
     """Digest of what a table shows, for the rerun decision: its cells, its layout and the paper's figures."""
     spec = plan.tables[table]
     cells = [asdict(cell) for cell in plan.cells(table)]
-    printed = [asdict(entry) for entry in published(spec.papers_number)]
+    printed = [asdict(entry) for entry in published(spec.on_file)]
     notes = [*printed_notes().items()] if printed else []
     rules = [] if spec.metrics else formulas(spec)
     return digest(cells, spec.model_dump(mode="json"), plan.config.grid, printed, notes, rules)

@@ -58,7 +58,7 @@ def _threats(spec: TableSpec, rows: Sequence[Row]) -> list[str]:
     """The threat models of one data set's accuracies, with the columns that have one of their own."""
     columns: dict[str, dict[str, None]] = {}
     for row in rows:
-        if row.metric != "clean":
+        if row.metric != "clean" and metric(row.metric).bounded:
             column = metric(row.metric).title if row.metric in spec.by_metric else ""
             columns.setdefault(threat_title(row.threat), {})[column] = None
     return [title if "" in own else f"{title} ({', '.join(own)})" for title, own in columns.items()]
@@ -192,7 +192,7 @@ def paper_heading(rows: Sequence[Row], spec: TableSpec) -> str:
     """Heading of the paper's own table; says so where its data are others than those above."""
     threats = [*map(threat_title, spec.papers_threats)]
     threats += [f"{metric(name).title} {threat_title(own.full)}" for name, own in spec.by_metric.items()]
-    heading = f"The paper's Table {spec.number} ({', '.join(threats)})"
+    heading = f"{spec.original} ({', '.join(threats)})"
     if not stands_in(rows, spec):
         return heading
     models = ", ".join(model_title(name) for name in spec.paper.models)

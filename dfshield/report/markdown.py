@@ -20,7 +20,7 @@ def render(rows: Sequence[Row], spec: TableSpec, scale: Scale = "demo", efforts:
     marks = notes(flag for value in values.values() for flag in value.flags)
     lines = [f"## {spec.heading}", "", spec.caption, "", *grid(lay_out(spec, values, efforts), marks)]
     lines += paragraphs([*facts(rows, spec, intervals=True), *scope(rows, spec, scale), *footnotes(marks)])
-    entries = published(spec.papers_number)
+    entries = published(spec.on_file)
     if entries:
         paper = of_paper(entries)
         paper_marks = notes(flag for value in paper.values() for flag in value.flags)

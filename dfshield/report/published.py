@@ -1,4 +1,7 @@
-"""The paper's published numbers (``report/paper/tableN.csv``), as printed; flags name the anomalies that we know of."""
+"""Published numbers (``report/paper/TABLE.csv``), as printed; flags name the anomalies that we know of.
+
+``tableN`` is a table of the paper; other names are tables of other publications.
+"""
 
 import csv
 import functools
@@ -32,8 +35,8 @@ class Published:
 
 
 @functools.cache
-def published(number: int) -> tuple[Published, ...]:
-    """All figures of the paper's table `number`, in the paper's order; empty for a table that is not on file."""
+def published(table: int | str) -> tuple[Published, ...]:
+    """All figures of a table, by the paper's number or its name, in print order; empty for one that is not on file."""
     return tuple(
         Published(
             **{name: row[name] for name in COLUMNS[:5]},
@@ -41,7 +44,7 @@ def published(number: int) -> tuple[Published, ...]:
             flags=tuple(flag for flag in row["flags"].split(";") if flag),
             threat=row.get("threat", ""),
         )
-        for row in _rows(f"table{number}.csv")
+        for row in _rows(f"table{table}.csv" if isinstance(table, int) else f"{table}.csv")
     )
 
 
@@ -57,12 +60,12 @@ def _rows(name: str) -> list[dict[str, str]]:
     return list(csv.DictReader(file.read_text(encoding="utf-8").splitlines())) if file.is_file() else []
 
 
-def figure(number: int, key: Key) -> float | None:
-    """The paper's figure of table `number` for a table row's key, where it has one.
+def figure(table: int | str, key: Key) -> float | None:
+    """The published figure of a table, as in `published`, for a table row's key, where it has one.
 
     Threats are compared by size; a table over one threat has its figures whatever the key's.
     """
-    figures, threat = _by_threat(number), _same(*parse_threat(key[-1]))
+    figures, threat = _by_threat(table), _same(*parse_threat(key[-1]))
     return figures.get((*key[:-1], threat), figures.get((*key[:-1], "")))
 
 
@@ -72,8 +75,8 @@ def _same(norm: str, eps: float) -> str:
 
 
 @functools.cache
-def _by_threat(number: int) -> dict[Key, float]:
+def _by_threat(table: int | str) -> dict[Key, float]:
     return {
         (*entry.key[:-1], _same(*parse_threat(entry.threat)) if entry.threat else ""): entry.value
-        for entry in published(number)
+        for entry in published(table)
     }

@@ -60,7 +60,7 @@ def build(cells: Sequence[Cell], spec: TableSpec | None = None) -> list[Row]:
 
 
 def _read(cell: Cell, spec: TableSpec | None) -> Row:
-    paper = figure(spec.papers_number, key_of(cell)) if spec and _papers_own(cell, spec) else None
+    paper = figure(spec.on_file, key_of(cell)) if spec and _papers_own(cell, spec) else None
     evidence = EVIDENCE[cell.evidence]
     made = evidence.read(Path(cell.ledger))
     row = evidence.row(cell, made, paper)

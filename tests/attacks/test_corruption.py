@@ -45,7 +45,9 @@ def test_any_image_stays_an_image(kind, shape):
         for severity in (1, 5):
             found = corrupted(x, Corruption(kind=kind, severity=severity))
             assert found.shape == shape and found.dtype == x.dtype and found.isfinite().all()
-            assert torch.allclose(found * 255, (found * 255).round(), atol=1e-4) and 0 <= found.min() <= found.max() <= 1
+            assert (
+                torch.allclose(found * 255, (found * 255).round(), atol=1e-4) and 0 <= found.min() <= found.max() <= 1
+            )
 
 
 @pytest.mark.parametrize("kind", [kind for kind in CORRUPTIONS if kind not in (ELASTIC, "glass-blur", "frost")])

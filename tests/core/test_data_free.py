@@ -129,6 +129,8 @@ def test_stages_that_make_data_are_declared_data_free(tmp_path, monkeypatch, wor
         ("bloodmnist", "resnet18", 11_172_936),
         ("bloodmnist", "resnet50", 23_516_744),
         ("cifar10", "resnet20", 272_474),
+        ("cifar10", "mobilenetv2", 2_236_682),
+        ("cifar10", "shufflenetv2", 1_263_854),
     ],
 )
 def test_every_stage_with_the_papers_networks(stage, tmp_path, dataset, model, parameters):
