@@ -37,9 +37,9 @@ def corruption(problem: Problem, options: Corruption) -> Tensor:
 
     What is drawn depends on the seed and the content of an image alone, so all models see the same images.
 
-    Differs from the publication: frost is a texture that is drawn, not a photograph; the fog's map is interpolated noise
-    of several sizes, not the diamond-square algorithm; motion blur is symmetric; glass blur exchanges pixels in all
-    directions.
+    Differs from the publication: frost is a texture that is drawn, not a photograph; the fog's map is interpolated
+    noise of several sizes, not the diamond-square algorithm; motion blur is symmetric; glass blur exchanges pixels in
+    all directions.
     """
     return torch.stack([corrupted(image, options) for image in problem.x]) if len(problem.x) else problem.x.clone()
 

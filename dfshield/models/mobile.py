@@ -1,7 +1,7 @@
 """MobileNetV2 and ShuffleNetV2, width 1, for images of some 32 pixels.
 
-Sandler et al., arXiv 1801.04381, Table 2; Ma et al., arXiv 1807.11164, Table 5. The published networks halve an image of
-224 pixels five times. As is usual for small images, the first layers keep their size and both halve it thrice:
+Sandler et al., arXiv 1801.04381, Table 2; Ma et al., arXiv 1807.11164, Table 5. The published networks halve an image
+of 224 pixels five times. As is usual for small images, the first layers keep its size and both halve it thrice:
 MobileNetV2's first convolution and its stage of 24 channels have stride 1, ShuffleNetV2 has stride 1 and no max-pooling
 before its stages. Neither has dropout.
 """

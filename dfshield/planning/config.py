@@ -262,9 +262,7 @@ class Config(StageOverrides):
         _among(self.checked, self.choices["protocols"], "checked")
         for name, choice in self.choices["protocols"].items():
             if name in self.checked and ATTACKS[choice.name].replaces:
-                raise ValueError(
-                    f"checked: {name!r} is no attack, so nothing in its ledger can be checked; take it out"
-                )
+                raise ValueError(f"checked: {name!r} is no attack, so its ledger has nothing to check; take it out")
             source, _, recipe = choice.surrogate.partition("/")
             if recipe:
                 _among([source], {*sources, "none"}, f"protocols.{name}.surrogate")
