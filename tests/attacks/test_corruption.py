@@ -1,5 +1,6 @@
 """Common corruptions: fifteen kinds and five severities, judged image by image whatever the clean verdict."""
 
+from types import SimpleNamespace
 from typing import get_args
 
 import numpy as np
@@ -173,12 +174,9 @@ def test_what_a_corruption_is_no_attack_for_is_refused(tmp_path):
 
 
 def test_a_ledger_of_corruptions_is_not_replayed():
-    class Given:
-        options = {"attack": "corruption"}
-        protocol = "snow"
-
+    ledger = SimpleNamespace(options={"attack": "corruption"}, protocol="snow")
     with pytest.raises(InputError, match="snow: its images are replaced"):
-        replay(nn.Identity(), torch.zeros(1), torch.zeros(1), Given())
+        replay(nn.Identity(), torch.zeros(1), torch.zeros(1), ledger)
 
 
 def test_only_corruptions_replace():

@@ -89,9 +89,8 @@ def test_cells_of_the_papers_grid(table):
     attacked = [cell.ledger for cell in cells if cell.metric in ("pgd10", "autoattack")]
     assert len(set(attacked)) == len(attacked)
     clean = {cell.ledger for cell in cells if cell.metric == "clean"}
-    assert (
-        clean <= set(attacked) or table == "table11" or table.startswith("transfer-")
-    )  # clean accuracy is read from an attack's ledger
+    if table != "table11" and not table.startswith("transfer-"):  # which have neither attack
+        assert clean <= set(attacked)  # clean accuracy is read from an attack's ledger
     compared = [cell.ledger for cell in cells if cell.metric in DIVERSITY_METRICS]
     assert len(set(compared)) * 4 == len(compared) and not set(compared) & set(attacked)
     assert table in made.own_tables
