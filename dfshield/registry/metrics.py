@@ -54,7 +54,7 @@ METRICS = {
     "pgd-unbounded": Metric("PGD, ε = ∞"),
     "pgd40": Metric("PGD-40"),
     "pgd40-static": Metric("PGD-40, static"),
-    "pgd40-static-l2": Metric("PGD-40, static, l2"),
+    "pgd40-static-l2": Metric("PGD-40 in l2, static"),
     "pgd-static": Metric("PGD-20, static"),
     "autoattack-static": Metric("AA, static"),
     "pgd-adaptive": Metric("PGD-40, adaptive"),
