@@ -52,3 +52,11 @@ class CertifyOptions(StageOptions):
     """certify only the first so many images; 0 for all"""
     batch: Positive = 500
     """noisy copies that go through the network together"""
+    purified: Literal["vote", "distance"] = "vote"
+    """with a defence by a diffusion model: vote: noisy copies are purified before they vote; distance: the radius of
+    the network alone, less how far purification may lead an image (distribution transfer, Eq 14 and 15)"""
+    delta: Annotated[float, Field(gt=0, lt=1)] = 0.001
+    """of `distance`: the probability that purification leads an image farther"""
+    score: Annotated[float, Field(ge=0)] = 0.0
+    """of `distance`: twice a bound on the norm of the diffusion model's score, which nobody states; at 0 the radius is
+    the largest that the formula can give"""

@@ -252,6 +252,8 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         _value("--dataset", "data set to evaluate on"),
         _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
         DATA_DIR,
+        _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence),
+        FITTED,
         FACTORY,
     ),
     "detect": (
