@@ -104,8 +104,8 @@ def run(
 
     With a `defence` and the file `fitted` of its fit, the defended model is what votes or, with ``purified: distance``,
     the radii of the bare model are those that purification leaves. `out` is a CSV of radius and certified accuracy; the
-    record, a JSON file of the same name, holds the class and the radius of every image and is sealed by its hash. Raises
-    InputError for files that cannot be used.
+    record, a JSON file of the same name, holds the class and the radius of every image and is sealed by its hash.
+    Raises InputError for files that cannot be used.
     """
     from dfshield.evaluation.attack import NO_DEFENCE, defended, evaluation_images, fit_hash, seen_data
     from dfshield.models.checkpoints import load_checkpoint

@@ -13,6 +13,7 @@ from dfshield.options.common import StageOptions
 from dfshield.options.defences import DefendOptions
 from dfshield.options.defences_detection import DetectOptions
 from dfshield.options.defences_smoothing import CertifyOptions
+from dfshield.options.quality import QualityOptions
 
 
 @dataclass(frozen=True)
@@ -265,6 +266,16 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         DATA_DIR,
         FACTORY,
     ),
+    "quality": (
+        _file("--model", "checkpoint that the defence stands before", "model_path"),
+        _file("--out", "CSV of the measures by input; the record, a JSON file, goes beside it"),
+        _value("--dataset", "data set to evaluate on"),
+        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
+        DATA_DIR,
+        _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence, required=True),
+        FITTED,
+        FACTORY,
+    ),
     "inspect": (
         _file("file", "file to look into"),
         _file("--sheet", "contact sheet to write (PNG)", required=False),
@@ -300,6 +311,10 @@ TOOLS = {
         "fit a detector of attacked images and evaluate it before attacks that know of it",
         "dfshield.evaluation.detection:run",
     ),
+    "quality": (
+        "compare what a classifier behind a defence sees with the images themselves: SSIM, PSNR, LPIPS",
+        "dfshield.evaluation.quality:run",
+    ),
     "inspect": ("say what a training set, checkpoint, ledger or record holds", "dfshield.tools.inspect:run"),
     "verify": (
         "trace every cell of a table to ledger or record, student, data and teacher by hash",
@@ -311,7 +326,11 @@ TOOLS = {
     "doctor": ("check this machine: versions, devices, data", "dfshield.tools.doctor:run"),
 }
 """Commands that answer a question: what they do, and where their code is."""
-TOOL_OPTIONS: dict[str, type[StageOptions]] = {"certify": CertifyOptions, "detect": DetectOptions}
+TOOL_OPTIONS: dict[str, type[StageOptions]] = {
+    "certify": CertifyOptions,
+    "detect": DetectOptions,
+    "quality": QualityOptions,
+}
 """Options of those among them that have a class of options, which have no section in a config."""
 PROFILED = ("synthesize", "train")
 """Stages that the released code does otherwise than the paper's text."""
