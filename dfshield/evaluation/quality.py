@@ -101,7 +101,8 @@ def run(
     measures: dict[str, Measure] = {"ssim": ssim, "psnr": psnr}
     weights = {name: Path(getattr(options, name)) for name in ("vgg16", "lpips") if "lpips" in options.measures}
     if weights:
-        measures["lpips"] = Lpips(weights["vgg16"], weights["lpips"], device)
+        measures["lpips"] = distance = Lpips(weights["vgg16"], weights["lpips"], device)
+        distance.check(card.input_shape)
     asked = AttackOptions(limit=options.limit, split=options.split)
     images = evaluation_images(card, asked, dataset, data_dir, evaluation_npz)
     chosen: dict[str, Measure] = {name: measures[name] for name in options.measures}

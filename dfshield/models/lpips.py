@@ -39,16 +39,14 @@ class Lpips:
                 first = width
             _expect(channels, self.weights, f"lin{number}.model.1.weight", (1, width, 1, 1))
 
+    def check(self, shape: tuple[int, ...]) -> None:
+        """Raise InputError for images (C,H,W) that are neither grey nor RGB, or have a side below 16 pixels."""
+        if shape[0] not in (1, 3) or min(shape[1:]) < SMALLEST:
+            raise InputError(f"lpips takes grey or RGB images from {SMALLEST} pixels on, these are {tuple(shape)}")
+
     @torch.no_grad()
     def __call__(self, x: Tensor, y: Tensor) -> Tensor:
-        """Distances (N,) of images (N,C,H,W) in [0,1], C one or three; 0 for equal images.
-
-        Raises InputError for images of another number of channels or with a side below 16 pixels.
-        """
-        if x.shape[1] not in (1, 3) or min(x.shape[2:]) < SMALLEST:
-            raise InputError(
-                f"lpips takes grey or RGB images from {SMALLEST} pixels on, these are {tuple(x.shape[1:])}"
-            )
+        """Distances (N,) of images (N,C,H,W) in [0,1] that `check` lets pass; 0 for equal images."""
         total = torch.zeros(len(x), device=x.device)
         pairs = zip(self._features(x), self._features(y), strict=True)
         for number, (one, other) in enumerate(pairs):
