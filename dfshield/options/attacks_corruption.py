@@ -25,6 +25,7 @@ CorruptionName = Literal[
     "elastic-transform",
     "pixelate",
     "jpeg-compression",
+    "all",
 ]
 
 
@@ -35,7 +36,7 @@ class Corruption(AttackOptions):
     """attack"""
     threat: ThreatText = EVERYWHERE
     """threat model, NORM:EPS; a corruption is bounded by none, so it is the one that holds every image"""
-    kind: CorruptionName | Literal["all"] = "all"
+    kind: CorruptionName = "all"
     """kind of corruption; all: one of the fifteen, drawn for each image"""
     severity: Annotated[int, Field(ge=0, le=5)] = 0
     """severity from 1 to 5; 0: one of the five, drawn for each image"""

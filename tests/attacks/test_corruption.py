@@ -35,7 +35,7 @@ def changed(x: Tensor, **options) -> list[float]:
 
 
 def test_the_kinds_have_options_protocols_and_titles():
-    assert list(CORRUPTIONS) == list(get_args(CorruptionName)) == list(TITLES)
+    assert [*CORRUPTIONS, "all"] == list(get_args(CorruptionName)) and list(CORRUPTIONS) == list(TITLES)
     assert len(CORRUPTIONS) == 15 and all(len(kind.severities) == 5 for kind in CORRUPTIONS.values())
 
 
