@@ -18,10 +18,11 @@ from dfshield.core.errors import InputError
 from dfshield.core.files import refuse
 from dfshield.core.progress import log
 from dfshield.core.signals import Stopped, handled
+from dfshield.core.validation import build
 from dfshield.options import PROFILES
 from dfshield.options.flags import Parser, add_options, chosen_entry, given_options
 from dfshield.planning.choices import layer
-from dfshield.planning.commands import ARGUMENTS, PROFILED, TOOLS
+from dfshield.planning.commands import ARGUMENTS, PROFILED, TOOL_OPTIONS, TOOLS
 from dfshield.planning.stages import STAGES, options_of
 
 
@@ -48,7 +49,7 @@ def parser(words: Sequence[str] = ()) -> Parser:
                 default="paper",
                 choices=list(PROFILES),
             )
-        options = STAGES[name].options if name in STAGES else None
+        options = STAGES[name].options if name in STAGES else TOOL_OPTIONS.get(name)
         if options and words and words[0] == name:
             add_options(sub, options.class_for(chosen_entry(list(words), options)))
     return top
@@ -68,6 +69,8 @@ def meant(arguments: argparse.Namespace) -> tuple[str, dict[str, Any]]:
         entry = entry or (str(options.model_fields[options.entries[0]].default) if options.entries else "")
         profile = layer(PROFILES[getattr(arguments, "profile", "paper")].get(name, {}), name, entry)
         values["options"] = options_of(name, profile | given, "options")
+    elif name in TOOL_OPTIONS:
+        values["options"] = build(TOOL_OPTIONS[name], given_options(arguments), "options")
     return target, values
 
 

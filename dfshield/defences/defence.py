@@ -82,7 +82,7 @@ class Transformed(nn.Module):
             total = total + self.model(self.seen(x, copy))
         return total / copies
 
-    def seen(self, x: Tensor, copy: int) -> Tensor:
+    def seen(self, x: Tensor, copy: int = 0) -> Tensor:
         """What the network sees of images, in their version number `copy`."""
         if not self.defence.draws:
             return self.defence.transform(x, None)

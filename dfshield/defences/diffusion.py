@@ -4,6 +4,7 @@ Ho et al., Denoising Diffusion Probabilistic Models, NeurIPS 2020; Song et al., 
 Stochastic Differential Equations, ICLR 2021 (VP-SDE); Song et al., Denoising Diffusion Implicit Models, ICLR 2021.
 """
 
+import math
 from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
@@ -43,6 +44,19 @@ class Process:
         """Levels from `share` of the process down to 0, all different: one more than `steps`, evenly spaced."""
         top = round(share * self.timesteps)
         return [round(top * (steps - i) / steps) for i in range(steps + 1)]
+
+
+def purification_distance(process: Process, share: float, pixels: int, delta: float, score: float) -> float:
+    """How far purification from level `share` of the process may lead an image from where it was, besides its
+    perturbation: √(e^2γ - 1) C_δ + γ C_s, with probability 1 - `delta` (Nie et al. 2022, Theorem 3.2).
+
+    γ is the integral of β/2 up to there, so e^-2γ = ᾱ; C_δ² = 2d + 4√(d log 1/δ) + 4 log 1/δ for d = `pixels` values of
+    an image; C_s = `score` is twice a bound on the norm of the score, for images in [-1,1]. The distance is in l2, in
+    units where pixels lie in [0,1], half of those of the theorem.
+    """
+    kept, rare = float(process.kept[process.path(share, 1)[0]]), math.log(1 / delta)
+    noise = math.sqrt(2 * pixels + 4 * math.sqrt(pixels * rare) + 4 * rare)
+    return (math.sqrt(1 / kept - 1) * noise - math.log(kept) / 2 * score) / 2
 
 
 class Step(NamedTuple):

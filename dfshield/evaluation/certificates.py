@@ -48,6 +48,13 @@ class CertificateRecord:
     """What real data the model has seen."""
     package_version: str
     code: str
+    defence: str = "none"
+    """What stood before the classifier."""
+    defence_options: dict[str, Any] = field(default_factory=dict)
+    others: dict[str, str] = field(default_factory=dict)
+    """The fit of the defence: SHA-256 of its tensors."""
+    distance: FiniteFloat = 0.0
+    """What the radii are less by, in their norm: how far a purifier may lead an image."""
     content_sha256: str = field(default="")
     """Of all of the above; set when written and read."""
 

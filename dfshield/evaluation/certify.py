@@ -20,9 +20,12 @@ from dfshield.core.files import metrics_csv, write_text
 from dfshield.core.progress import log, progress
 from dfshield.core.rng import generator, seeded
 from dfshield.core.signals import stop_if_asked
+from dfshield.defences.diffusion import Process, purification_distance
+from dfshield.defences.fit_file import fit_for
 from dfshield.defences.smoothing import NOISES, noisy, vote
 from dfshield.evaluation.certificates import ABSTAINED, CertificateRecord, write_certificates
-from dfshield.options import AttackOptions, CertifyOptions
+from dfshield.options import AttackOptions, CertifyOptions, DefendOptions
+from dfshield.options.defences_diffusion import Purification
 
 
 class Certificates(NamedTuple):
@@ -70,6 +73,17 @@ def certify(model: nn.Module, x: Tensor, options: CertifyOptions) -> Certificate
     return Certificates(np.array(predictions, dtype=np.int64), np.array(radii, dtype=np.float64))
 
 
+def less(found: Certificates, distance: float) -> Certificates:
+    """Certificates of a classifier behind a purifier that leads an image up to `distance` away, besides what an attack
+    does (Adversarial defense based on distribution transfer, 2023, Eq 14 and 15).
+
+    An attacked image comes out within its perturbation and `distance` of the clean one. So the radius is that of the
+    classifier less `distance`; nothing is certified where it is not positive.
+    """
+    radius = found.radius - distance
+    return Certificates(np.where(radius > 0, found.prediction, ABSTAINED), np.maximum(radius, 0.0))
+
+
 def run(
     model_path: Path,
     out: Path,
@@ -78,15 +92,18 @@ def run(
     data_dir: Path | None = None,
     evaluation_npz: Path | None = None,
     factory: str | None = None,
+    defence: DefendOptions | None = None,
+    fitted: Path | None = None,
     code: str = "",
 ) -> None:
     """Certify the checkpoint `model_path` on images as in the attack stage; write the record `out` and its curve.
 
-    The record, a JSON file, holds the class and the radius of every image and is sealed by its hash. The curve, a CSV
-    of the same name, has certified accuracy by radius. `code` goes into the record. Raises InputError for files that
-    cannot be used.
+    With a `defence` and the file `fitted` of its fit, the defended model is what votes or, with ``purified: distance``,
+    the radii of the bare model are those that purification leaves. The record, a JSON file, holds the class and the
+    radius of every image and is sealed by its hash. The curve, a CSV of this name, has certified accuracy by radius.
+    `code` goes into the record. Raises InputError for files that cannot be used.
     """
-    from dfshield.evaluation.attack import evaluation_images
+    from dfshield.evaluation.attack import NO_DEFENCE, defended, evaluation_images, fit_hash, seen_data
     from dfshield.models.checkpoints import load_checkpoint
 
     if out.suffix == ".csv":
@@ -95,13 +112,26 @@ def run(
         )
     if not options.radii:
         raise InputError("--radii: none given; give at least one, such as 0.5")
+    by_distance = options.purified == "distance"
+    if by_distance and not isinstance(defence, Purification):
+        raise InputError("--purified distance: needs --defence by a diffusion model: diffpure, distribution-transfer")
+    if by_distance and NOISES[options.distribution].norm != "l2":
+        raise InputError(f"--purified distance: is in l2, which {options.distribution} noise does not certify")
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(model_path, device, factory)
+    defence = defence.model_copy(update={"seed": options.seed}) if defence else None
+    fit = fit_for(defence, fitted, card.tensors_sha256)
+    judged = model if by_distance else defended(model, defence, AttackOptions(), fit)[0]
     asked = AttackOptions(limit=options.limit, split=options.split)
     images = evaluation_images(card, asked, dataset, data_dir, evaluation_npz)
     labels = images.y.numpy()
     with seeded(options.seed, device):
-        found = certify(model, images.x.to(device).contiguous(), options)
+        found = certify(judged, images.x.to(device).contiguous(), options)
+    distance = 0.0
+    if by_distance and isinstance(defence, Purification):
+        process, values = Process(defence.timesteps), images.x[0].numel()
+        distance = purification_distance(process, defence.time, values, options.delta, options.score)
+        found = less(found, distance)
     curve = [{"radius": radius, "certified_accuracy": found.accuracy(labels, radius)} for radius in options.radii]
     record = CertificateRecord(
         dataset=dataset or card.dataset,
@@ -118,7 +148,11 @@ def run(
         seed=options.seed,
         model_sha256=card.tensors_sha256,
         data_sha256=images.sha256(),
-        real_data=card.real_data,
+        real_data=seen_data(card.real_data, defence, fit),
+        defence=defence.defence if defence else NO_DEFENCE,
+        defence_options=defence.described() if defence else {},
+        others=fit_hash(fit),
+        distance=distance,
         package_version=__version__,
         code=code,
     )

@@ -60,9 +60,10 @@ class Ledger:
     clean_prediction: np.ndarray
     """(N,) int64: predicted class of the unperturbed image."""
     prediction: np.ndarray
-    """(N,) int64: predicted class of the final image: perturbed where an attack succeeded, else unperturbed."""
+    """(N,) int64: predicted class of the final image: perturbed where an attack succeeded, else unperturbed; of
+    corruptions always of the corrupted image."""
     broken: np.ndarray
-    """(N,) bool: misclassified, without attack or under it."""
+    """(N,) bool: misclassified, without attack or under it; of corruptions, the corrupted image misclassified."""
     component: np.ndarray
     """(N,) uint8: what broke the image, an index into `components`."""
     margin: np.ndarray

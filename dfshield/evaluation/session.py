@@ -52,7 +52,7 @@ class Session:
         self.victim = model if victim is None else victim
         self.fast = FastModels(self.victim, options)
         entry = registry.ATTACKS[options.attack]
-        self.minimal = entry.minimal
+        self.minimal, self.replaces = entry.minimal, entry.replaces
         if GUIDE in entry.needs:
             self.others[GUIDE] = self._guides()
 
@@ -68,7 +68,7 @@ class Session:
                 stop = start + self.options.chunk
                 # the components of AutoAttack look at gradients through views, which other layouts do not have
                 x, y = self.x[start:stop].to(self.device).contiguous(), self.y[start:stop].to(self.device)
-                if number == 0 and self.options.attack != "clean":
+                if number == 0 and self.options.attack != "clean" and not self.replaces:
                     flags = gradient_masking_checks(self.model, self.victim, x, y)
                 done += len(x)
                 for rows in self.chunk(x, y, number):
@@ -116,6 +116,8 @@ class Session:
 
         yield rows()
         for index, part in enumerate(self.ensemble.components, start=CLEAN + 1):
+            if self.replaces:  # the image in its new form is judged, whatever the verdict on it as it was
+                component[:], margin[:], prediction[:] = 0, np.inf, labels
             alive = np.flatnonzero(component == 0)
             if len(alive):
                 file = self.folder / f"{number:06d}-{part.name}.npz" if self.folder else None

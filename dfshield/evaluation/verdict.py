@@ -12,6 +12,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.lp import from_half, to_half
 from dfshield.core.threat import Threat, parse_threat
 from dfshield.evaluation.ledger import Ledger
+from dfshield.registry import ATTACKS
 
 
 @dataclass
@@ -75,8 +76,12 @@ def replay(model: nn.Module, x: Tensor, y: Tensor, ledger: Ledger) -> np.ndarray
     """Judge a ledger's stored perturbations again: (N,) bool, which images are misclassified.
 
     `x` (N,C,H,W) and `y` (N,) are the images that the ledger was made from. `model` is what was judged: the
-    defended model where there was a defence.
+    defended model where there was a defence. Raises InputError for a ledger of corruptions, which holds only those
+    images that were misclassified.
     """
+    attack = ATTACKS.get(str(ledger.options.get("attack")))
+    if attack and attack.replaces:
+        raise InputError(f"{ledger.protocol}: its images are replaced, not perturbed; evaluate the model on them again")
     threat = parse_threat(ledger.threat)
     perturbation = np.zeros(tuple(x.shape), dtype=np.float16)
     perturbation[ledger.perturbed_index] = ledger.perturbation

@@ -10,6 +10,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.threat import BallText, FractionText, parse_threat
 from dfshield.options.common import AttackName, Positive, Precision, StageOptions
 from dfshield.options.defences import DefendOptions
+from dfshield.registry.attacks import EVERYWHERE
 
 GUIDE = "guide"
 """The need that the evaluation set meets; all others are checkpoints."""
@@ -58,6 +59,8 @@ class AttackOptions(StageOptions):
         name, entry = self.attack, registry.ATTACKS[self.attack]
         if parse_threat(self.threat).norm not in entry.norms:
             raise InputError(f"attack {name} works within {', '.join(entry.norms)}, but threat is {self.threat}")
+        if entry.replaces and parse_threat(self.threat) != parse_threat(EVERYWHERE):
+            raise InputError(f"attack {name} is bounded by no ε, but threat is {self.threat}; give {EVERYWHERE}")
         needed = [need for need in entry.needs if need != GUIDE]
         for need in needed:
             if need not in others:

@@ -13,10 +13,11 @@ from typing import Any
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.files import read_yaml
-from dfshield.core.threat import check_threat
+from dfshield.core.threat import check_threat, parse_threat
 from dfshield.core.validation import check_keys
 from dfshield.options import StageOptions
 from dfshield.planning.stages import STAGES
+from dfshield.registry.attacks import EVERYWHERE
 
 VOCABULARIES: dict[str, tuple[str, ...]] = {
     "sources": ("synthesize", "generate", "augment", "public", "export"),
@@ -120,6 +121,10 @@ def parse(value: Any, vocabulary: str, where: str) -> Choice:
             threat = check_threat(threat) if threat else ""
         except ValueError as error:
             raise ValueError(f"{where}.threat: {error}") from None
+        if registry.ATTACKS[str(name)].replaces:
+            if threat and parse_threat(threat) != parse_threat(EVERYWHERE):
+                raise ValueError(f"{where}.threat: attack {name} is bounded by no ε; take it out")
+            threat = EVERYWHERE
         surrogate = _surrogate(str(name), rest, where)
     if field in rest:
         raise ValueError(f"{where}.{field}: is said by {stage}: already; take it out")

@@ -9,7 +9,9 @@ from typing import Any
 
 from dfshield.core.errors import InputError
 from dfshield.core.validation import build
+from dfshield.options.common import StageOptions
 from dfshield.options.defences import DefendOptions
+from dfshield.options.quality import QualityOptions
 
 
 @dataclass(frozen=True)
@@ -205,6 +207,8 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         _value("--dataset", "data set to evaluate on"),
         _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
         DATA_DIR,
+        _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence),
+        FITTED,
         FACTORY,
         CODE,
     ),
@@ -289,6 +293,16 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         ),
         _value("--keep-accuracy", "also make its mixture with the original model", action="store_true", default=False),
     ),
+    "quality": (
+        _file("--model", "checkpoint that the defence stands before", "model_path"),
+        _file("--out", "CSV of the measures by input; the record, a JSON file, goes beside it"),
+        _value("--dataset", "data set to evaluate on"),
+        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
+        DATA_DIR,
+        _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence, required=True),
+        FITTED,
+        FACTORY,
+    ),
     "inspect": (
         _file("file", "file to look into"),
         _file("--sheet", "contact sheet to write (PNG)", required=False),
@@ -320,6 +334,10 @@ TOOLS = {
         "harden a trained classifier of your own within some minutes, without a config",
         "dfshield.api.harden:command",
     ),
+    "quality": (
+        "compare what a classifier behind a defence sees with the images themselves: SSIM, PSNR, LPIPS",
+        "dfshield.evaluation.quality:run",
+    ),
     "inspect": ("say what a training set, checkpoint, ledger or record holds", "dfshield.tools.inspect:run"),
     "verify": (
         "trace every cell of a table to ledger or record, student, data and teacher by hash",
@@ -331,5 +349,7 @@ TOOLS = {
     "doctor": ("check this machine: versions, devices, data", "dfshield.tools.doctor:run"),
 }
 """Commands that answer a question: what they do, and where their code is."""
+TOOL_OPTIONS: dict[str, type[StageOptions]] = {"quality": QualityOptions}
+"""Options of those among them that have a class of options, which have no section in a config."""
 PROFILED = ("synthesize", "train")
 """Stages that the released code does otherwise than the paper's text."""

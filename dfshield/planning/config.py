@@ -31,7 +31,7 @@ from dfshield.planning.choices import (
     refuse_misplaced,
 )
 from dfshield.planning.stages import OLD_NAMES, STAGES, sections
-from dfshield.registry import DIVERSITY_METRICS, metric
+from dfshield.registry import ATTACKS, DIVERSITY_METRICS, metric
 
 PROGRAM = (Path(dfshield.__file__).parent / "shipped/config").resolve().parent
 """Where ``config/`` with the built-in tables and entries lies: the checkout, or the installed package."""
@@ -261,6 +261,8 @@ class Config(StageOverrides):
                 self._check_overrides(getattr(dataset, key), vocabulary, f"datasets.{name}.{key}")
         _among(self.checked, self.choices["protocols"], "checked")
         for name, choice in self.choices["protocols"].items():
+            if name in self.checked and ATTACKS[choice.name].replaces:
+                raise ValueError(f"checked: {name!r} is no attack, so its ledger has nothing to check; take it out")
             source, _, recipe = choice.surrogate.partition("/")
             if recipe:
                 _among([source], {*sources, "none"}, f"protocols.{name}.surrogate")

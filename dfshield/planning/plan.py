@@ -225,6 +225,8 @@ class Plan(Settings):
         """The robustness checks that may mark a figure: of accuracy under attack, at the threat model of its table."""
         if not self.config.checked or metric == "clean" or metric_entry(metric).evidence != "ledger":
             return ""
+        if registry.ATTACKS[self.protocols[protocol_of(metric)].name].replaces:
+            return ""
         return place.at(threat=threat_name(threat)).path(CHECKS)
 
     def harden_cells(self, name: str) -> list[Cell]:

@@ -13,6 +13,7 @@ from dfshield.core.threat import BallText, ThreatText
 from dfshield.core.validation import Options, build
 from dfshield.options import TrainOptions
 from dfshield.options.common import Name
+from dfshield.registry.attacks import EVERYWHERE
 
 SYMBOLS = {"aggregate": "B", "data_share": "share"}
 """Training options that the paper's tables call by another name."""
@@ -175,7 +176,7 @@ class TableSpec(Options):
             unknown = [name for name in names if name not in self.metrics]
             if unknown:
                 raise ValueError(f"{key}: {unknown[0]!r} is none of the metrics")
-        if self.by_metric and self.threats:
+        if self.by_metric and self.compares_threats:
             raise ValueError("by_metric: a table that compares threat models evaluates every metric at each of them")
         if self.groups and self.layout != "models":
             raise ValueError(f"groups: layout {self.layout} has none")
@@ -220,12 +221,19 @@ class TableSpec(Options):
         return self.clean_of or next(attacks, "clean")
 
     @property
+    def compares_threats(self) -> bool:
+        """Whether the table trains and evaluates at several threat models."""
+        return self.threats is not None and max(len(self.threats.demo), len(self.threats.full)) > 1
+
+    @property
     def papers_threats(self) -> tuple[str, ...]:
         """The threat models of the paper's own table."""
         return self.threats.full if self.threats else tuple(filter(None, [self.paper.threat]))
 
     def papers_threats_of(self, metric: str) -> tuple[str, ...]:
         """The threat models that the paper evaluates a metric at."""
+        if not registry.metric(metric).bounded:
+            return (EVERYWHERE,)
         return (self.by_metric[metric].full,) if metric in self.by_metric else self.papers_threats
 
 

@@ -6,6 +6,9 @@ from typing import Any, Literal
 
 from dfshield.registry.entry import Entry, named
 
+EVERYWHERE = "linf:1"
+"""The threat model whose ball around any image holds every other: no bound at all."""
+
 
 @dataclass(frozen=True)
 class Attack(Entry):
@@ -21,6 +24,9 @@ class Attack(Entry):
     """It works as well in bf16: it follows signs of gradients, not small differences of logits."""
     minimal: bool = False
     """It finds the smallest perturbation of an image, however large, instead of any within ε."""
+    replaces: bool = False
+    """It shows every image in another form, which is judged by itself, be the image right as it is or wrong; no ε
+    bounds it, so its threat model is `EVERYWHERE`."""
     norms: tuple[str, ...] = ("linf", "l2")
     """Norms of the threat models that it can attack within."""
     needs: tuple[str, ...] = ()
@@ -41,6 +47,16 @@ ATTACKS = {
         about="no attack: the images as they are",
         access="none",
         norms=("linf", "l2", "l1"),
+        passes="dfshield.attacks.budget:clean_passes",
+    ),
+    "corruption": Attack(
+        "dfshield.attacks.corruption:corruption",
+        "Corruption",
+        about="noise, blur, weather or digital damage in place of an attack (Hendrycks and Dietterich 2019)",
+        options="dfshield.options.attacks_corruption:Corruption",
+        access="none",
+        replaces=True,
+        norms=("linf",),
         passes="dfshield.attacks.budget:clean_passes",
     ),
     "fgsm": Attack(

@@ -18,9 +18,30 @@ class Metric:
     evidence: Evidence = "ledger"
     statistic: Literal["", "median", "largest"] = ""
     """Figure of the ledger's distances; empty where the share of images that survive is measured."""
+    bounded: bool = True
+    """An attack within a threat model; a corruption is bounded by none."""
     protocol: str = ""
     """Protocol whose ledger a statistic is of; other metrics have the name of theirs."""
 
+
+CORRUPTIONS = {
+    "gaussian-noise": "Gaussian noise",
+    "shot-noise": "Shot noise",
+    "impulse-noise": "Impulse noise",
+    "defocus-blur": "Defocus",
+    "glass-blur": "Glass blur",
+    "motion-blur": "Motion blur",
+    "zoom-blur": "Zoom blur",
+    "snow": "Snow",
+    "frost": "Frost",
+    "fog": "Fog",
+    "brightness": "Brightness",
+    "contrast": "Contrast",
+    "elastic-transform": "Elastic",
+    "pixelate": "Pixelate",
+    "jpeg-compression": "JPEG",
+}
+"""Protocols of single kinds of common corruptions and their titles."""
 
 METRICS = {
     "clean": Metric("Clean"),
@@ -32,6 +53,9 @@ METRICS = {
     "pgd20": Metric("PGD-20"),
     "pgd50x5": Metric("PGD-50×5"),
     "pgd-unbounded": Metric("PGD, ε = ∞"),
+    "pgd40": Metric("PGD-40"),
+    "pgd40-static": Metric("PGD-40, static"),
+    "pgd40-static-l2": Metric("PGD-40 in l2, static"),
     "pgd-static": Metric("PGD-20, static"),
     "autoattack-static": Metric("AA, static"),
     "pgd-adaptive": Metric("PGD-40, adaptive"),
@@ -76,6 +100,8 @@ METRICS = {
     "detected": Metric("Detected, static", evidence="detection"),
     "evaded": Metric("Evaded, static", evidence="detection"),
     "evaded-adaptive": Metric("Evaded, adaptive", evidence="detection"),
+    "corruptions": Metric("Corrupted", bounded=False),
+    **{kind: Metric(title, bounded=False) for kind, title in CORRUPTIONS.items()},
     "precision": Metric("Precision", "1", 3, "diversity"),
     "recall": Metric("Recall", "1", 3, "diversity"),
     "density": Metric("Density", "1", 3, "diversity"),

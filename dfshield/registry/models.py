@@ -39,4 +39,6 @@ MODELS = {
     "wrn28_10": _pytorchcv("wrn28_10", "WRN-28-10"),
     "resnet18": Model("dfshield.models.resnet:resnet18", "ResNet-18"),
     "resnet50": Model("dfshield.models.resnet:resnet50", "ResNet-50"),
+    "mobilenetv2": Model("dfshield.models.mobile:mobilenetv2", "MobileNetV2"),
+    "shufflenetv2": Model("dfshield.models.mobile:shufflenetv2", "ShuffleNetV2"),
 }

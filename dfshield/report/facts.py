@@ -63,7 +63,7 @@ def _threats(spec: TableSpec, rows: Sequence[Row]) -> list[str]:
     """The threat models of one data set's accuracies, with the columns that have one of their own."""
     columns: dict[str, dict[str, None]] = {}
     for row in rows:
-        if row.metric != "clean":
+        if row.metric != "clean" and metric(row.metric).bounded:
             column = metric(row.metric).title if row.metric in spec.by_metric else ""
             columns.setdefault(threat_title(row.threat), {})[column] = None
     return [title if "" in own else f"{title} ({', '.join(own)})" for title, own in columns.items()]

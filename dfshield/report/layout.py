@@ -109,7 +109,7 @@ def lay_out(spec: TableSpec, values: Mapping[Key, Value], efforts: Efforts | Non
         return _attacks(spec, values, efforts or {})
     kinds = {"rows": _rows, "datasets": _datasets, "models": _models, "ablation": _ablation}
     kinds |= {"sweep": _sweep, "matrix": _matrix, "formulas": _formulas}
-    compared = spec.threats is not None and len({key[-1] for key in values}) > 1
+    compared = spec.compares_threats and len({key[-1] for key in values}) > 1
     by_condition = {
         (Condition(dataset, threat if compared else ""), *rest): value
         for (dataset, *rest, threat), value in values.items()

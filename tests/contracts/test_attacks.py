@@ -31,7 +31,8 @@ from dfshield.planning.arithmetic import attack_passes
 NAMES = list(registry.ATTACKS)
 WHITE_BOX = [name for name, e in registry.ATTACKS.items() if e.access == "gradients" and e.aim == "label"]
 INDEPENDENT = [name for name, entry in registry.ATTACKS.items() if GUIDE not in entry.needs]
-CASES = [(name, norm) for name, entry in registry.ATTACKS.items() for norm in entry.norms]
+CASES = [(name, norm) for name, entry in registry.ATTACKS.items() if not entry.replaces for norm in entry.norms]
+"""What a corruption, which no ε bounds, promises is in tests/attacks/test_corruption.py."""
 SMALL = {"linf": "linf:0.03", "l2": "l2:0.3"}
 ROWS = ("broken", "component", "margin", "prediction", "clean_prediction", "perturbation")
 QUICK: dict[str, dict[str, Any]] = {
@@ -187,7 +188,10 @@ def test_a_norm_that_is_not_stated_and_models_of_no_use_are_refused(name):
     others = {need: "x" for need in entry.needs if need != GUIDE}
     for norm in ("linf", "l2"):
         options = AttackOptions.of(attack=name, threat=f"{norm}:0.1")
-        if norm in entry.norms:
+        if norm in entry.norms and entry.replaces:
+            with pytest.raises(InputError, match=f"bounded by no ε, but threat is {norm}:0.1; give linf:1"):
+                options.check_needs(others)
+        elif norm in entry.norms:
             options.check_needs(others)
             with pytest.raises(InputError, match="no use of another model as its colleague"):
                 options.check_needs(others | {"colleague": "x"})

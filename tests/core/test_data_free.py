@@ -126,6 +126,8 @@ def test_a_data_free_stage_says_so_before_anything_else(monkeypatch, stage):
         ("bloodmnist", "resnet18", 11_172_936),
         ("bloodmnist", "resnet50", 23_516_744),
         ("cifar10", "resnet20", 272_474),
+        ("cifar10", "mobilenetv2", 2_236_682),
+        ("cifar10", "shufflenetv2", 1_263_854),
     ],
 )
 def test_every_stage_with_the_papers_networks(stage, tmp_path, dataset, model, parameters):

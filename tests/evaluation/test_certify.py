@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,14 +11,19 @@ import torch
 import torch.nn.functional as F
 from support import tiny
 from support.attacked import Linear, attack, images, key, network
+from support.purification import kept, lively, options
 
 from dfshield import cli
 from dfshield.core import sealed
 from dfshield.core.errors import InputError
 from dfshield.core.threat import Threat
+from dfshield.defences.diffpure import Diffused
+from dfshield.defences.diffusion import Process, purification_distance
+from dfshield.defences.fit_file import FitCard, write_fit
 from dfshield.defences.smoothing import NOISES, RandomisedSmoothing
 from dfshield.evaluation.certificates import ABSTAINED, KIND, read_certificates
-from dfshield.evaluation.certify import Certificates, certify, lower_bound
+from dfshield.evaluation.certify import Certificates, certify, less, lower_bound
+from dfshield.models.checkpoints import load_checkpoint, read_card
 from dfshield.options.defences_smoothing import CertifyOptions, Smoothing
 
 
@@ -133,6 +139,26 @@ def test_no_attack_breaks_what_is_certified():
         assert rows["broken"].any()
 
 
+def test_how_far_purification_leads_by_hand():
+    """γ is the integral of β/2 over time, β linear from 0.1 to 20 (Nie et al. 2022); half of it all for [0,1]."""
+    for time, pixels, delta, score in ((0.1, 64, 0.001, 0.0), (0.47, 3072, 0.05, 7.0)):
+        gamma = (0.1 * time + (20 - 0.1) * time**2 / 2) / 2
+        squared = 2 * pixels + 4 * math.sqrt(pixels * -math.log(delta)) + 4 * -math.log(delta)
+        expected = (math.sqrt(math.exp(2 * gamma) - 1) * math.sqrt(squared) + gamma * score) / 2
+        found = purification_distance(Process(100_000), time, pixels, delta, score)
+        assert found == pytest.approx(expected, rel=1e-3)
+    assert purification_distance(Process(1000), 0.1, 64, 0.001, 0) == pytest.approx(2.6231, abs=1e-4)
+
+
+def test_radii_behind_a_purifier_by_hand():
+    """Eq 15: what the distance leaves; an image that it leaves nothing has no certificate."""
+    found = less(Certificates(np.array([1, 2, ABSTAINED, 0]), np.array([0.5, 0.2, 0.0, 0.3])), 0.2)
+    assert found.prediction.tolist() == [1, ABSTAINED, ABSTAINED, 0]
+    assert np.allclose(found.radius, [0.3, 0, 0, 0.1])
+    same = less(Certificates(np.array([1, ABSTAINED]), np.array([0.5, 0.0])), 0.0)
+    assert same.prediction.tolist() == [1, ABSTAINED] and same.radius.tolist() == [0.5, 0]
+
+
 @pytest.fixture
 def files(tmp_path):
     """A checkpoint and an evaluation set."""
@@ -151,9 +177,9 @@ def test_the_command_writes_a_curve_and_a_record(tmp_path, files):
     record = read_certificates(out)
     assert [float(row["radius"]) for row in rows] == [0, 0.02]
     found = Certificates(np.array(record.predictions), np.array(record.radii))
-    for row, kept in zip(rows, record.curve, strict=True):
-        assert float(row["certified_accuracy"]) == pytest.approx(kept["certified_accuracy"], abs=1e-5)
-        assert kept["certified_accuracy"] == found.accuracy(np.array(record.labels), kept["radius"])
+    for row, point in zip(rows, record.curve, strict=True):
+        assert float(row["certified_accuracy"]) == pytest.approx(point["certified_accuracy"], abs=1e-5)
+        assert point["certified_accuracy"] == found.accuracy(np.array(record.labels), point["radius"])
     assert record.n == 6 and record.norm == "l2" and record.options["sigma"] == 0.05 and record.code == "abc"
     held = record.certified(Threat("l2", 0.02))
     assert held.mean() == found.accuracy(np.array(record.labels), 0.02)
@@ -164,6 +190,44 @@ def test_the_command_writes_a_curve_and_a_record(tmp_path, files):
     assert (out.read_bytes(), out.with_suffix(".csv").read_bytes()) == before
 
 
+@pytest.fixture
+def behind(tmp_path, files):
+    """What the command takes for the classifier behind a purifier that hardly noises, and the options of that."""
+    purifier = options("diffpure", time=0.005)
+    digest = read_card(Path(files[1])).tensors_sha256
+    card = FitCard("diffpure", purifier.described(), "linf:0.1", 0, "cpu", digest, digest, "", "dss", "none", "0", "")
+    write_fit(tmp_path / "fit.safetensors", card, kept(lively()))
+    given = json.dumps({"defence": "diffpure", **purifier.described()})
+    return purifier, [*files, "--defence", given, "--fitted", str(tmp_path / "fit.safetensors")]
+
+
+def record_of(tmp_path, words) -> dict:
+    cli.main(["certify", *words, "--out", str(tmp_path / "curve.json")])
+    return sealed.read(tmp_path / "curve.json", KIND)
+
+
+def test_noisy_copies_are_purified_before_they_vote(tmp_path, files, behind):
+    purifier, words = behind
+    record, bare = record_of(tmp_path, words), record_of(tmp_path, files)
+    net, _ = load_checkpoint(Path(files[1]), "cpu")
+    x = torch.from_numpy(np.load(tmp_path / "e.npz")["x"]).permute(0, 3, 1, 2).contiguous()
+    judged = Diffused(net, lively().eval().requires_grad_(False), purifier, crafting=False)
+    found = certify(judged, x, CertifyOptions(n=60, sigma=0.05))
+    assert record["radii"] == found.radius.tolist() and record["predictions"] == found.prediction.tolist()
+    assert record["defence"] == "diffpure" and record["distance"] == 0 and set(record["others"]) == {"defence"}
+    assert record["radii"] != bare["radii"] and bare["defence"] == "none"
+
+
+def test_radii_that_the_distance_of_purification_leaves(tmp_path, files, behind):
+    """On images of 64 values even half a percent of the process leads farther than any radius here."""
+    purifier, words = behind
+    bare = record_of(tmp_path, files)
+    record = record_of(tmp_path, [*words, "--purified", "distance"])
+    distance = purification_distance(Process(1000), purifier.time, 64, 0.001, 0.0)
+    assert record["distance"] == pytest.approx(distance)
+    assert record["radii"] == [max(radius - distance, 0) for radius in bare["radii"]]
+
+
 @pytest.mark.parametrize(
     "words, said",
     [
@@ -171,6 +235,13 @@ def test_the_command_writes_a_curve_and_a_record(tmp_path, files):
         (["--out", "x.json", "--alpha", "1"], "alpha"),
         (["--out", "x.json", "--radii"], "--radii: none given"),
         (["--out", "x.json", "--radii", "-1"], "radii"),
+        (["--out", "x.json", "--purified", "distance"], "needs --defence by a diffusion model"),
+        (["--out", "x.json", "--purified", "distance", "--defence", "jpeg"], "needs --defence by a diffusion model"),
+        (
+            ["--out", "x.json", "--purified", "distance", "--defence", "diffpure", "--distribution", "laplace"],
+            "is in l2, which laplace noise does not certify",
+        ),
+        (["--out", "x.json", "--defence", "diffpure"], "is fitted first; give the file"),
     ],
 )
 def test_what_makes_no_sense_is_refused(tmp_path, files, monkeypatch, capsys, words, said):

@@ -95,7 +95,7 @@ def test_the_papers_tables_have_its_numbers_and_others_have_none(key: str, headi
         ("table9", {"clean_of": "pgd20"}, "clean_of: 'pgd20' is none of the metrics"),
         ("table10", {"by_metric": {"latent": {"demo": "linf:1", "full": "linf:1"}}}, "by_metric: 'latent' is none"),
         ("table10", {"by_metric": {"pgd1": {"demo": "linf:1"}}}, "by_metric.pgd1.full"),
-        ("table5", {"by_metric": {"pgd10": {"demo": "l2:1", "full": "l2:1"}}}, "at each of them"),
+        ("table14", {"by_metric": {"pgd10": {"demo": "l2:1", "full": "l2:1"}}}, "at each of them"),
     ],
 )
 def test_bad_metrics_of_a_table_are_refused(key: str, changes: dict, message: str) -> None:

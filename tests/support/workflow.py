@@ -18,6 +18,9 @@
 # Checks: one of each model that both PGD-10 and AutoAttack attack, in whatever table: half of the attacks where a table
 # has both. A table with PGD-10 alone makes AutoAttack's ledgers of such models: of one recipe of DSS in figure 5 and
 # tables 9, 10, 25 and 26, of three of the four pairs in table 8.
+# Tables of distribution transfer: of CIFAR-10's models 1, 2 and 2, the teacher alone and behind the defence, which is
+# fitted, and 4 students on real images; 2 attacks, 1, and 5 corruptions. Original at 8/255, which is AT, is table 15's,
+# so its checks and the 2 attacks that they read come along.
 # Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
 PAPER = {
     "table1": {
@@ -100,6 +103,15 @@ PAPER = {
     },
     "table23": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 14, "attack": 28, "checks": 14, "table": 1},
     "table24": {"teacher": 2, "synthesize": 12, "merge": 2, "train": 22, "attack": 44, "checks": 22, "table": 1},
+    "transfer-table1": {
+        **{"teacher": 1, "synthesize": 6, "merge": 1, "export": 1, "train": 4, "defend": 1},
+        **{"attack": 14, "checks": 1, "table": 1},
+    },
+    "transfer-table2": {"teacher": 2, "synthesize": 12, "merge": 2, "defend": 2, "attack": 2, "table": 1},
+    "transfer-table3": {
+        **{"teacher": 2, "synthesize": 12, "merge": 2, "export": 2, "train": 8, "defend": 2},
+        **{"attack": 60, "table": 1},
+    },
     "table25": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 111, "checks": 3, "table": 1},
     "table26": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 111, "checks": 3, "table": 1},
 }
