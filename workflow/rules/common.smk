@@ -1,5 +1,4 @@
 # What only Snakemake needs. Paths, options, cells and jobs come from dfshield.planning.
-#
 # Rerun trick: Snakemake ignores a param for `rerun-triggers: params` when its function takes `threads` or `input` (held
 # by `test_a_second_run_has_nothing_to_do`). We use this for settings that do not change results: interpreter, data
 # folder, thread count, device.
