@@ -91,7 +91,7 @@ def test_real_images_come_last(network, fast, tmp_path, capsys):
     hardened(network, tmp_path, evaluation=(tiny.images(20), np.arange(20) % tiny.CLASSES))
     stages = re.findall(r"^\d+ of \d+: (\w+) ", capsys.readouterr().err, re.MULTILINE)
     assert stages[:4] == ["teacher", "synthesize", "merge", "train"]
-    assert sorted(stages[4:]) == ["attack"] * 4 + ["checks"] * 2 + ["harden"]
+    assert sorted(stages[4:]) == ["attack"] * 4 + ["card"] + ["checks"] * 2
 
 
 @pytest.mark.parametrize(

@@ -46,13 +46,13 @@ CASES = {
         lambda: Path("grid.yaml").write_text(yaml.safe_dump(GRID | {"tables": "none.yaml"})),
         "none.yaml: cannot be read",
     ),
-    "harden without the evaluation's file": (
-        ["harden", "net", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
+    "card without the evaluation's file": (
+        ["card", "net", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
         config("mine.yaml", MINE, "harden/net/evaluation", {"limit": 10}),
         "mine.yaml: harden.net.evaluation.file: Field required",
     ),
-    "harden with a mean of other channels": (
-        ["harden", "net", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
+    "card with a mean of other channels": (
+        ["card", "net", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
         config("mine.yaml", MINE, "harden/net/mean", [0.5]),
         "harden.net: mean has 1 values but input_shape has 3 channels",
     ),
@@ -64,13 +64,13 @@ CASES = {
         ),
         "table4: its row 'DaST' has source 'dss', but recipe 'dast' trains a generator of its own: its source is none",
     ),
-    "harden of another name": (
-        ["harden", "nte", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
+    "card of another name": (
+        ["card", "nte", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
         nothing,
         "harden: no entry 'nte'; there are net",
     ),
-    "harden without ledgers": (
-        ["harden", "net", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
+    "card without ledgers": (
+        ["card", "net", "--config", "mine.yaml", "--student", "teacher.safetensors", "--out", "out"],
         nothing,
         "ledger.h5",
     ),

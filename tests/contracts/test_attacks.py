@@ -33,7 +33,8 @@ WHITE_BOX = [name for name, e in registry.ATTACKS.items() if e.access == "gradie
 INDEPENDENT = [name for name, entry in registry.ATTACKS.items() if GUIDE not in entry.needs]
 CASES = [(name, norm) for name, entry in registry.ATTACKS.items() if not entry.replaces for norm in entry.norms]
 """What a corruption, which no ε bounds, promises is in tests/attacks/test_corruption.py."""
-SMALL = {"linf": "linf:0.03", "l2": "l2:0.3"}
+SMALL = {"linf": "linf:0.03", "l2": "l2:0.3", "l1": "l1:1"}
+SIZES = [{"linf": "0.02", "l2": "0.1", "l1": "0.1"}, {"linf": "0.05", "l2": "0.2", "l1": "0.2"}]
 ROWS = ("broken", "component", "margin", "prediction", "clean_prediction", "perturbation")
 QUICK: dict[str, dict[str, Any]] = {
     "pgd": {"l2_step": "0.05", "steps": 20},
@@ -67,7 +68,7 @@ def given(name: str, net: nn.Module) -> dict[str, Any]:
 def test_an_entry_says_what_it_is(name):
     entry = registry.ATTACKS[name]
     assert entry.title and entry.about and "\n" not in entry.about and not entry.about.endswith(".")
-    assert entry.norms and set(entry.norms) <= {"linf", "l2"}
+    assert entry.norms and set(entry.norms) <= {"linf", "l2", "l1"}
     options = AttackOptions.of(attack=name)
     assert options.attack == name and type(options) is entry.options_class(AttackOptions)
     with pytest.raises(ValidationError, match="nonsense"):
@@ -83,7 +84,9 @@ def test_options_added_to_all_attacks_are_left_out_at_their_neutral_values(name)
 
 
 @pytest.mark.parametrize("classes", [2, 10])
-@pytest.mark.parametrize("eps", [{"linf": "0.02", "l2": "0.1"}, {"linf": "0.05", "l2": "0.2"}])
+@pytest.mark.parametrize(
+    "eps", [{"linf": "0.02", "l2": "0.1", "l1": "0.1"}, {"linf": "0.05", "l2": "0.2", "l1": "0.2"}]
+)
 @pytest.mark.parametrize("name, norm", CASES)
 def test_a_linear_model_has_its_closed_form_robust_accuracy(name, norm, eps, classes):
     """No attack breaks what is beyond ε, and one with gradients breaks all that is within."""
@@ -92,7 +95,7 @@ def test_a_linear_model_has_its_closed_form_robust_accuracy(name, norm, eps, cla
     score = model.score(x).detach()
     y = (score > 0).long()
     y[::10] = 1 - y[::10]  # clean errors
-    dual = model.w.detach().abs().sum() if norm == "linf" else model.w.detach().norm()
+    dual = torch.linalg.vector_norm(model.w.detach(), {"linf": 1, "l2": 2, "l1": float("inf")}[norm])
     distance = torch.where(y == 1, score, -score) / dual
     clear = (distance.abs() - size).abs() > 0.01 * size  # where rounding does not decide
     x, y, distance = x[clear], y[clear], distance[clear]
@@ -120,7 +123,7 @@ def test_gradients_break_everything_where_there_is_room(name, norm):
     x = torch.rand((40, 1, 4, 4), generator=key(5))
     y = (model.score(x) > 0).long()
     options = given(name, model) | ({"l2_step": "1"} if name == "pgd" else {})
-    assert robust(model, x, y, {"linf": "linf:1", "l2": "l2:16"}[norm], **options) == 0
+    assert robust(model, x, y, {"linf": "linf:1", "l2": "l2:16", "l1": "l1:16"}[norm], **options) == 0
 
 
 @pytest.mark.parametrize("name, norm", CASES)

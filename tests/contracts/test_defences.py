@@ -160,4 +160,4 @@ def test_the_cost_model_knows_its_passes(name):
     made, seen = defence(name, net), []
     net.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
     made.protect(net)(x)
-    assert sum(seen) == 5 * made.options.passes
+    assert sum(seen) == 5 * made.options.verdict_passes

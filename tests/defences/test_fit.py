@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from support import tiny
 
-from dfshield import cli, registry
+from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
 from dfshield.defences import fit, mixture
@@ -187,14 +187,6 @@ def test_what_does_not_belong_together_is_refused(folder, change, why):
     with pytest.raises(InputError, match=why):
         defend(folder, **change)
     assert not (folder / "defence.safetensors").exists()
-
-
-def test_the_stage_is_data_free(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setitem(__import__("sys").modules, "dfshield.data", object())
-    words = "defend --model m --teacher t --data d --threat linf:0.1 --defence mixture --out o --device cpu"
-    with pytest.raises(RuntimeError, match=r"defend is data-free but dfshield.data is already imported"):
-        cli.main(words.split())
 
 
 def test_a_fit_has_the_images_that_training_held_out_last(folder, monkeypatch):

@@ -140,7 +140,7 @@ CASES = (
         inside=True,
     ),
     case(
-        "harden",
+        "card",
         "mine --config results/own/config.yaml --student results/own/harden/mine/dss/dfshield/linf-8-255/seed-0/"
         "student.safetensors --out results/harden/mine",
         *(f"results/harden/mine/{name}" for name in ("model.safetensors", "report.csv", "MODEL_CARD.md")),

@@ -198,6 +198,8 @@ TARGETS = {
     "kept": ("table4", "kept.yaml"),
     "others": ("table21", "config/config.yaml"),
     "checked": ("table9", "checked.yaml"),
+    "certified": ("certified", "config/config.yaml"),
+    "detection": ("detection", "config/config.yaml"),
 }
 
 

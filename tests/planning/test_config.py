@@ -1,7 +1,6 @@
 """Configs: what is accepted, what is refused and how."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -41,7 +40,7 @@ from dfshield.planning.stages import sections
             GRID,
             "datasets/digits/by_protocol",
             {"pgd": {}},
-            r"by_protocol: 'pgd' is not one of a3, aa-rand, autoattack, .*clean",
+            r"by_protocol: 'pgd' is not one of a3, aa-rand, .*autoattack, .*clean",
         ),
         (GRID, "datasets/digits/by_protocol", {"pgd10": {"limt": 1}}, "did you mean 'limit'"),
         (GRID, "train", {"threat": "linf:1/255"}, r"train\.threat: cannot be set here; use threat: of the data"),
@@ -267,7 +266,7 @@ def places(tmp_path, monkeypatch):
     for name in ("config", "work", "home/config"):
         (tmp_path / name).mkdir(parents=True)
     monkeypatch.chdir(tmp_path / "work")
-    monkeypatch.setattr("dfshield.planning.config.dfshield", SimpleNamespace(__file__="/nowhere/dfshield/__init__.py"))
+    monkeypatch.setattr("dfshield.planning.config.PROGRAM", Path("/nowhere"))
     built_in = (ROOT / "config/defaults.yaml").read_text()
     (tmp_path / "home/config/defaults.yaml").write_text(built_in)
     return tmp_path

@@ -104,7 +104,7 @@ def test_csv_is_tidy_and_comes_back(tmp_path: Path) -> None:
     ]
 
 
-@pytest.mark.parametrize(("column", "text"), [("variant", "tau"), ("threat", "linf"), ("n", "many"), ("value", "")])
+@pytest.mark.parametrize(("column", "text"), [("variant", "tau"), ("threat", "linf"), ("n", "many"), ("value", "x")])
 def test_csv_with_bad_cell_is_refused(tmp_path: Path, column: str, text: str) -> None:
     make_ledger(tmp_path / "l.h5", 150, 50)
     write_csv(tmp_path / "t.csv", build([cell(tmp_path / "l.h5", variant="tau=1")]))

@@ -332,7 +332,7 @@ def test_no_real_data_can_be_read(teacher, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", code, str(teacher), str(tmp_path / "s.h5")], capture_output=True, text=True, check=True
     )
-    assert done.stdout == "refused: synthesize is data-free: it must not import dfshield.data\n[]\n"
+    assert done.stdout == "refused: synthesize is data-free: it must not open real data (dfshield.data)\n[]\n"
 
 
 # --- profiles --------------------------------------------------------------------------------------------------------

@@ -4,10 +4,14 @@ from itertools import product
 from pathlib import Path
 
 from support.ledgers import make_ledger, make_record
+from support.records import certificates, detection
 
+from dfshield.evaluation.certificates import write_certificates
+from dfshield.evaluation.detections import write_detection
 from dfshield.planning.cells import Cell, variant
 from dfshield.planning.tables import TableSpec, load_tables
 from dfshield.registry import DIVERSITY_METRICS
+from dfshield.report.record_rows import DETECTION
 
 ROOT = Path(__file__).parents[2]
 SPECS = load_tables(ROOT / "config" / "tables.yaml")
@@ -37,6 +41,17 @@ def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: 
             if metric in DIVERSITY_METRICS:
                 path = folder / f"{dataset}-{model}-{i}-{seed}.json"
                 make_record(path, (5 + i + seed) / 16, dataset=dataset, model=model, source=row.source, seed=seed)
+                found.append(cell(path, **own))
+                continue
+            subject = {"dataset": dataset, "model": model, "seed": seed}
+            if metric == "certified":
+                path = folder / f"{dataset}-{model}-{i}-{k}-{seed}.json"
+                write_certificates(path, certificates([0.9, 0.8, 0.05], norm=threat.partition(":")[0], **subject))
+                found.append(cell(path, **own))
+                continue
+            if metric in DETECTION:
+                path = folder / f"{dataset}-{model}-{i}-{seed}.json"
+                write_detection(path, detection(**subject))
                 found.append(cell(path, **own))
                 continue
             path = folder / f"{dataset}-{model}-{i}-{j}-{k}-{metric}-{seed}.h5"

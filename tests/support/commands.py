@@ -16,7 +16,7 @@ from dfshield.planning.stages import options_of
 
 SHOWN = ("--snakefile", "Snakefile.shown")
 """Without the rules' messages, which Snakemake shows in place of inputs."""
-RULES = {"harden": "harden_model"}
+RULES = {"card": "harden_model"}
 """Rules that have another name than their stage."""
 
 

@@ -147,7 +147,7 @@ def test_own_models_and_generated_sources(report):
     values = CONFIG | {"harden": {"mine": MINE, "plain": MINE | {"source": "qimera", "evaluation": None}}}
     jobs = Estimate(Plan.of(check_config(values)), ["harden"], Throughput.read(report), 0.4)
     assert counted(jobs) == {"teacher": 2, "synthesize": 3, "merge": 1, "generate": 1, "train": 2, "attack": 2} | {
-        "harden": 2
+        "card": 2
     }
     attacked = [jobs.of(path) for path, job in jobs.jobs.items() if job.stage == "attack"]
     assert {price.bytes for price in attacked} == {pricing.OWN_TEST_IMAGES * 64 * 2}
@@ -223,4 +223,5 @@ def test_an_attack_behind_a_defence_takes_the_passes_of_the_defence(unit):
     made = Estimate(Plan.of(check_config(CONFIG)), ["table3"], unit, 0.4)
     operations = {job.place.defence: made.of(path).flops for path, job in made.jobs.items() if job.stage == "attack"}
     assert set(operations) == {"none", "dad", "diffpure", "tte"}
-    assert operations["tte"] == pytest.approx(10 * operations["none"])  # an image, 4 crops, mirrored
+    # an image, 4 crops, mirrored; the verdict, on the clean images and on those of each attack, is a part of a percent
+    assert operations["tte"] == pytest.approx(10 * operations["none"], rel=0.01) > 10 * operations["none"]

@@ -358,7 +358,7 @@ def test_hardened_model_report(
     assert verify(out / "report.csv") == 0
     text = (out / "MODEL_CARD.md").read_text()
     Path("c.yaml").write_text(yaml.safe_dump(values))
-    light(["harden", "mine", "--config", "c.yaml", "--student", str(student), "--out", "again"])
+    light(["card", "mine", "--config", "c.yaml", "--student", str(student), "--out", "again"])
     assert Path("again/MODEL_CARD.md").read_text() == text
     assert "| Hardened | AA |" in text and "No real image was read" in text
     make_ledger(Path(cells[0].ledger), 150, 150, protocol="autoattack", model_sha256="x" * 64)

@@ -197,7 +197,7 @@ def test_no_real_data_can_be_read(files, tmp_path):
         text=True,
         check=True,
     )
-    assert done.stdout == "refused: train is data-free: it must not import dfshield.data\n[]\n"
+    assert done.stdout == "refused: train is data-free: it must not open real data (dfshield.data)\n[]\n"
 
 
 @pytest.mark.parametrize(

@@ -74,7 +74,7 @@ rule certify:
         current("certify", CERTIFICATES),
         model=attacked,
     output:
-        CERTIFICATES,
+        record=CERTIFICATES,
         curve=Path(CERTIFICATES).with_suffix(".csv"),
     log:
         log_of(CERTIFICATES),
@@ -96,7 +96,7 @@ rule certify:
         images_sha256=images_sha256,
         factory=factory_flags,
     shell:
-        "{params.dfshield} certify --model {input.model} --out {output[0]} {params.images} {params.data}"
+        "{params.dfshield} certify --model {input.model} --out {output.record} {params.images} {params.data}"
         " {params.factory} {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 

@@ -1,0 +1,34 @@
+"""Records of certificates and of detectors with chosen figures, for tests of what is made from them."""
+
+from dfshield.evaluation.certificates import CertificateRecord
+from dfshield.evaluation.detections import DetectionRecord, Outcome
+
+MADE = {"seed": 0, "data_sha256": "d", "package_version": "1", "code": "c", "dataset": "digits", "model": "cnn-s"}
+
+
+def certificates(radii, right=True, **changes):
+    n = len(radii)
+    labels = changes.pop("labels", tuple(i % 4 for i in range(n)))
+    own = {
+        **{
+            "norm": "l2",
+            "classes": 10,
+            "n": n,
+            "abstained": 0.0,
+            "curve": ({"radius": 0.5, "certified_accuracy": 0.25},),
+        },
+        **{"labels": labels, "predictions": labels if right else (9,) * n, "radii": tuple(radii)},
+        **{"options": {"distribution": "gaussian", "sigma": 0.25, "n0": 10, "n": 90, "alpha": 0.01, "split": "test"}},
+        **{"model_sha256": "m", "real_data": "teacher"},
+    }
+    return CertificateRecord(**(own | MADE | changes))
+
+
+def detection(**changes):
+    own = {
+        **{"n": 50, "right": 40, "false_alarms": 0.28, "false_alarms_wanted": 0.05, "threshold": 0.123},
+        **{"static": Outcome(0.5, 0.9, 0.8, 0.05), "adaptive": Outcome(1.0, 0.1, 0.4, 0.9)},
+        **{"options": {"detector": "lid", "threat": "linf:2/16", "steps": 9, "restarts": 3, "split": "test"}},
+        **{"model_sha256": "m", "training_sha256": "t", "real_data": "teacher"},
+    }
+    return DetectionRecord(**(own | MADE | changes))
