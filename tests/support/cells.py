@@ -51,11 +51,11 @@ def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: 
                 continue
             if metric in DETECTION:
                 path = folder / f"{dataset}-{model}-{i}-{seed}.json"
-                write_detection(path, detection(**subject))
+                write_detection(path, detection(threat=threat, **subject))
                 found.append(cell(path, **own))
                 continue
             path = folder / f"{dataset}-{model}-{i}-{j}-{k}-{metric}-{seed}.h5"
-            clean, robust = 150 + i + seed, min(140, 60 + 10 * i + 2 * j + seed - 20 * k)
+            clean, robust = 150 + i + seed, min(140, max(1, 60 + 10 * i + 2 * j + seed - 20 * k))
             make_ledger(
                 path,
                 clean,

@@ -24,11 +24,11 @@ def certificates(radii, right=True, **changes):
     return CertificateRecord(**(own | MADE | changes))
 
 
-def detection(**changes):
+def detection(threat="linf:2/16", **changes):
     own = {
         **{"n": 50, "right": 40, "false_alarms": 0.28, "false_alarms_wanted": 0.05, "threshold": 0.123},
         **{"static": Outcome(0.5, 0.9, 0.8, 0.05), "adaptive": Outcome(1.0, 0.1, 0.4, 0.9)},
-        **{"options": {"detector": "lid", "threat": "linf:2/16", "steps": 9, "restarts": 3, "split": "test"}},
+        **{"options": {"detector": "lid", "threat": threat, "steps": 9, "restarts": 3, "split": "test"}},
         **{"model_sha256": "m", "training_sha256": "t", "real_data": "teacher"},
     }
     return DetectionRecord(**(own | MADE | changes))
