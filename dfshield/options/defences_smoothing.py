@@ -64,10 +64,8 @@ class CertifyOptions(StageOptions):
         return self.n0 + self.n
 
     purified: Literal["vote", "distance"] = "vote"
-    """with a defence by a diffusion model: vote: noisy copies are purified before they vote; distance: the radius of
-    the network alone, less how far purification may lead an image (distribution transfer, Eq 14 and 15)"""
+    """behind a diffusion model: noisy copies are purified, then vote; or the bare radius less purification's distance"""
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.001
     """of `distance`: the probability that purification leads an image farther"""
     score: Annotated[float, Field(ge=0)] = 0.0
-    """of `distance`: twice a bound on the norm of the diffusion model's score, which nobody states; at 0 the radius is
-    the largest that the formula can give"""
+    """of `distance`: twice a bound on the norm of the diffusion model's score; 0 gives the largest possible radius"""

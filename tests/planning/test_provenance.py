@@ -144,7 +144,7 @@ EDITS = {
     "the writing of ledgers": ("evaluation/ledger.py", "write_ledger", {"attack"}),
     "the fitted defence": ("defences/mixture.py", "choose", {"defend"}),
     "the writing of a fit": ("defences/fit_file.py", "write_fit", {"defend"}),
-    "the reading of a fit": ("defences/fit_file.py", "fit_for", {"attack", "checks"}),
+    "the reading of a fit": ("defences/fit_file.py", "fit_for", {"attack", "certify", "checks"}),
     "the noise of certificates": ("defences/smoothing.py", "noisy", {"certify"}),
     "the chosen detector": ("defences/lid.py", "dimensionality", {"detect"}),
     "another detector": ("defences/feature_squeezing.py", "FeatureSqueezing", set()),

@@ -93,7 +93,7 @@ def test_tables_share_what_they_can(paper, unit):
     found = counted(Estimate(paper, paper.own_tables, unit, 0.4))
     # as in the workflow's test: the general data sets and the medical ones
     assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16) * 6)
-    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 33)
+    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 35)
     assert found["cotrain"] == 36 + 9 + 2 * 4 * 3 * 3 + 64
     assert (found["augment"], found["generate"], found["diversity"]) == (18, 2, 15 + 15 + 3)  # IntraQ, Qimera, RDSKD
 
@@ -224,4 +224,4 @@ def test_an_attack_behind_a_defence_takes_the_passes_of_the_defence(unit):
     operations = {job.place.defence: made.of(path).flops for path, job in made.jobs.items() if job.stage == "attack"}
     assert set(operations) == {"none", "dad", "diffpure", "tte"}
     # an image, 4 crops, mirrored; the verdict, on the clean images and on those of each attack, is a part of a percent
-    assert operations["tte"] == pytest.approx(10 * operations["none"], rel=0.01) > 10 * operations["none"]
+    assert 1 < operations["tte"] / (10 * operations["none"]) < 1.01
