@@ -64,7 +64,7 @@ class CertifyOptions(StageOptions):
         return self.n0 + self.n
 
     purified: Literal["vote", "distance"] = "vote"
-    """behind a diffusion model: noisy copies are purified, then vote; or the bare radius less purification's distance"""
+    """behind a diffusion model: noisy copies are purified, then vote; or the bare radius less the purification's way"""
     delta: Annotated[float, Field(gt=0, lt=1)] = 0.001
     """of `distance`: the probability that purification leads an image farther"""
     score: Annotated[float, Field(ge=0)] = 0.0
