@@ -254,10 +254,10 @@ def _kept_images(evaluation: Evaluation, path: Path, shape: Sequence[int], class
 
         file = Path(evaluation).absolute()
         return file, len(read_npz(file, ("x", "y"))["y"])
-    from dfshield.data.sets import to_images
+    from dfshield.data.headers import check_arrays
 
     x, y = as_arrays(*evaluation)
-    to_images(x, y, (shape[0], shape[1], shape[2]), classes, "evaluation")
+    check_arrays(x, y, (shape[0], shape[1], shape[2]), classes, "evaluation")  # types and shapes, no values
     with contextlib.suppress(OSError, ValueError, KeyError), np.load(path, allow_pickle=False) as kept:
         if np.array_equal(kept["x"], x) and np.array_equal(kept["y"], y):
             return path, len(y)

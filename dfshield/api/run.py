@@ -76,7 +76,7 @@ def given(plan: Plan, job: Job) -> Given:
     return values
 
 
-FROM_CODE = ("teacher", "synthesize", "generate", "train", "cotrain", "defend", "attack", "checks")
+FROM_CODE = ("teacher", "synthesize", "train", "defend", "attack", "checks")
 """Stages that build the network, by the user's factory where it is a user's."""
 
 

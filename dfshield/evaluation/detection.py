@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dfshield import __version__, registry
 from dfshield.attacks.base import Problem, frozen
 from dfshield.attacks.pgd import pgd
+from dfshield.core.datafree import data_free
 from dfshield.core.device import select_device
 from dfshield.core.errors import InputError
 from dfshield.core.progress import log, progress
@@ -28,6 +29,7 @@ CHUNK = 250
 """Images attacked together."""
 
 
+@data_free("detect")
 def fit(model: nn.Module, images: Tensor, labels: Tensor, options: DetectOptions) -> Fitted:
     """A detector for `model`, in eval mode, fitted on images (N,C,H,W) in [0,1] of classes (N,).
 

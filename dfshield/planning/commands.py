@@ -104,6 +104,12 @@ FITTED = _file("--fitted", "what `dfshield defend` has written, for a defence th
 CODE = _value("--code", "digest of the stage's code, recorded in the output", default="")
 METRICS = _file("--metrics", "CSV of per-epoch metrics to write", required=False)
 CONFIG = Argument("--config", "config of the run", "plan", True, _plan, {"type": Path})
+IMAGES = (
+    _value("--dataset", "data set to evaluate on"),
+    _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
+    DATA_DIR,
+)
+"""Real images, in every command that evaluates on them."""
 TABLE_OUT = _file("--out", "CSV to write; Markdown and LaTeX go beside it")
 
 
@@ -183,9 +189,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
     "attack": (
         _file("--model", "checkpoint to attack", "model_path"),
         OUT,
-        _value("--dataset", "data set to evaluate on"),
-        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
-        DATA_DIR,
+        *IMAGES,
         _value("--protocol", "name of the protocol, recorded in the ledger", default="custom"),
         _value("--subject", "what is attacked, as JSON, recorded in the ledger", convert=_json("--subject")),
         _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence),
@@ -204,9 +208,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
     "certify": (
         _file("--model", "checkpoint to certify", "model_path"),
         _file("--out", "record to write, a JSON file; a CSV of certified accuracy by radius goes beside it"),
-        _value("--dataset", "data set to evaluate on"),
-        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
-        DATA_DIR,
+        *IMAGES,
         _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence),
         FITTED,
         FACTORY,
@@ -216,9 +218,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         _file("--model", "checkpoint whose attacks are to be detected", "model_path"),
         _file("--data", "merged training set that the detector is fitted on"),
         OUT,
-        _value("--dataset", "data set to evaluate on"),
-        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
-        DATA_DIR,
+        *IMAGES,
         FACTORY,
         CODE,
     ),
@@ -232,9 +232,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
             required=False,
             action="append",
         ),
-        _value("--dataset", "data set to evaluate on"),
-        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
-        DATA_DIR,
+        *IMAGES,
         _value("--subject", "what is checked, as JSON, recorded in the file", convert=_json("--subject")),
         _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence),
         FITTED,
@@ -296,9 +294,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
     "quality": (
         _file("--model", "checkpoint that the defence stands before", "model_path"),
         _file("--out", "CSV of the measures by input; the record, a JSON file, goes beside it"),
-        _value("--dataset", "data set to evaluate on"),
-        _file("--evaluation", "your own evaluation set, .npz with x and y", "evaluation_npz", required=False),
-        DATA_DIR,
+        *IMAGES,
         _value("--defence", "defence at test time: its name, or its options as JSON", convert=_defence, required=True),
         FITTED,
         FACTORY,

@@ -123,26 +123,31 @@ class Jobs:
 
     def evidence(self, cell: Cell) -> str:
         """The ledger or record that a cell is read from; returns its path, as all that follow."""
-        path = cell.ledger
-        if path in self.jobs:
-            return path
-        ledger = Place.parse(LEDGER, path)
-        if ledger is not None:
-            return self.ledger(ledger)
-        certified = Place.parse(CERTIFICATES, path)
-        if certified is not None:
-            return self._add("certify", path, [self.classifier(certified)], certified)
-        detection = Place.parse(DETECTION, path)
-        if detection is not None:
-            fitted_on = self.data(self.plan.fitting(detection))
-            return self._add("detect", path, [self.classifier(detection), fitted_on], detection)
-        record = Place.parse(DIVERSITY, path)
-        if record is not None:
-            return self._add("diversity", path, [self.teacher(record), self.data(record)], record)
-        kept = Place.parse(IMAGES_DIVERSITY, path)
-        assert kept is not None, path
-        self.student(kept)
-        return self._add("diversity", path, [self.teacher(kept), kept.path(IMAGES)], kept)
+        if cell.ledger in self.jobs:
+            return cell.ledger
+        made = {
+            LEDGER: self.ledger,
+            CERTIFICATES: self._certificates,
+            DETECTION: self._detection,
+            DIVERSITY: self._diversity,
+            IMAGES_DIVERSITY: self._diversity_of_images,
+        }
+        places = ((Place.parse(template, cell.ledger), job) for template, job in made.items())
+        return next(job(place) for place, job in places if place)
+
+    def _certificates(self, place: Place) -> str:
+        return self._add("certify", place.path(CERTIFICATES), [self.classifier(place)], place)
+
+    def _detection(self, place: Place) -> str:
+        inputs = [self.classifier(place), self.data(self.plan.fitting(place))]
+        return self._add("detect", place.path(DETECTION), inputs, place)
+
+    def _diversity(self, place: Place) -> str:
+        return self._add("diversity", place.path(DIVERSITY), [self.teacher(place), self.data(place)], place)
+
+    def _diversity_of_images(self, place: Place) -> str:
+        self.student(place)
+        return self._add("diversity", place.path(IMAGES_DIVERSITY), [self.teacher(place), place.path(IMAGES)], place)
 
     def ledger(self, place: Place) -> str:
         """The ledger of an attack."""

@@ -211,12 +211,13 @@ class Plan(Settings):
 
     def _evidence(self, place: Place, metric: str, protocol: str, threat: str) -> str:
         """The file that a metric is read from."""
-        if metric_entry(metric).evidence == "diversity":
+        kind = metric_entry(metric).evidence
+        if kind == "diversity":
             split = self.options("diversity", self.place(place.dataset, place.model)).split
             return place.at(split=split).path(IMAGES_DIVERSITY if place.source == NONE else DIVERSITY)
-        if metric_entry(metric).evidence == "certificates":
+        if kind == "certificates":
             return place.path(CERTIFICATES)
-        if metric_entry(metric).evidence == "detection":
+        if kind == "detection":
             return place.at(threat=threat_name(threat)).path(DETECTION)
         name = threat_name(self._threat(protocol, threat))
         return place.at(protocol=protocol_of(protocol), threat=name).path(LEDGER)

@@ -27,20 +27,16 @@ def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
         raise InputError(
             f"{cell.ledger}: is of {record.dataset}/{record.model}, not of {cell.dataset}/{cell.model}; make it again"
         )
-    return Row(
-        **shared(cell),
-        value=record.values[cell.metric],
-        ci_low=math.nan,
-        ci_high=math.nan,
-        n=record.n_real,
-        protocol=diversity.protocol(record, cell.metric),
-        flags=("not-data-free",) if record.real_data in REAL else (),
-        majority=math.nan,
-        balanced=math.nan,
-        macro_f1=math.nan,
-        paper=paper,
-        ledger_sha256=record.content_sha256,
-    )
+    value, protocol = record.values[cell.metric], diversity.protocol(record, cell.metric)
+    return _row(cell, record, paper, value=value, n=record.n_real, protocol=protocol)
+
+
+def _row(cell: Cell, record: Record | CertificateRecord | DetectionRecord, paper: float | None, **own: Any) -> Row:
+    """A row with the figures of its `own`; others have no value."""
+    unknown = dict.fromkeys(("ci_low", "ci_high", "majority", "balanced", "macro_f1"), math.nan)
+    flags = (*(("not-data-free",) if record.real_data in REAL else ()), *own.pop("flags", ()))
+    stated = {"paper": paper, "ledger_sha256": record.content_sha256, "flags": flags}
+    return Row(**{**shared(cell), **unknown, **stated, **own})
 
 
 def certified_row(cell: Cell, record: CertificateRecord, paper: float | None) -> Row:
@@ -55,22 +51,19 @@ def certified_row(cell: Cell, record: CertificateRecord, paper: float | None) ->
         raise InputError(f"{cell.ledger}: {error}; correct the norm of the row {cell.method!r}") from None
     labels = np.array(record.labels)
     low, high = confidence_interval(int(held.sum()), record.n)
-    flags = ["not-data-free"] if record.real_data in REAL else []
-    above = [_metric_below(path, record, held) for path in cell.attacks]
-    flags += [f"{ABOVE}:{metric}" for metric in filter(None, above)]
-    return Row(
-        **shared(cell),
+    below = [_metric_below(path, record, held) for path in cell.attacks]
+    return _row(
+        cell,
+        record,
+        paper,
         value=100 * float(held.mean()),
         ci_low=low,
         ci_high=high,
         n=record.n,
         protocol=record.protocol,
-        flags=tuple(flags),
+        flags=tuple(f"{ABOVE}:{metric}" for metric in below if metric),
         majority=100 * float(np.bincount(labels).max()) / record.n,
         balanced=100 * float(np.mean([held[labels == label].mean() for label in np.unique(labels)])),
-        macro_f1=math.nan,
-        paper=paper,
-        ledger_sha256=record.content_sha256,
     )
 
 
@@ -103,23 +96,10 @@ def detection_row(cell: Cell, record: DetectionRecord, paper: float | None) -> R
     if parse_threat(cell.threat) != parse_threat(record.options["threat"]):
         raise InputError(f"{cell.ledger}: its threat is {record.options['threat']}, not {cell.threat}; make it again")
     figure, n = DETECTION[cell.metric](record)
-    own: dict[str, Any] = shared(cell)
-    value = math.nan if figure is None else figure * (100 if own["unit"] == "%" else 1)
+    value = math.nan if figure is None else figure * (100 if shared(cell)["unit"] == "%" else 1)
     low, high = confidence_interval(round(figure * n), n) if n and figure is not None else (math.nan, math.nan)
-    return Row(
-        **own,
-        value=value,
-        ci_low=low,
-        ci_high=high,
-        n=n or record.n,
-        protocol=record.protocol,
-        flags=("not-data-free",) if record.real_data in REAL else (),
-        majority=math.nan,
-        balanced=math.nan,
-        macro_f1=math.nan,
-        paper=paper,
-        ledger_sha256=record.content_sha256,
-    )
+    figures = {"value": value, "ci_low": low, "ci_high": high, "n": n or record.n}
+    return _row(cell, record, paper, protocol=record.protocol, **figures)
 
 
 def _check_subject(cell: Cell, record: CertificateRecord | DetectionRecord) -> None:

@@ -3,12 +3,9 @@
 import shlex
 from pathlib import Path
 
-import numpy as np
 import pytest
-import torch
-import yaml
-from safetensors.torch import save_file
-from support.snakemake import ROOT, TINY, snakemake, workspace
+from support.own_model import write_own_model
+from support.snakemake import ROOT, snakemake, workspace
 
 from dfshield.api import run
 from dfshield.cli import meant, parser
@@ -17,41 +14,12 @@ from dfshield.planning.jobs import Jobs
 from dfshield.planning.plan import Plan
 
 pytestmark = pytest.mark.slow
-MODEL = """
-from torch import nn
-
-
-def build(width: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 10)
-    )
-"""
-OWN = {
-    "factory": "mine.py:build",
-    "arguments": {"width": 4},
-    "weights": "mine.safetensors",
-    "input_shape": [1, 8, 8],
-    "classes": 10,
-    "mean": [0.3],
-    "std": [0.38],
-    "threat": "linf:8/16",
-    "keep_accuracy": True,
-    "evaluation": {"file": "mine.npz", "limit": 10, "protocols": ["pgd10", "autoattack", "transfer"]},
-}
 
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
     workspace(tmp_path)
-    namespace: dict = {}
-    exec(MODEL, namespace)
-    (tmp_path / "mine.py").write_text(MODEL)
-    (tmp_path / "data").mkdir()
-    torch.manual_seed(0)
-    save_file(namespace["build"](4).state_dict(), tmp_path / "data/mine.safetensors")
-    np.savez(tmp_path / "data/mine.npz", x=np.linspace(0, 1, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
-    values = {key: value for key, value in TINY.items() if key != "datasets"}
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(values | {"name": "own", "harden": {"mine": OWN}}))
+    write_own_model(tmp_path, ["pgd10", "autoattack", "transfer"], keep_accuracy=True)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 

@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import save_file
-from support.snakemake import ROOT, TINY, jobs, snakemake, workspace
+from support.own_model import MODEL, write_own_model
+from support.snakemake import ROOT, jobs, snakemake, workspace
 
 from dfshield.defences.fit_file import load_defended
 from dfshield.evaluation.ledger import read_ledger
@@ -17,15 +18,6 @@ from dfshield.report.rows import read_csv
 from dfshield.tools.verify import verify
 
 pytestmark = pytest.mark.slow
-MODEL = """
-from torch import nn
-
-
-def build(width: int) -> nn.Module:
-    return nn.Sequential(
-        nn.Conv2d(1, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Flatten(), nn.Linear(36 * width, 10)
-    )
-"""
 
 
 @pytest.fixture(scope="module")
@@ -33,26 +25,7 @@ def own(tmp_path_factory):
     """A user's model, hardened by the default target: a factory file, weights, an evaluation set."""
     folder = workspace(tmp_path_factory.mktemp("own"))
     shutil.copytree(ROOT / "dfshield", folder / "copy/dfshield")
-    namespace: dict = {}
-    exec(MODEL, namespace)
-    (folder / "mine.py").write_text(MODEL)
-    (folder / "data").mkdir()
-    torch.manual_seed(0)
-    save_file(namespace["build"](4).state_dict(), folder / "data/mine.safetensors")
-    np.savez(folder / "data/mine.npz", x=np.linspace(0, 1, 768).reshape(12, 8, 8, 1), y=np.arange(12) % 10)
-    mine = {
-        "factory": "mine.py:build",
-        "arguments": {"width": 4},
-        "weights": "mine.safetensors",
-        "input_shape": [1, 8, 8],
-        "classes": 10,
-        "mean": [0.3],
-        "std": [0.38],
-        "threat": "linf:8/16",
-        "evaluation": {"file": "mine.npz", "limit": 10, "protocols": ["pgd10"]},
-    }
-    values = {key: value for key, value in TINY.items() if key != "datasets"}
-    (folder / "mine.yaml").write_text(yaml.safe_dump(values | {"name": "own", "harden": {"mine": mine}}))
+    write_own_model(folder, ["pgd10"])
     return folder, snakemake(folder, "--configfile", "mine.yaml", package=folder / "copy")
 
 

@@ -35,3 +35,8 @@ def part(number: int, datasets: tuple[str, ...], methods: dict[str, str]) -> dic
 
 def same(names: tuple[str, ...]) -> dict[str, str]:
     return {name: name for name in names}
+
+
+OTHER_PAPERS = {"transformation-table1": 16, "transformation-table2": 12, "transformation-table3": 12}
+OTHER_PAPERS |= {"transformation-table5": 20, "transformation-table6": 9}
+"""Tables of other publications than the paper's, and their figures on file."""
