@@ -158,8 +158,9 @@ def _row_title(spec: TableSpec, method: str, condition: Condition) -> str:
 
 
 def _marks(spec: TableSpec, method: str) -> list[Item]:
-    """Ticks and crosses of a row."""
-    return next(([*row.marks.values()] for row in spec.rows if row.method == method), [])
+    """Ticks and crosses of a row below their columns; nothing where it has none, as one that is in print alone."""
+    own = next((row.marks for row in spec.rows if row.method == method), {})
+    return [own.get(title) for title in spec.rows[0].marks]
 
 
 def _rows(spec: TableSpec, values: Values) -> Layout:

@@ -159,3 +159,13 @@ def test_table_22_has_data_sets_as_rows_and_the_latent_attack_its_own_size(tmp_p
     papers = {(row.dataset, row.metric): row.paper for row in build(cells, spec)}
     assert papers["pathmnist", "pgd10"] == 29.78
     assert papers["pathmnist", "latent"] is None  # measured at 8/255 here, the paper's is at 10/255
+
+
+@pytest.mark.parametrize("key", [key for key, spec in SPECS.items() if spec.metrics])
+def test_every_row_has_the_cells_of_its_heading(tmp_path: Path, key: str) -> None:
+    """In the tables of ours and in the printed ones below, whose methods may be none of ours."""
+    text = markdown.render(build(grid(tmp_path, SPECS[key], "digits", ["cnn-s", "cnn-m"], 1), SPECS[key]), SPECS[key])
+    tables = re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE)
+    assert tables
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1, table
