@@ -14,7 +14,7 @@ help: ## this list
 .venv/.ok: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is needed: make PYTHON=python3.12")'
 	$(PYTHON) -m venv --clear .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,slurm]'
+	.venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,slurm,models,examples,docs]'
 	touch $@
 
 demo: .venv/.ok ## table 4 on the digits, in minutes on two CPU cores, offline once installed
