@@ -17,6 +17,7 @@ from torch import nn
 import dfshield
 from dfshield import cli
 from dfshield.api import harden, minutes, run
+from dfshield.models import given
 from dfshield.planning.arithmetic import Throughput
 
 SETTINGS = {
@@ -168,8 +169,9 @@ def chosen(folder: Path):
     return sealed.read(folder / "results/model-run/budget.json", harden.CHOICE)["chosen"]
 
 
-def test_the_mixture_is_handed_out(network, fast, tmp_path):
+def test_the_mixture_is_handed_out(network, fast, tmp_path, monkeypatch):
     result = hardened(network, tmp_path, keep_accuracy=True)
+    monkeypatch.setattr(given, "_held", {})  # as in another process
     mixed = dfshield.load(result.results, network, mixed=True)
     assert mixed(torch.rand(2, *tiny.SHAPE)).shape == (2, tiny.CLASSES)
     assert 'load(".", network, mixed=True)' in result.card.read_text()
@@ -183,8 +185,8 @@ def test_by_the_command_line(network, fast, tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(code)
     save_file(network.state_dict(), tmp_path / "mine.safetensors")
     words = f"harden --model mine.safetensors --factory mine.py:build --input-shape 1 8 8 --threat {THREAT}"
-    given = harden._make
-    monkeypatch.setattr(harden, "_make", lambda *values: given(*values[:-1], SETTINGS))
+    make = harden._make
+    monkeypatch.setattr(harden, "_make", lambda *values: make(*values[:-1], SETTINGS))
     cli.main([*words.split(), "--device", "cpu", "--out", "out", "--minutes", "1"])
     card = Path(capsys.readouterr().out.strip().splitlines()[-1])
     assert card == tmp_path / "out/results/harden/model/MODEL_CARD.md" and card.is_file()

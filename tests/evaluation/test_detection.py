@@ -13,7 +13,7 @@ from dfshield.core.threat import parse_threat
 from dfshield.defences.detectors import Mahalanobis, Secondary, Watched, seen
 from dfshield.evaluation.detection import evaluate, fit, outcome
 from dfshield.evaluation.detections import Outcome, read_detection
-from dfshield.evaluation.evasion import STRATEGIES, Fitted, evade
+from dfshield.evaluation.evasion import STRATEGIES, Aims, Fitted, evade, orthogonal
 from dfshield.options import DetectOptions
 from dfshield.registry import DETECTORS
 
@@ -110,6 +110,31 @@ def test_an_adaptive_attack_meets_both_aims(threat):
     assert (delta.abs().amax(1) if "inf" in threat else delta.norm(dim=1)).max() <= parse_threat(threat).eps + 1e-5
     out = fitted.watched(found)
     assert (out[:, :2].argmax(1) != y).all() and (out[:, 2] <= fitted.threshold).all()
+
+
+def test_an_orthogonal_step_leaves_the_other_aim_where_it_is():
+    """Neither the brightness moves where the class is sought, nor the margin where the light is."""
+    net = Flat()
+    x = 0.5 + 0.05 * torch.rand((8, 1, 4, 4), generator=key())
+    y = net(x).argmax(1)
+    watched = Watched(net, Brightness())
+    any_class = torch.full((8,), -1)
+    for aim, labels, still in (("class", y, torch.ones(16)), ("light", 1 - y, net[1].weight[0] - net[1].weight[1])):
+        aims = Aims(Fitted(watched, 0.0, 0.5), x, labels)
+        _, direction = orthogonal(aims, watched, x, labels, any_class)
+        flat = direction.flatten(1)
+        assert flat.norm(dim=1).min() > 0, aim
+        assert (flat @ still).abs().max() < 1e-5 * flat.norm(dim=1).max() * still.norm(), aim
+
+
+def test_what_evades_without_knowing_counts_as_evaded(monkeypatch):
+    """An adaptive attack that finds nothing leaves the figure at what the static one has found."""
+    net = network(10)
+    x, y = images(net, 60)
+    fitted = fit(net, x, y, DetectOptions.of(threat="linf:0.05", epochs=1))._replace(threshold=1e9)
+    monkeypatch.setattr("dfshield.evaluation.detection.evade", lambda fitted, x, *_: x)
+    figures = evaluate(fitted, x, y, DetectOptions(threat="linf:0.05", steps=15))
+    assert figures["adaptive"].evaded == figures["static"].evaded > 0
 
 
 def test_what_cannot_be_evaded_is_not():
