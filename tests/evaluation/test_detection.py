@@ -32,6 +32,13 @@ class Brightness(nn.Module):
         return features.sum(1)
 
 
+class Ramp(nn.Module):
+    """A detector that flags by the features, each counting more than the one before: no aim is across the other."""
+
+    def forward(self, x, logits, features):
+        return features @ torch.arange(16.0)
+
+
 class Flat(nn.Sequential):
     """A linear network of 16 pixels: class 1 where the left half is brighter than the right one."""
 
@@ -113,13 +120,14 @@ def test_an_adaptive_attack_meets_both_aims(threat):
 
 
 def test_an_orthogonal_step_leaves_the_other_aim_where_it_is():
-    """Neither the brightness moves where the class is sought, nor the margin where the light is."""
+    """Neither the score moves where the class is sought, nor the margin where the score is."""
     net = Flat()
     x = 0.5 + 0.05 * torch.rand((8, 1, 4, 4), generator=key())
     y = net(x).argmax(1)
-    watched = Watched(net, Brightness())
+    watched = Watched(net, Ramp())
     any_class = torch.full((8,), -1)
-    for aim, labels, still in (("class", y, torch.ones(16)), ("light", 1 - y, net[1].weight[0] - net[1].weight[1])):
+    margin = net[1].weight[0] - net[1].weight[1]
+    for aim, labels, still in (("class", y, torch.arange(16.0)), ("score", 1 - y, margin)):
         aims = Aims(Fitted(watched, 0.0, 0.5), x, labels)
         _, direction = orthogonal(aims, watched, x, labels, any_class)
         flat = direction.flatten(1)
