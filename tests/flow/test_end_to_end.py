@@ -31,10 +31,13 @@ ATTACKS = {
     "transformation-table3": ["clean", "pgd-adaptive"],
     "transformation-table5": ["clean", "few-steps-1"],
     "transformation-delta": ["clean", "white-box-transfer"],
+    "transformation-draws": ["clean", "pgd-eot-1"],
     "transformation-attacks": ["clean", "reparameterised"],
     "transfer-table1": ["clean", "pgd40-static-l2"],
     "transfer-table2": ["clean", "pgd40"],
     "transfer-table3": ["gaussian-noise"],
+    "transfer-epsilons": ["clean", "pgd40-static"],
+    "transfer-times": ["clean", "pgd40"],
 }
 TRANSFER = tuple(key for key in ATTACKS if key.startswith("transfer-"))
 # Rows of adversarial transformation: two fits, small ones.
@@ -45,6 +48,7 @@ TRANSFORMED = {
     "transformation-table4": "VGG",
     "transformation-table5": "13 steps",
     "transformation-delta": "Δ = 0.2",
+    "transformation-draws": "Δ = 0.2",
     "transformation-attacks": "Transformed",
 }
 SMALL = {"defend": "adversarial-transformation", "width": 0.0625, "steps": 2, "epochs": 1, "attack_steps": 1}
@@ -52,7 +56,7 @@ DEFENCES = {
     "adversarial-transformation": SMALL | {"fcn_epochs": 1},
     "transformation-untrained": SMALL | {"external": "untrained"},
 }
-SHORTENED = ("pgd-adaptive", "few-steps-1", "white-box-transfer", "reparameterised")
+SHORTENED = ("pgd-adaptive", "pgd-eot-1", "few-steps-1", "white-box-transfer", "reparameterised")
 BRIEF = {protocol: {"steps": 2, "eot": 2} for protocol in SHORTENED}
 DIGITS = TINY["datasets"]["digits"] | {"by_protocol": BRIEF}
 CONFIG = TINY | {"datasets": {"digits": DIGITS}, "defences": DEFENCES}
@@ -218,6 +222,8 @@ def built(tmp_path_factory):
             table["rows"] = [row for row in table["rows"] if row["method"] == "Feature squeezing"]
         if key in TRANSFORMED:
             table["rows"] = [row for row in table["rows"] if row["method"] == TRANSFORMED[key]]
+        if key == "transfer-epsilons":
+            table["threats"] = {scale: ["linf:1/16"] for scale in ("demo", "full")}
         if key in TRANSFER:  # the undefended network; in table 2 behind a defence that has nothing to fit
             table["rows"] = [row | ({"defence": "bit-depth"} if "defence" in row else {}) for row in table["rows"][:1]]
         if key == "table2":
@@ -249,15 +255,15 @@ class TestTables:
         # each. An attack for each. Tables 3 and 13: the teacher behind TTE. Tables 9, 10 and 22: an attack, 21: two;
         # table attacks: one on four models. Table static-adaptive: one on four models, one of them
         # behind a defence and one behind another, which is fitted. Table certified: one attack at each of two radii.
-        # Tables of adversarial transformation: the teacher behind two fits, one attack on one and five on the other.
-        # Tables of distribution transfer: an attack each, one of them a corruption. Checks of the eight of table 4.
+        # Tables of adversarial transformation: the teacher behind two fits, one attack on one and six on the other.
+        # Tables of distribution transfer: four attacks, one of them a corruption. Checks of the eight of table 4.
         expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2, "public": 1}
         expected |= {"train": 3 + 3 + 1 + 3 + 5 + 1 + 1 + 1 + 1 + 1 + 1, "cotrain": 4 + 1 + 1}
         expected |= {
-            "attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1 + 9 + 4 + 2 + 1 + 5 + 3,
+            "attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1 + 9 + 4 + 2 + 1 + 6 + 4,
             "defend": 1 + 2,
         }
-        expected |= {"checks": 8, "certify": 1, "detect": 1, "table": 42, "tables": 1}
+        expected |= {"checks": 8, "certify": 1, "detect": 1, "table": 45, "tables": 1}
         assert jobs(built[1]) == expected
 
     def test_work_was_done_by_forks_of_one_process(self, built):

@@ -71,10 +71,13 @@ DEMO = {
     "transformation-table4": 2 * 2,
     "transformation-table5": 2 * 4,
     "transformation-delta": 2 * 3,
+    "transformation-draws": 2 * 5,
     "transformation-attacks": 15,
     "transfer-table1": 6 * 3,
     "transfer-table2": 2,
     "transfer-table3": 6 * 5,
+    "transfer-epsilons": 3 * 2 * 3,
+    "transfer-times": 3 * 3,
     "attacks": 4 * 23 - 1,  # the teacher is no surrogate for itself
     "table16": 2 * 6 * 3,
     "table17": 2 * 6 * 3,

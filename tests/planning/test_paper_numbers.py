@@ -56,7 +56,8 @@ GRIDS = {
 """What the tables without a sweep of options hold: all of data sets × models × methods × metrics (× threats)."""
 
 NOT_ON_FILE = ("losses", "attacks", "static-adaptive", "certified", "detection")
-NOT_ON_FILE += ("transformation-table4", "transformation-delta", "transformation-attacks")
+NOT_ON_FILE += ("transformation-table4", "transformation-delta", "transformation-draws", "transformation-attacks")
+NOT_ON_FILE += ("transfer-epsilons", "transfer-times")
 """Tables of our own."""
 NOT_BUILT = {
     "transfer-table1": {"MACER", "EBM-Defense", "DensePure"},

@@ -19,8 +19,8 @@
 # has both. A table with PGD-10 alone makes AutoAttack's ledgers of such models: of one recipe of DSS in figure 5 and
 # tables 9, 10, 25 and 26, of three of the four pairs in table 8.
 # Tables of distribution transfer: of CIFAR-10's models 1, 2 and 2, the teacher alone and behind the defence, which is
-# fitted, and 4 students on real images; 2 attacks, 1, and 5 corruptions. Original at 8/255, which is AT, is table 15's,
-# so its checks and the 2 attacks that they read come along.
+# fitted, and 4 students on real images; 2 attacks, 1, and 5 corruptions. 5 sizes of 2 attacks; 5 fits. Original at
+# 8/255, which is AT, is table 15's, so its checks and the 2 attacks that they read come along.
 # Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
 PAPER = {
     "table1": {
@@ -108,6 +108,11 @@ PAPER = {
         **{"attack": 14, "checks": 1, "table": 1},
     },
     "transfer-table2": {"teacher": 2, "synthesize": 12, "merge": 2, "defend": 2, "attack": 2, "table": 1},
+    "transfer-epsilons": {
+        **{"teacher": 2, "synthesize": 12, "merge": 2, "defend": 2},
+        **{"attack": 44, "checks": 2, "table": 1},
+    },
+    "transfer-times": {"teacher": 2, "synthesize": 12, "merge": 2, "defend": 10, "attack": 20, "table": 1},
     "transfer-table3": {
         **{"teacher": 2, "synthesize": 12, "merge": 2, "export": 2, "train": 8, "defend": 2},
         **{"attack": 60, "table": 1},
