@@ -76,8 +76,8 @@ def _findings(cell: Cell, ledger: Ledger) -> Findings:
 
 
 def _papers_own(cell: Cell, spec: TableSpec) -> bool:
-    """Whether the paper has this cell's data set and threat, without a test-time defence."""
-    if cell.dataset not in spec.paper.datasets or cell.defence != "none":
+    """Whether the paper has this cell's data set and threat; its method tells what stood before the network."""
+    if cell.dataset not in spec.paper.datasets:
         return False
     here, papers = parse_threat(cell.threat), map(parse_threat, spec.papers_threats_of(cell.metric))
     return any(here.norm == p.norm and math.isclose(here.eps, p.eps, rel_tol=1e-6) for p in papers)

@@ -77,6 +77,13 @@ def test_paper_column_only_where_the_cell_is_the_papers(tmp_path: Path, changes:
     assert build([cell(tmp_path / "l.h5", **own)], SPECS["table4"])[0].paper == paper
 
 
+def test_paper_column_of_a_defence_at_test_time(tmp_path: Path) -> None:
+    own = {"dataset": "tissuemnist", "model": "resnet18", "method": "TTE", "defence": "tte", "metric": "clean"}
+    make_ledger(tmp_path / "l.h5", 150, 50, defence="tte")
+    assert build([cell(tmp_path / "l.h5", **own)], SPECS["table3"])[0].paper == 56.60
+    assert build([cell(tmp_path / "l.h5", **own | {"method": "Mixed"})], SPECS["table3"])[0].paper is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [({"metric": "autoattack"}, "protocol is pgd10"), ({"threat": "linf:4/255"}, "threat is linf:8/255")],
