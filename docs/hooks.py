@@ -21,6 +21,7 @@ from dfshield.models.probe import CHECKS
 from dfshield.planning.commands import ARGUMENTS, TOOL_OPTIONS, TOOLS, Argument
 from dfshield.planning.config import Config, DatasetConfig, EvaluationConfig, HardenConfig, StageOverrides
 from dfshield.planning.stages import STAGES, Stage
+from dfshield.planning.tables import load_tables
 from dfshield.registry import Entry
 
 ROOT = Path(__file__).parent.parent
@@ -31,6 +32,7 @@ OUTSIDE = {
     "examples/cifar10_resnet20/README.md": "example-cifar10.md",
 }
 """Files of the repository that are pages of the site, and where."""
+TABLES = ROOT / "config/tables.yaml"
 API = ("harden.harden", "harden.Hardened", "attack.attack", "load.load")
 """What Python programs call, below ``dfshield.api``."""
 LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
@@ -38,7 +40,14 @@ LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#:]+)(#[^)\s]*)?\)")
 FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 BOUNDS = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<", "min_length": "at least", "max_length": "at most"}
 """Limits of an option's value, and how they are printed."""
-STAGE_LINKS = {"train": "../stages/train.md"}
+SAID_BY = {
+    "dfshield/api/harden.py": "reference/python.md",
+    "dfshield/planning/config.py": "reference/config.md",
+    "dfshield/models/probe.py": "reference/network.md",
+    "dfshield/planning/commands.py": "reference/tools.md",
+    "config/tables.yaml": "reference/tables.md",
+}
+"""Files that a page of the reference is made of, besides that of stages and registries: a link to it leads there."""
 
 
 def registries() -> dict[str, dict[str, Entry]]:
@@ -178,11 +187,12 @@ def config_page() -> str:
         ("Its real images, under `evaluation:`", EvaluationConfig, None),
     ]
     stages = ", ".join(f"[`{name}`](stages/{name}.md)" for name in StageOverrides.model_fields)
-    text = "# Config files\n\nAn unknown key is refused, with the nearest known one. `dfshield schema` prints the same as a"
-    text += " JSON schema, for editors.\n\n"
+    text = "# Config files\n\nAn unknown key is refused, with the nearest known one. "
+    text += "`dfshield schema` prints the same as a JSON schema, for editors.\n\n"
     for title, options, but in parts:
         text += f"## {title}\n\n{option_rows(options, but)}".replace("](../", "](")
-    return f"{text}## Options of stages\n\nThe file, a data set and a model of your own may also have the sections {stages}.\n"
+    text += "## Options of stages\n\nThe file, a data set and a model of your own may also have the sections "
+    return f"{text}{stages}.\n"
 
 
 def network_page() -> str:
@@ -205,6 +215,22 @@ def command_page() -> str:
     return text
 
 
+def tables_page() -> str:
+    """Every table that can be asked for, from the file that describes them."""
+    text = (
+        "# Tables\n\n`snakemake --cores all results/NAME.csv` makes a table of this name, as CSV, Markdown and LaTeX. "
+    )
+    text += "A config may name tables of its own.\n\n"
+    lines = []
+    for name, spec in load_tables(TABLES).items():
+        methods = ", ".join(dict.fromkeys(row.method for row in spec.rows))
+        metrics = (
+            ", ".join(registry.metric(m).title if m in registry.METRICS else m for m in spec.metrics) or "formulas"
+        )
+        lines.append((f"`{name}`", cell(spec.title), cell(methods), cell(metrics)))
+    return text + rows(("name", "what it is", "rows", "columns"), lines)
+
+
 def api_page() -> str:
     """The Python interface, from its docstrings."""
     text = "# Python\n\n`import dfshield` offers `harden`, `attack`, `load` and `InputError`.\n\n"
@@ -219,6 +245,7 @@ def reference() -> dict[str, dict[str, Callable[[], str]]]:
             "reference/config.md": config_page,
             "reference/network.md": network_page,
             "reference/tools.md": command_page,
+            "reference/tables.md": tables_page,
         },
         "Stages": {f"reference/stages/{n}.md": lambda n=n, s=s: stage_page(n, s) for n, s in STAGES.items()},  # type: ignore[misc]
         "Registries": {
@@ -226,6 +253,13 @@ def reference() -> dict[str, dict[str, Callable[[], str]]]:
             for n, t in registries().items()
         },
     }
+
+
+def by_code() -> dict[str, str]:
+    """The page of the reference that says what a file of the program does."""
+    stages = {f"{s.run.partition(':')[0].replace('.', '/')}.py": f"reference/stages/{n}.md" for n, s in STAGES.items()}
+    tables = {f"dfshield/registry/{n.lower()}.py": f"reference/registries/{n.lower()}.md" for n in registries()}
+    return stages | tables | SAID_BY
 
 
 # Pages from elsewhere
@@ -251,14 +285,16 @@ def origin(page: str) -> str:
 def relinked(markdown: str, page: str) -> str:
     """The text of `page` with links to files of the repository as links of the site.
 
-    A link to a file that is no page becomes its text: the site has no code. A link to nothing stays, for MkDocs to find.
+    A link to code leads to what the reference says of it, or becomes its text. A link to nothing stays, for MkDocs to
+    find.
     """
+    places = OUTSIDE | by_code()
 
     def link(found: re.Match[str]) -> str:
         text, path, anchor = found[1], found[2], found[3] or ""
         target = posixpath.normpath(posixpath.join(posixpath.dirname(origin(page)), path))
-        if target in OUTSIDE or target.startswith("docs/"):
-            place = OUTSIDE.get(target, target.removeprefix("docs/"))
+        if target in places or target.startswith("docs/"):
+            place = places.get(target, target.removeprefix("docs/"))
             return f"[{text}]({posixpath.relpath(place, posixpath.dirname(page) or '.')}{anchor})"
         return text if (ROOT / target).exists() else found[0]
 
