@@ -32,7 +32,8 @@ class Dataset(Entry):
         """Raise InputError where the data come with a package that is not installed; nothing is imported."""
         if self.package and not any(importlib.metadata.distributions(name=self.package)):
             raise InputError(
-                f"{self.title}: comes with the package {self.package}, which is not installed; pip install {self.package}"
+                f"{self.title}: comes with the package {self.package}, which is not installed; "
+                f"pip install {self.package}"
             )
 
 
