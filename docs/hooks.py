@@ -6,6 +6,7 @@ The reference is written at each build from the tables that the program itself r
 import posixpath
 import re
 from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -247,10 +248,10 @@ def reference() -> dict[str, dict[str, Callable[[], str]]]:
             "reference/tools.md": command_page,
             "reference/tables.md": tables_page,
         },
-        "Stages": {f"reference/stages/{n}.md": lambda n=n, s=s: stage_page(n, s) for n, s in STAGES.items()},  # type: ignore[misc]
+        "Stages": {f"reference/stages/{name}.md": partial(stage_page, name, stage) for name, stage in STAGES.items()},
         "Registries": {
-            f"reference/registries/{n.lower()}.md": lambda n=n, t=t: registry_page(n, t)  # type: ignore[misc]
-            for n, t in registries().items()
+            f"reference/registries/{name.lower()}.md": partial(registry_page, name, table)
+            for name, table in registries().items()
         },
     }
 
