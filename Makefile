@@ -6,7 +6,7 @@ export PATH := $(CURDIR)/.venv/bin:$(PATH)
 PYTEST := pytest -n 2 --dist loadscope
 RULES := Snakefile workflow/rules
 
-.PHONY: help demo test test-fast faults fix schema bench clean
+.PHONY: help demo test test-fast faults fix schema docs bench clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s  %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,8 +47,11 @@ fix: .venv/.ok ## style, mended where a tool can mend it
 schema: .venv/.ok ## the schema of config files, written anew from the options
 	dfshield schema > workflow/schemas/config.schema.json
 
+docs: .venv/.ok ## the documentation as a site: site/index.html
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --quiet
+
 bench: .venv/.ok ## times as ratios to the plainest version of the same algorithm; BENCH="--undefended …" for attacks
 	python -m benchmarks.bench $(BENCH)
 
-clean: ## remove the environment and caches; results/ stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .snakemake *.egg-info
+clean: ## remove the environment, the site and caches; results/ stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .snakemake site *.egg-info

@@ -62,7 +62,7 @@ def load(name: str, split: str, data_dir: Path, limit: int = 0) -> Images:
 
 
 def splits(name: str) -> tuple[str, ...]:
-    """The splits of a registered data set; only digits and MedMNIST have ``dev``."""
+    """The splits of a registered data set; CIFAR, SVHN and photographs have no ``dev``."""
     found: tuple[str, ...] = importlib.import_module(registry.DATASETS[name].target.partition(":")[0]).SPLITS
     return found
 

@@ -82,7 +82,9 @@ class Plan(Settings):
                     self._options(stage, place.at(source=name))
 
     def check_files(self) -> None:
-        """Raise InputError for files that the config names and that cannot be used."""
+        """Raise InputError for files that the config names and that cannot be used, and for data not installed."""
+        for name in self.config.datasets:
+            registry.DATASETS[name].check_package()
         for subject in self.subjects.values():
             if subject.own:
                 check_files(self.config, subject)

@@ -28,7 +28,10 @@ LEFT_OUT = (
 )
 """Parts of the package that decide about no result, or whose part in it counts by value."""
 COSTS = {"passes", "generator_passes", "student_inputs", "network"}
-NAMES = {"target", "title", "about", "options", "pretrained", "files", "family", "generator_loss", "student_loss"}
+NAMES = {
+    *("target", "title", "about", "options", "pretrained", "files", "package", "family"),
+    *("generator_loss", "student_loss"),
+}
 NO_FACTS = NAMES | COSTS
 """Fields of registry entries that decide about no result: names, where code and files are found, what it costs."""
 

