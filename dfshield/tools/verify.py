@@ -214,9 +214,8 @@ class Tracer:
             return _otherwise(self.table, again(self.plan, self.table, made))
         return self._hardened(made)
 
-    def _found(self, cell: Cell, field: str) -> str:
+    def _found(self, path: str) -> str:
         """Where a file of a cell is; empty for one that the cell does not have."""
-        path: str = getattr(cell, field)
         return str(self.at(path)) if path else ""
 
     def _hardened(self, rows: list[Row]) -> list[str]:
@@ -225,9 +224,7 @@ class Tracer:
         place = hardened_place(self.plan, name)
         student, data = (self.at(place.path(template)) for template in (STUDENT, DATA))
         folder = self.table.resolve().parent
-        cells = [
-            replace(cell, **{field: self._found(cell, field) for field in ("ledger", "checks")}) for cell in self.cells
-        ]
+        cells = [replace(cell, ledger=self._found(cell.ledger), checks=self._found(cell.checks)) for cell in self.cells]
         fits = [self.at(place.path(DEFENCE)) for place in mixed_places(self.plan, name)]
         evidence = Evidence.of(read_card(student), rows, data, cells, *fits)
         said = []
