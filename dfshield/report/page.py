@@ -20,18 +20,20 @@ h3{font-size:1.12rem}h4,h5{font-size:1rem}
 p,ul,pre,details,.scroll{margin:.6rem 0}p,li{max-width:52rem}
 a{color:var(--link)}
 nav ul{margin:.2rem 0;padding-left:1.2rem}
-.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:4px}
-table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums;min-width:100%}
+.scroll{overflow-x:auto;border:1px solid var(--line);border-radius:4px;width:fit-content;max-width:100%;
+ position:relative}
+table{border-collapse:collapse;font-size:.86rem;font-variant-numeric:tabular-nums}
+sup{line-height:0}
 caption{position:absolute;width:1px;height:1px;overflow:hidden;clip-path:inset(50%)}
 th,td{padding:.3rem .6rem;text-align:left;vertical-align:top;border-bottom:1px solid var(--line);overflow-wrap:normal}
-thead th{background:var(--shade);vertical-align:bottom}
+thead th,thead td{background:var(--shade);vertical-align:bottom}
 thead .group{text-align:center;border-left:1px solid var(--line)}
 td.number,th.number{text-align:right;white-space:nowrap}
 tbody th{font-weight:500;white-space:nowrap}
 tbody tr>th:first-child{position:sticky;left:0;background:#fff}
-tbody th.block{background:var(--shade);font-weight:600}
+tbody tr>th.block{background:var(--shade);font-weight:600}
 tbody tr:last-child>*{border-bottom:0}tbody+tbody tr:first-child>*{border-top:1px solid var(--line)}
-.within{color:var(--soft);font-size:.92em}
+.within{display:block;color:var(--soft);font-size:.88em}
 .notes{color:var(--soft);font-size:.86rem;padding-left:1.2rem}.notes li{max-width:60rem;margin:.2rem 0}
 pre{overflow-x:auto;background:var(--shade);border:1px solid var(--line);border-radius:4px;padding:.6rem;
  font-size:.82rem;overflow-wrap:normal}

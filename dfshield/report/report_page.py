@@ -84,7 +84,10 @@ def _missing(plan: Plan) -> str:
         CARD.format(name=name) for name in plan.config.harden
     ]
     lacking = [file for file in files if not Path(file).is_file()]
-    return f"<p>Not made yet: {escape(', '.join(lacking))}.</p>\n" if lacking else ""
+    if not lacking:
+        return ""
+    said = f"{len(lacking)} of {len(files)} tables and cards of this config are not made yet"
+    return f"<details>\n<summary>{said}</summary>\n<p>{escape(', '.join(lacking))}</p>\n</details>\n"
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------
