@@ -42,29 +42,27 @@ def _framed(page: str, width: int, height: int, script: str) -> str:
     return f"{head}{script}{frame}"
 
 
-def _run(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
-    words = [
-        CHROMIUM,
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--hide-scrollbars",
-        f"--user-data-dir={folder / 'profile'}",
-    ]
-    words += ["--enable-logging=stderr", "--host-resolver-rules=MAP * ~NOTFOUND", "--virtual-time-budget=10000", *flags]
-    return subprocess.run(words, capture_output=True, text=True, timeout=120, check=True)
+def _run(folder: Path, *flags: str) -> tuple[str, str]:
+    """What a browser writes to its two streams: files, since processes that it leaves behind hold pipes open."""
+    words = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", "--disable-dev-shm-usage"]
+    words += ["--no-first-run", f"--user-data-dir={folder / 'profile'}", "--enable-logging=stderr"]
+    out, said = folder / "browser.out", folder / "browser.err"
+    with out.open("w") as stdout, said.open("w") as stderr:
+        subprocess.run(
+            [*words, "--virtual-time-budget=5000", *flags], stdout=stdout, stderr=stderr, timeout=60, check=True
+        )
+    return out.read_text(encoding="utf-8"), said.read_text(encoding="utf-8", errors="replace")
 
 
 def measured(page: Path, width: int, folder: Path) -> dict[str, Any]:
     """What a browser finds on `page` at a width of so many pixels, with what it logs as ``console``."""
     wrapped = folder / f"measured-{width}.html"
     wrapped.write_text(_framed(page.read_text(encoding="utf-8"), width, 900, MEASURE), encoding="utf-8")
-    done = _run(folder, "--dump-dom", wrapped.as_uri())
-    found = re.search(r'<pre id="found"[^>]*>(.*?)</pre>', done.stdout, re.DOTALL)
-    assert found and found[1], done.stderr[-2000:]
-    return json.loads(unescape(found[1])) | {
-        "console": [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-    }
+    dom, log = _run(folder, "--dump-dom", wrapped.as_uri())
+    found = re.search(r'<pre id="found"[^>]*>(.*?)</pre>', dom, re.DOTALL)
+    assert found and found[1], log[-2000:]
+    values: dict[str, Any] = json.loads(unescape(found[1]))
+    return values | {"console": [line for line in log.splitlines() if "CONSOLE" in line]}
 
 
 def screenshot(page: Path, width: int, height: int, out: Path, folder: Path) -> None:
