@@ -217,7 +217,7 @@ def test_headings_go_deeper_but_not_below_the_sixth():
 
 NEEDS = os.environ.get("DFSHIELD_NEEDS_CHROMIUM")
 in_browser = pytest.mark.skipif(
-    not browser.CHROMIUM and not NEEDS, reason="needs the Debian package chromium, which is not on PATH"
+    not (browser.CHROMIUM or NEEDS), reason="needs the Debian package chromium, which is not on PATH"
 )
 
 
