@@ -29,6 +29,7 @@ th,td{padding:.3rem .6rem;text-align:left;vertical-align:top;border-bottom:1px s
 thead th,thead td{background:var(--shade);vertical-align:bottom}
 thead .group{text-align:center;border-left:1px solid var(--line)}
 td.number,th.number{text-align:right;white-space:nowrap}
+td:not(.number){min-width:6rem}
 tbody th{font-weight:500;white-space:nowrap}
 tbody tr>th:first-child{position:sticky;left:0;background:#fff}
 tbody tr>th.block{background:var(--shade);font-weight:600}
