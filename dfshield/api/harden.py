@@ -26,9 +26,10 @@ from dfshield.models.user_code import call_factory
 from dfshield.models.weights import load_weights
 from dfshield.planning import frozen
 from dfshield.planning.config import check_config
-from dfshield.planning.jobs import CARD
+from dfshield.planning.jobs import CARD, PAGE
 from dfshield.planning.paths import HARDEN
 from dfshield.planning.plan import Plan
+from dfshield.report import report_page
 from dfshield.report.model_card import REPORT
 
 Evaluation = str | Path | tuple[Any, Any]
@@ -56,6 +57,11 @@ class Hardened:
     def card(self) -> Path:
         """The model card, Markdown."""
         return self.folder / CARD.format(name=self.name)
+
+    @property
+    def page(self) -> Path:
+        """The card with its pictures and the config on one page of HTML."""
+        return self.folder / PAGE
 
     @cached_property
     def model(self) -> nn.Module:
@@ -214,6 +220,7 @@ def _make_here(
     with frozen.claim(folder, frozen.texts_of(plan.config)):
         run(plan, MAKING)
         run(plan)  # what reads real images
+        report_page.run(plan, Path(PAGE))
 
 
 def _usual() -> dict[str, dict[str, Any]]:

@@ -35,10 +35,13 @@ class Kind(NamedTuple):
 
 def write(path: Path, kind: Kind, body: dict[str, Any]) -> str:
     """Write the plain values `body` atomically; returns the SHA-256 of their content."""
-    seal = digest(body)
-    text = json.dumps({"format": kind.format, "version": kind.version, **body, SEAL: seal}, indent=1)
-    write_text(path, text + "\n")
-    return seal
+    write_text(path, text(kind, body))
+    return digest(body)
+
+
+def text(kind: Kind, body: dict[str, Any]) -> str:
+    """The text of a file with the plain values `body`."""
+    return json.dumps({"format": kind.format, "version": kind.version, **body, SEAL: digest(body)}, indent=1) + "\n"
 
 
 def read(path: Path, kind: Kind) -> dict[str, Any]:

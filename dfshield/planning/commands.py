@@ -110,7 +110,7 @@ IMAGES = (
     DATA_DIR,
 )
 """Real images, in every command that evaluates on them."""
-TABLE_OUT = _file("--out", "CSV to write; Markdown and LaTeX go beside it")
+TABLE_OUT = _file("--out", "CSV to write; Markdown, LaTeX and HTML go beside it")
 
 
 def _source(name: str) -> Argument:
@@ -262,8 +262,9 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         _value("name", "entry under harden: of the config"),
         CONFIG,
         _file("--student", "trained student"),
-        _file("--out", "folder to write model.safetensors, report.csv, MODEL_CARD.md and any mixture to"),
+        _file("--out", "folder to write the model, its reports, its card with pictures and any mixture to"),
     ),
+    "report": (CONFIG, _file("--out", "page of HTML to write")),
     "harden": (
         _file("--model", "weights of your model: .safetensors or a PyTorch state dict", "weights"),
         _value("--factory", "its network: package.module:function or file.py:function", required=True),

@@ -35,7 +35,7 @@ from dfshield.registry import ATTACKS, DIVERSITY_METRICS, metric
 
 PROGRAM = (Path(dfshield.__file__).parent / "shipped/config").resolve().parent
 """Where ``config/`` with the built-in tables and entries lies: the checkout, or the installed package."""
-RESERVED = re.compile(r"seed-\d+|eval|none|.*\.(safetensors|h5|csv|json|md|tex|log|tsv|yaml)", re.I)
+RESERVED = re.compile(r"seed-\d+|eval|none|.*\.(safetensors|h5|csv|json|md|tex|html|log|tsv|yaml)", re.I)
 """Names that the path grammar has for files and folders of its own."""
 
 
@@ -226,7 +226,7 @@ class Config(StageOverrides):
     def _names(self) -> "Config":
         _once(self.seeds, "seeds")
         _once([name.lower() for name in self.methods], "methods")
-        if self.name.lower() == "harden" or self.name.lower().endswith((".csv", ".md", ".tex")):
+        if self.name.lower() == "harden" or self.name.lower().endswith((".csv", ".md", ".tex", ".html")):
             raise ValueError(f"name: results/{self.name} is the place of model cards or tables; choose another name")
         vocabularies: dict[str, Iterable[str]] = {**self.choices, "harden": self.harden}
         for where, names in vocabularies.items():

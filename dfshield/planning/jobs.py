@@ -38,6 +38,8 @@ from dfshield.planning.plan import Plan
 
 CARD = RESULTS + "/" + HARDEN + "/{name}/MODEL_CARD.md"
 TABLE = RESULTS + "/{table}.csv"
+PAGE = RESULTS + "/report.html"
+"""All that a run shows on one page."""
 
 
 def default_tables(plan: Plan) -> list[str]:
@@ -60,6 +62,7 @@ def checked_plan(config: Config, files: Sequence[Path], home: Path, words: Seque
         return plan
     jobs = Jobs(plan)
     meant = {"tables": plan.own_tables, HARDEN: [HARDEN], "all": default_tables(plan) or [HARDEN]}
+    meant |= {PAGE: [*plan.own_tables, *([HARDEN] if config.harden else [])]}
     try:
         plan.check()
         plan.check_files()

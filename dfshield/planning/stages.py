@@ -209,7 +209,7 @@ STAGES: dict[str, Stage] = {
         minutes=240,
     ),
     "table": Stage(
-        "render one table from its ledgers and records, as CSV, Markdown and LaTeX",
+        "render one table from its ledgers and records, as CSV, Markdown, LaTeX and HTML",
         "dfshield.report.table:run",
         code=("dfshield.report.table:build", "dfshield.report.table:texts", "dfshield.report.table:RENDERERS"),
         gpu=False,
@@ -229,6 +229,12 @@ STAGES: dict[str, Stage] = {
     ),
     "card": Stage(
         "write a hardened model with its report and model card", "dfshield.report.model_card:run", gpu=False, minutes=30
+    ),
+    "report": Stage(
+        "put the tables, figures, model cards and checks of a run on one page of HTML",
+        "dfshield.report.report_page:run",
+        gpu=False,
+        minutes=30,
     ),
 }
 """All stages in the order of the flow."""

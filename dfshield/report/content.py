@@ -1,4 +1,4 @@
-"""What reports are made from: the files of a table, of a model card and of the cost table."""
+"""What reports are made from: the files of a table, of a model card, of the cost table and of the page of a run."""
 
 from dataclasses import asdict
 from itertools import product
@@ -43,6 +43,13 @@ def table_content(plan: Plan, table: str) -> str:
     notes = [*printed_notes().items()] if printed else []
     rules = [] if spec.metrics else formulas(spec)
     return digest(cells, spec.model_dump(mode="json"), plan.config.grid, printed, notes, rules)
+
+
+def page_content(plan: Plan) -> str:
+    """Digest of what the page of a run shows besides its tables and cards, for the rerun decision: the config."""
+    return digest(
+        plan.config.model_dump(mode="json"), plan.own_tables, [plan.tables[n].heading for n in plan.own_tables]
+    )
 
 
 def hardened_place(plan: Plan, name: str) -> Place:

@@ -17,7 +17,7 @@ from dfshield.planning.arithmetic import Throughput
 from dfshield.planning.paths import benchmark_of
 from dfshield.planning.plan import Plan
 from dfshield.planning.pricing import Price, Prices
-from dfshield.report import latex, markdown
+from dfshield.report import html, latex, markdown
 from dfshield.report.content import makings
 from dfshield.report.items import Item, Value
 from dfshield.report.layout import Block, Layout, dataset_title, model_title
@@ -56,7 +56,7 @@ class Cost:
 
 
 def run(plan: Plan, out: Path) -> None:
-    """Write the CSV `out`, one row per method and seed, and Markdown and LaTeX beside it. Raises as `texts`."""
+    """Write the CSV `out`, one row per method and seed, and Markdown, LaTeX and HTML beside it. Raises as `texts`."""
     for suffix, text in texts(plan).items():
         write_text(out.with_suffix(suffix), text)
 
@@ -83,6 +83,7 @@ def texts(plan: Plan) -> dict[str, str]:
     return {
         ".md": "\n".join(text).rstrip() + "\n",
         ".tex": latex.table_float("cost", f"{TITLE}. {' '.join(notes)}", layout, {}),
+        ".html": html.table_page(TITLE, "", html.grid(layout, {}, TITLE) + html.listed(notes)),
         ".csv": stream.getvalue(),
     }
 

@@ -19,6 +19,8 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 """Okabe and Ito's colours, which the colour-blind can tell apart, in an order that differs in grey."""
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++", "oooo")
+"""Patterns of areas, by which they differ where colours do not."""
 SEQUENTIAL = "cividis"
 """Colour map of heat maps and surfaces: its lightness rises evenly."""
 STYLE: Any = {
@@ -32,6 +34,7 @@ STYLE: Any = {
     "legend.frameon": False,
     "lines.linewidth": 1.5,
     "lines.markersize": 4.5,
+    "hatch.linewidth": 0.6,
     "svg.hashsalt": "dfshield",
     "svg.fonttype": "path",
     "savefig.dpi": 150,
@@ -75,3 +78,26 @@ def line(
     axes.plot(x, y, label=label, **style)
     if low is not None and high is not None:
         axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+def points(
+    axes: Axes,
+    number: int,
+    label: str,
+    x: Sequence[float],
+    y: Sequence[float],
+    low: Sequence[float],
+    high: Sequence[float],
+) -> None:
+    """Draw one series as points with the interval from `low` to `high` of x, and each value beside its interval."""
+    style = series(number) | {"linestyle": "none"}
+    wings = [[v - a for v, a in zip(x, low, strict=True)], [b - v for v, b in zip(x, high, strict=True)]]
+    axes.errorbar(x, y, xerr=wings, label=label, capsize=3, elinewidth=1.2, **style)
+    for value, at, end in zip(x, y, high, strict=True):
+        axes.annotate(f"{value:.1f}", (end, at), (4, 0), textcoords="offset points", va="center", fontsize=7.5)
+
+
+def shares(axes: Axes, number: int, label: str, y: Sequence[float], left: Sequence[float], x: Sequence[float]) -> None:
+    """Draw the part `number` of stacked horizontal bars, of the lengths `x` and starting at `left`."""
+    color, hatch = COLOURS[number % len(COLOURS)], HATCHES[number % len(HATCHES)]
+    axes.barh(y, x, left=left, height=0.7, label=label, color=color, hatch=hatch, edgecolor="white", linewidth=0.5)

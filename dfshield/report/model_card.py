@@ -2,11 +2,13 @@
 
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import atomic, write_text
+from dfshield.core.hashing import sha256_file
 from dfshield.defences.fit_file import FitCard, check_fit_file
 from dfshield.evaluation.findings import Findings, read_findings
 from dfshield.models.card import GIVEN, Card, read_card
@@ -14,29 +16,35 @@ from dfshield.planning.cells import Cell
 from dfshield.planning.frozen import own
 from dfshield.planning.paths import NONE
 from dfshield.registry import metric
+from dfshield.report import assurance, card_json
+from dfshield.report.broken import Tally, tallies
+from dfshield.report.card_pictures import draw, shown
 from dfshield.report.checklist import card_section
 from dfshield.report.content import card_files, hardened_place, mixed_places
 from dfshield.report.items import symbols
 from dfshield.report.markdown import raised
+from dfshield.report.metadata import front_matter
 from dfshield.report.notes import notes
 from dfshield.report.origin import check
-from dfshield.report.rows import Row, write_csv
+from dfshield.report.rows import Row, csv_of
 from dfshield.report.table import build
 from dfshield.sources.trainset import header
 
 if TYPE_CHECKING:
     from dfshield.planning.plan import Plan
 
-MODEL, REPORT, CARD = "model.safetensors", "report.csv", "MODEL_CARD.md"
+MODEL, REPORT, JSON, CARD = "model.safetensors", "report.csv", "report.json", "MODEL_CARD.md"
 MIXTURE = "defence.safetensors"
 
 
 def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
-    """Write ``model.safetensors``, ``report.csv`` and ``MODEL_CARD.md`` of the entry `name` under harden: to `out`.
+    """Write the folder `out` of the entry `name` under harden:.
 
-    With ``keep_accuracy`` also ``defence.safetensors``, which mixes the model with the original one. Figures come from
-    the ledgers of the entry's evaluation, if it has one. Raises InputError if the training diverged, if student, data
-    and ledgers do not belong together or to the config, and for a folder of another run.
+    It has ``model.safetensors``, ``report.csv``, ``report.json``, ``MODEL_CARD.md`` and the pictures that the card
+    shows, each a PNG, those of figures SVG, too. With ``keep_accuracy`` also ``defence.safetensors``, which mixes the
+    model with the original one. Figures come from the ledgers of the entry's evaluation, if it has one. Raises
+    InputError if the training diverged, if student, data and ledgers do not belong together or to the config, and for a
+    folder of another run.
     """
     card = read_card(student)
     if card.provenance.get("diverged"):
@@ -54,14 +62,15 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
     data, mixture = Path(files["data"]), Path(files["mixture"]) if mixed else None
     if data.is_file() and header(data)["content_sha256"] != card.provenance.get("data_sha256"):
         raise InputError(f"{student}: was trained on other data than {data}; train it again")
-    text = card_text(name, card, rows, data, cells, mixture)
+    evidence = Evidence.of(card, rows, data, cells, mixture)
     own(out, plan.config.name)
     for file, source in ((MODEL, student), (MIXTURE, mixture)):
         if source is not None:
             with atomic(out / file) as temporary:
                 shutil.copyfile(source, temporary)
-    write_csv(out / REPORT, rows)
-    write_text(out / CARD, text)
+    draw(out, rows, evidence.broken, data, evidence.synthesis)
+    for file, text in texts(name, evidence, out).items():
+        write_text(out / file, text)
 
 
 def _check_ledgers(plan: "Plan", name: str, card: Card) -> None:
@@ -74,44 +83,63 @@ def _check_ledgers(plan: "Plan", name: str, card: Card) -> None:
             raise InputError(f"{cell.ledger}: is the ledger of another model than this one; attack again")
 
 
-def card_text(
-    name: str, card: Card, rows: Sequence[Row], data: Path, cells: Iterable[Cell] = (), mixture: Path | None = None
-) -> str:
-    """The card in Markdown, of a student with `card` and of the training set `data`, if it is still there.
+@dataclass(frozen=True)
+class Evidence:
+    """What a card is written from."""
 
-    The checks that `cells` name are read for it, and the file of the `mixture` with the original model, if there is
-    one. Raises InputError for a mixture of another model.
-    """
-    records = {cell.checks: cell.method for cell in cells if cell.checks}
-    checks = [(method, read_findings(Path(path))) for path, method in records.items()]
-    fit = check_fit_file(mixture) if mixture else None
-    if fit and fit.model_sha256 != card.tensors_sha256:
-        raise InputError(f"{mixture}: is of another model than this one; fit it again")
-    return model_card(name, card, rows, header(data) if data.is_file() else None, checks, fit)
+    card: Card
+    """of the hardened model"""
+    rows: Sequence[Row] = ()
+    """its figures"""
+    synthesis: Mapping[str, Any] | None = None
+    """header of the training set, if it is still there"""
+    broken: Sequence[Tally] = ()
+    """what broke the test images"""
+    checks: Sequence[tuple[str, Findings]] = ()
+    """the robustness checks of each model that the figures are of, by method"""
+    mixture: FitCard | None = None
+    """of the mixture with the original model, if there is one"""
+
+    @classmethod
+    def of(
+        cls, card: Card, rows: Sequence[Row], data: Path, cells: Iterable[Cell] = (), mixture: Path | None = None
+    ) -> "Evidence":
+        """The evidence for a student with `card`, of the training set `data` and what `cells` are read from.
+
+        Raises InputError for a file that is damaged, and for a `mixture` of another model.
+        """
+        cells = list(cells)
+        records = {cell.checks: cell.method for cell in cells if cell.checks}
+        checks = [(method, read_findings(Path(path))) for path, method in records.items()]
+        fit = check_fit_file(mixture) if mixture else None
+        if fit and fit.model_sha256 != card.tensors_sha256:
+            raise InputError(f"{mixture}: is of another model than this one; fit it again")
+        return cls(card, rows, header(data) if data.is_file() else None, tallies(cells), checks, fit)
 
 
-def model_card(
-    name: str,
-    card: Card,
-    rows: Sequence[Row],
-    synthesis: Mapping[str, Any] | None,
-    checks: Sequence[tuple[str, Findings]] = (),
-    mixture: FitCard | None = None,
-) -> str:
-    """The card in Markdown.
+def texts(name: str, own: Evidence, folder: Path) -> dict[str, str]:
+    """The text files of a hardened model by name; ``report.json`` has the hashes of the pictures in `folder`."""
+    files = [path for p in shown(own.rows, own.synthesis) for path in sorted(folder.glob(f"{p.name}.???"))]
+    pictures = {path.name: sha256_file(path) for path in files}
+    given = (own.card, own.rows, own.broken, own.synthesis, own.checks, own.mixture, pictures)
+    return {REPORT: csv_of(own.rows), JSON: card_json.text(name, *given), CARD: model_card(name, own)}
 
-    `synthesis` is the header of the training data, if it is still there; `checks` has the robustness checks of each
-    model that the figures are of; `mixture` is the card of the mixture with the original model, if there is one.
-    """
+
+def model_card(name: str, own: Evidence) -> str:
+    """The card in Markdown."""
+    card, rows = own.card, own.rows
     sections = (
+        front_matter(name, card, rows, own.broken).splitlines(),
         [f"# {name}, hardened against adversarial attack", ""],
         _what(card),
         _data_free(card),
         ["## Figures", "", *_figures(rows)],
-        card_section(checks) if rows else [],
+        _pictures(own),
+        card_section(own.checks) if rows else [],
         _load(card),
-        _mixed(card, mixture) if mixture else [],
-        _made(card, synthesis),
+        _mixed(card, own.mixture) if own.mixture else [],
+        _made(card, own.synthesis),
+        assurance.section(rows, own.checks),
     )
     return "\n".join(line for section in sections for line in section).rstrip() + "\n"
 
@@ -181,6 +209,20 @@ def _figures(rows: Sequence[Row]) -> list[str]:
     )
     lines += ["", explained, ""]
     return lines + [line for mark, text in dict.fromkeys(marks.values()) for line in (f"{mark} {text}.", "")]
+
+
+def _pictures(own: Evidence) -> list[str]:
+    """The pictures with their captions, and why one is left out."""
+    lines = []
+    for picture in shown(own.rows, own.synthesis):
+        lines += [f"![{picture.title}]({picture.file})", "", picture.caption, ""]
+    if not own.rows:
+        lines += ["There are no pictures of accuracy: the config names no evaluation set.", ""]
+    if own.synthesis is None:
+        lines += ["There is no picture of synthetic images: the training set is no longer there.", ""]
+    elif own.synthesis["real_data"] != "none":
+        lines += ["There is no picture of training images: the training set has real ones.", ""]
+    return lines
 
 
 def _load(card: Card) -> list[str]:

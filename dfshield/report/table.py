@@ -1,4 +1,4 @@
-"""Stage table: a table of the paper as CSV, Markdown and LaTeX."""
+"""Stage table: a table of the paper as CSV, Markdown, LaTeX and HTML."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -12,7 +12,7 @@ from dfshield.evaluation.findings import Findings, read_findings
 from dfshield.evaluation.ledger import Ledger
 from dfshield.planning.cells import Cell
 from dfshield.planning.tables import Scale, TableSpec
-from dfshield.report import latex, markdown
+from dfshield.report import html, latex, markdown
 from dfshield.report.effort import efforts
 from dfshield.report.evidence import EVIDENCE
 from dfshield.report.items import Efforts
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 RENDERERS: dict[str, Callable[[Sequence[Row], TableSpec, Scale, Efforts | None], str]] = {
     ".md": markdown.render,
     ".tex": latex.render,
+    ".html": html.render,
 }
 """Text of a table by the suffix of its file."""
 

@@ -1,8 +1,7 @@
 """Say what a training set, ledger, record, checkpoint or fit of a defence holds; draw a contact sheet of its images."""
 
 import json
-import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import h5py
 import numpy as np
 
 from dfshield.core.errors import InputError
-from dfshield.core.files import atomic, existing_file
+from dfshield.core.files import existing_file
 from dfshield.core.sealed import Kind
 from dfshield.core.threat import parse_threat
 from dfshield.defences.fit_file import FitCard, check_fit_file, is_fit
@@ -21,11 +20,8 @@ from dfshield.evaluation.record import Record
 from dfshield.models.card import Card, read_card
 from dfshield.registry import DIVERSITY_METRICS, metric
 from dfshield.report.rows import flags_of
+from dfshield.report.sheet import as_bytes, first_of_classes, write_sheet
 from dfshield.sources import trainset as shards
-
-PER_CLASS = 10
-TILE = 48
-"""Images smaller than this many pixels a side are enlarged by a whole factor."""
 
 
 def run(file: Path, sheet: Path | None) -> None:
@@ -125,7 +121,7 @@ def describe_trainset(file: Path) -> tuple[str, Lines, Drawing]:
         for group, title in (("coefficients", "coefficient"), ("final_loss", "final loss")):
             for term in opened.get(group, {}):
                 lines.append((f"{title} {term}", _range(opened[group][term][()])))
-        chosen = _per_class(labels)
+        chosen = first_of_classes(labels)
         drawn = images[chosen]
     lines += [
         ("options", _options(header["options"])),
@@ -134,8 +130,7 @@ def describe_trainset(file: Path) -> tuple[str, Lines, Drawing]:
         *(("guide", sha) for sha in json.loads(header.get("guides", "[]"))),
         ("content", f"{content} (checked)"),
     ]
-    scale = 1.0 if drawn.dtype == np.uint8 else 255.0
-    return "training set" if whole else "shard", lines, (np.rint(drawn * scale).astype(np.uint8), labels[chosen])
+    return "training set" if whole else "shard", lines, (as_bytes(drawn), labels[chosen])
 
 
 def describe_ledger(ledger: Ledger) -> Lines:
@@ -268,7 +263,7 @@ def draw_ledger(ledger: Ledger) -> Drawing | None:
     if not len(ledger.perturbed_index):
         return None
     labels = ledger.label[ledger.perturbed_index]
-    chosen = _per_class(labels)
+    chosen = first_of_classes(labels)
     delta = ledger.perturbation[chosen].astype(np.float32).transpose(0, 2, 3, 1)
     threat = parse_threat(ledger.threat)
     peak = threat.eps if threat.norm == "linf" else float(np.abs(delta).max())
@@ -288,31 +283,3 @@ def describe_checkpoint(card: Card) -> Lines:
         ("options", _options(card.provenance.get("options", {})) or "none"),
         ("tensors", f"{card.tensors_sha256} (checked)"),
     ]
-
-
-def _per_class(labels: np.ndarray) -> np.ndarray:
-    """Ascending indices of the first images of every class."""
-    return np.sort(np.concatenate([np.flatnonzero(labels == label)[:PER_CLASS] for label in np.unique(labels)]))
-
-
-def write_sheet(path: Path, images: np.ndarray, labels: Sequence[int] | np.ndarray) -> None:
-    """Write a contact sheet: a row per class with its label, images (N,H,W,C) uint8 with one or three channels."""
-    from PIL import Image, ImageDraw
-
-    if path.suffix.lower() != ".png":
-        raise InputError(f"{path}: the contact sheet is a PNG image; give a name that ends in .png")
-    classes = sorted({int(label) for label in labels})
-    height, width, channels = images.shape[1:]
-    factor = max(1, math.ceil(TILE / min(height, width)))
-    step_x, step_y, margin = width * factor + 2, height * factor + 2, 28
-    columns = max(int(np.count_nonzero(np.asarray(labels) == label)) for label in classes)
-    canvas = Image.new("RGB", (margin + columns * step_x, len(classes) * step_y + 2), "white")
-    pen = ImageDraw.Draw(canvas)
-    for row, label in enumerate(classes):
-        pen.text((margin - 6, 2 + row * step_y + step_y // 2), str(label), fill="black", anchor="rm")
-        for column, index in enumerate(np.flatnonzero(np.asarray(labels) == label)):
-            pixels = images[index] if channels == 3 else images[index][..., 0]  # other channel counts: the first
-            tile = Image.fromarray(pixels).resize((width * factor, height * factor), Image.Resampling.NEAREST)
-            canvas.paste(tile, (margin + column * step_x, 2 + row * step_y))
-    with atomic(path) as temporary:
-        canvas.save(temporary, format="PNG")

@@ -28,9 +28,10 @@ from dfshield.registry import metric
 from dfshield.report import cost
 from dfshield.report.content import hardened_place, mixed_places
 from dfshield.report.evidence import DAMAGED, EVIDENCE
-from dfshield.report.model_card import CARD, MIXTURE, MODEL, REPORT, card_text
+from dfshield.report.model_card import MIXTURE, MODEL, REPORT, Evidence
+from dfshield.report.model_card import texts as card_texts
 from dfshield.report.origin import Origin, broken_link, chain, origin, other_than_asked
-from dfshield.report.rows import COLUMNS, Row, csv_of, read_csv
+from dfshield.report.rows import COLUMNS, Row, read_csv
 from dfshield.report.table import build, texts
 from dfshield.sources.trainset import verify as verify_data
 
@@ -211,18 +212,25 @@ class Tracer:
         made = [self.again(cell) for cell in self.cells]
         if self.spec:
             return _otherwise(self.table, again(self.plan, self.table, made))
-        return _otherwise(self.table, {".csv": csv_of(made)}) + self._hardened(made)
+        return self._hardened(made)
+
+    def _found(self, path: str) -> str:
+        """Where a file of a cell is; empty for one that the cell does not have."""
+        return str(self.at(path)) if path else ""
 
     def _hardened(self, rows: list[Row]) -> list[str]:
         """What is wrong with the model and the card beside the report of a hardened model."""
         name = self.table.resolve().parent.name
         place = hardened_place(self.plan, name)
         student, data = (self.at(place.path(template)) for template in (STUDENT, DATA))
-        card, model = (self.table.with_name(name) for name in (CARD, MODEL))
-        cells = [replace(cell, checks=str(self.at(cell.checks))) for cell in self.cells if cell.checks]
+        folder = self.table.resolve().parent
+        cells = [replace(cell, ledger=self._found(cell.ledger), checks=self._found(cell.checks)) for cell in self.cells]
         fits = [self.at(place.path(DEFENCE)) for place in mixed_places(self.plan, name)]
-        text = card_text(name, read_card(student), rows, data, cells, *fits)
-        said = _otherwise(card, {card.suffix: text})
+        evidence = Evidence.of(read_card(student), rows, data, cells, *fits)
+        said = []
+        for file, text in card_texts(name, evidence, folder).items():
+            said += _otherwise(self.table.with_name(file), {Path(file).suffix: text})
+        model = self.table.with_name(MODEL)
         for own, made in [(model, student), *((self.table.with_name(MIXTURE), fit) for fit in fits)]:
             if own.is_file() and own.read_bytes() != made.read_bytes():
                 said.append(f"{own}: is not {made} to the byte; make the hardened model again")

@@ -59,7 +59,9 @@ def test_from_a_network_to_a_hardened_one(network, fast, tmp_path):
     assert any(not torch.equal(value, names[name]) for name, value in result.model.named_parameters())
     rows = {(row["method"], row["metric"]) for row in result.report}
     assert rows == {(m, k) for m in ("Undefended", "Hardened") for k in ("clean", "pgd10", "autoattack")}
-    assert result.card.read_text().startswith("# model, hardened against adversarial attack")
+    assert "\n# model, hardened against adversarial attack\n" in result.card.read_text()
+    page = result.page.read_text()
+    assert page.count('src="data:image/png;base64,') == 3 and "hardened against adversarial attack" not in page
     again = dfshield.load(result.results, network)
     assert all(torch.equal(value, result.model.state_dict()[name]) for name, value in again.state_dict().items())
 

@@ -124,26 +124,29 @@ CASES = (
     case(
         "table",
         "table4 --config results/demo/config.yaml --out results/table4.csv",
-        *(f"results/table4.{ending}" for ending in ("csv", "md", "tex")),
+        *(f"results/table4.{ending}" for ending in ("csv", "md", "tex", "html")),
         inside=True,
     ),
     case(
         "table of formulas",
         "table2 --config results/demo/config.yaml --out results/table2.csv",
-        *(f"results/table2.{ending}" for ending in ("csv", "md", "tex")),
+        *(f"results/table2.{ending}" for ending in ("csv", "md", "tex", "html")),
         inside=True,
     ),
     case(
         "cost",
         "--config results/demo/config.yaml --out results/cost.csv",
-        *(f"results/cost.{ending}" for ending in ("csv", "md", "tex")),
+        *(f"results/cost.{ending}" for ending in ("csv", "md", "tex", "html")),
         inside=True,
     ),
     case(
         "card",
         "mine --config results/own/config.yaml --student results/own/harden/mine/dss/dfshield/linf-8-255/seed-0/"
         "student.safetensors --out results/harden/mine",
-        *(f"results/harden/mine/{name}" for name in ("model.safetensors", "report.csv", "MODEL_CARD.md")),
+        *(
+            f"results/harden/mine/{name}"
+            for name in ("model.safetensors", "report.csv", "report.json", "MODEL_CARD.md")
+        ),
         inside=True,
     ),
 )

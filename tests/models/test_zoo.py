@@ -88,7 +88,7 @@ def through_all_stages(name, folder, monkeypatch, factory):
 def as_the_model_card_says(student, factory, x):
     """Logits of a student by the code of its model card, and by the program."""
     model, card = load_checkpoint(student, factory=factory)
-    (code,) = re.findall(r"```python\n(.*?)```", model_card.model_card("mine", card, [], None), re.DOTALL)
+    (code,) = re.findall(r"```python\n(.*?)```", model_card.model_card("mine", model_card.Evidence(card)), re.DOTALL)
     *loading, computing = code.replace(model_card.MODEL, str(student)).splitlines()
     space = {"images": x}
     exec("\n".join(loading), space)

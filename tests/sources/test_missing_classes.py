@@ -90,7 +90,7 @@ def test_a_student_and_its_ledgers_carry_it(tmp_path, monkeypatch, capsys, prese
     assert ("data.h5: no image of 6 of 10 classes" in capsys.readouterr().err) == (present == 4)
     _, card = load_checkpoint(tmp_path / "s.safetensors")
     assert card.provenance.get("classes_without_images") == (6 if present == 4 else None)
-    text = model_card.model_card("mine", card, [], None)
+    text = model_card.model_card("mine", model_card.Evidence(card))
     assert ("6 of 10 classes had no training image" in text) == (present == 4)
     images = tiny.images(20)
     np.savez(tmp_path / "set.npz", x=images[..., 0], y=np.arange(20) % 10)

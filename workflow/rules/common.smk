@@ -16,13 +16,13 @@ from dfshield.options.flags import as_flags
 from dfshield.planning import queue
 from dfshield.planning.companions import checked_ledgers, checks_others, others
 from dfshield.planning.inputs import below_data, own_model, sha256_of
-from dfshield.planning.jobs import CARD, TABLE, default_tables
+from dfshield.planning.jobs import CARD, PAGE, TABLE, default_tables
 from dfshield.planning.paths import CERTIFICATES, CHECKS, DATA, DEFENCE, DETECTION, DIVERSITY, HARDEN, IMAGES
 from dfshield.planning.paths import IMAGES_DIVERSITY, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER, Place
 from dfshield.planning.paths import benchmark_of, log_of
 from dfshield.planning.provenance import job_digest
 from dfshield.planning.stages import STAGES
-from dfshield.report.content import all_checks, card_files, evidence, measurements, table_content, timings
+from dfshield.report.content import all_checks, card_files, evidence, measurements, page_content, table_content, timings
 
 STATE = f"{RESULTS}/.state"
 CONFIG = frozen.folder_of(plan.config.name) / frozen.CONFIG

@@ -1,4 +1,4 @@
-# What a reader gets: tables, and model cards of the user's own models.
+# What a reader gets: tables, model cards of the user's own models, and all of it on one page.
 
 
 rule table:
@@ -10,6 +10,7 @@ rule table:
         csv=report(TABLE, caption="../report/table.rst", category="Tables"),
         markdown=Path(TABLE).with_suffix(".md"),
         latex=Path(TABLE).with_suffix(".tex"),
+        html=Path(TABLE).with_suffix(".html"),
     log:
         log_of(TABLE),
     benchmark:
@@ -37,6 +38,7 @@ rule cost:
         csv=report(COST, caption="../report/cost.rst", category="Tables"),
         markdown=Path(COST).with_suffix(".md"),
         latex=Path(COST).with_suffix(".tex"),
+        html=Path(COST).with_suffix(".html"),
     log:
         log_of(COST),
     message:
@@ -83,6 +85,7 @@ rule harden_model:
         card=CARD,
         model=Path(CARD).with_name("model.safetensors"),
         report=Path(CARD).with_name("report.csv"),
+        json=Path(CARD).with_name("report.json"),
     log:
         log_of(CARD),
     benchmark:
@@ -101,3 +104,27 @@ rule harden_model:
     shell:
         "{params.dfshield} card {wildcards.name} --config {params.config} --student {input.student}"
         " --out {params.folder} 2>&1 | tee {log}"
+
+
+rule report_html:
+    input:
+        current("report", PAGE),
+        expand(TABLE, table=plan.own_tables),
+        expand(CARD, name=plan.config.harden),
+    output:
+        html=report(PAGE, category="Report"),
+    log:
+        log_of(PAGE),
+    message:
+        "Report of the run"
+    threads: 1
+    resources:
+        **ask("report"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        **common("report"),
+        config=CONFIG,
+        content=lambda wildcards: page_content(plan),
+    shell:
+        "{params.dfshield} report --config {params.config} --out {output.html} 2>&1 | tee {log}"
