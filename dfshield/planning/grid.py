@@ -4,7 +4,7 @@ With the vocabularies that the rows name.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -13,6 +13,7 @@ from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.planning.choices import VOCABULARIES, Choice
 from dfshield.planning.config import Config
+from dfshield.planning.figures import FigureSpec
 from dfshield.planning.paths import NONE, recipe_name
 from dfshield.planning.tables import GridSpec, RowSpec, TableSpec
 from dfshield.registry.metrics import metric as metric_entry
@@ -26,10 +27,11 @@ OF_STAGE = {stage: vocabulary for vocabulary, stages in VOCABULARIES.items() for
 
 @dataclass(frozen=True)
 class Grid:
-    """A config and the tables that it names."""
+    """A config with the tables and figures that it names."""
 
     config: Config
     tables: dict[str, TableSpec]
+    figures: dict[str, FigureSpec] = field(default_factory=dict)
 
     def blocks(self, spec: TableSpec) -> list[tuple[str, tuple[str, ...]]]:
         """(data set, models) of a table: the config's among the paper's, or the config's own as a stand-in."""
@@ -75,6 +77,10 @@ class Grid:
             return [self.config.datasets[dataset].threat]
         return list(getattr(spec.threats, self._scale(spec, dataset)))
 
+    def evaluations(self, spec: TableSpec, dataset: str) -> list[str]:
+        """Threat models that a table evaluates at, if those are not its training's; else none."""
+        return list(getattr(spec.evaluations, self._scale(spec, dataset))) if spec.evaluations else []
+
     def metric_threat(self, spec: TableSpec, dataset: str, metric: str) -> str | None:
         """The threat model that a table evaluates a metric at if that is not the one of its training."""
         own = spec.by_metric.get(metric)
@@ -93,6 +99,21 @@ class Grid:
     def own_tables(self) -> list[str]:
         """The tables that this config has cells in."""
         return [table for table, spec in self.tables.items() if any(models for _, models in self.blocks(spec))]
+
+    def figure(self, name: str) -> FigureSpec:
+        """One figure; raises InputError for one that there is not, and for one whose table lacks what it draws."""
+        if name not in self.figures:
+            raise InputError(f"{self.config.figures}: no {name!r}; figures are {', '.join(self.figures) or 'missing'}")
+        found = self.figures[name]
+        if found.table not in self.tables:
+            raise InputError(f"{self.config.figures}: {name}: its table {found.table!r} is none of {self.config.tables}")
+        found.check(self.tables[found.table])
+        return found
+
+    @cached_property
+    def own_figures(self) -> list[str]:
+        """The figures that this config has cells for: those of its own tables."""
+        return [name for name, figure in self.figures.items() if figure.table in self.own_tables]
 
     @property
     def sources(self) -> dict[str, Choice]:

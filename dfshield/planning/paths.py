@@ -27,6 +27,8 @@ DEFENCE = TRAINED + "/eval/{defence}/defence.safetensors"
 CERTIFICATES = TRAINED + "/eval/{defence}/certificates.json"
 DETECTION = TRAINED + "/eval/{defence}/detection@{threat}/detection.json"
 CHECKS = TRAINED + "/eval/{defence}/checks@{threat}/checks.json"
+FIGURES = "figures"
+FIGURE = RESULTS + "/" + FIGURES + "/{figure}.png"
 """The path grammar; Snakemake's wildcards and these fields are the same names."""
 
 

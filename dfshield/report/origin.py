@@ -30,7 +30,7 @@ from dfshield.planning.plan import Plan
 from dfshield.planning.stages import STAGES
 from dfshield.sources import trainset
 
-UNSEEN = ("synthesize", "table", "card")
+UNSEEN = ("synthesize", "table", "figure", "card")
 """Stages whose outputs are no part of the chain from a figure to its teacher: a merged set says what its shards say."""
 MADE_BY = {"merge": "synthesize", "images": "cotrain"}
 """Stages whose outputs state the options of another."""
