@@ -42,7 +42,8 @@ class FigureSpec(Options):
         needed = {"lines": ("x", "y", "series"), "scatter": ("x", "y"), "sheet": (), "heatmap": ("y", "series")}
         for key in ("x", "y", "series"):
             if (getattr(self, key) is None) == (key in needed[self.layout]):
-                raise ValueError(f"{key}: layout {self.layout} {'needs it' if key in needed[self.layout] else 'has none'}")
+                said = "needs it" if key in needed[self.layout] else "has none"
+                raise ValueError(f"{key}: layout {self.layout} {said}")
         if self.layout == "heatmap" and self.series == "method":
             raise ValueError("series: the methods of a heat map stand side by side; name dataset or model")
         return self
@@ -64,8 +65,12 @@ class FigureSpec(Options):
             raise InputError(f"{where}: x is {self.x!r}, {spec.key} sweeps {', '.join(spec.sweep) or 'nothing'}")
         if not lines and spec.sweep:
             raise InputError(f"{where}: {spec.key} sweeps {', '.join(spec.sweep)}, which only lines draw")
-        if lines and self.x == THREAT and not spec.compares_threats:
-            raise InputError(f"{where}: x is threat, and {spec.key} has one threat model; name a table of several")
+        if lines and self.x == THREAT:
+            stated = spec.evaluations
+            if stated is None or not spec.compares_threats:
+                raise InputError(f"{where}: x is threat, and {spec.key} has no evaluations at several")
+            if len({text.partition(":")[0] for text in (*stated.demo, *stated.full)}) > 1:
+                raise InputError(f"{where}: x is threat, and the evaluations of {spec.key} are in several norms")
         unknown = [name for name in self.methods if name not in {row.method for row in spec.rows}]
         if unknown:
             raise InputError(f"{where}: method {unknown[0]!r} is no row of {spec.key}")

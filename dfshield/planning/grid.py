@@ -3,8 +3,9 @@
 With the vocabularies that the rows name.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import Any
@@ -31,7 +32,7 @@ class Grid:
 
     config: Config
     tables: dict[str, TableSpec]
-    figures: dict[str, FigureSpec] = field(default_factory=dict)
+    figures: dict[str, FigureSpec] = dataclasses.field(default_factory=dict)
 
     def blocks(self, spec: TableSpec) -> list[tuple[str, tuple[str, ...]]]:
         """(data set, models) of a table: the config's among the paper's, or the config's own as a stand-in."""
@@ -106,7 +107,8 @@ class Grid:
             raise InputError(f"{self.config.figures}: no {name!r}; figures are {', '.join(self.figures) or 'missing'}")
         found = self.figures[name]
         if found.table not in self.tables:
-            raise InputError(f"{self.config.figures}: {name}: its table {found.table!r} is none of {self.config.tables}")
+            tables = self.config.tables
+            raise InputError(f"{self.config.figures}: {name}: its table {found.table!r} is none of {tables}")
         found.check(self.tables[found.table])
         return found
 

@@ -26,7 +26,6 @@ from dfshield.planning.paths import (
     FIGURE,
     FIGURES,
     HARDEN,
-    IMAGES,
     IMAGES_DIVERSITY,
     LEDGER,
     NONE,
@@ -57,8 +56,8 @@ def checked_plan(config: Config, files: Sequence[Path], home: Path, words: Seque
 
     Raises InputError, starting with the names of the files, for what cannot work: of the config, of the files that it
     names, and of the jobs of the targets among the `words` of the command line. Those are tables and figures by their
-    files, ``tables``, ``figures``, ``harden`` and ``all``, the default; other results are left to Snakemake, which says it at length. None,
-    in a job, leaves out all but the config. What those jobs leave out although they may is logged.
+    files, ``tables``, ``figures``, ``harden`` and ``all``, the default; other results are left to Snakemake, which says
+    it at length. None, in a job, leaves out all but the config. What those jobs leave out although they may is logged.
     """
     if "{" in str(home) or "}" in str(home):
         raise InputError(f"{home}: Snakemake takes braces in the workflow's own path for wildcards; rename the folder")
@@ -115,7 +114,9 @@ class Jobs:
         """
         folder, _, figure = name.rpartition("/")
         if folder == FIGURES:
-            self._add("figure", FIGURE.format(figure=figure), self.files(self.plan.figure_cells(figure)))
+            sets = [self.images(place) for _, place in self.plan.figure_sets(figure)]
+            files = self.files(self.plan.figure_cells(figure))
+            self._add("figure", FIGURE.format(figure=figure), [*files, *sets])
             return
         if name != HARDEN:
             self._add("table", TABLE.format(table=name), self.files(self.plan.cells(name)))
@@ -162,8 +163,7 @@ class Jobs:
         return self._add("diversity", place.path(DIVERSITY), [self.teacher(place), self.data(place)], place)
 
     def _diversity_of_images(self, place: Place) -> str:
-        self.student(place)
-        return self._add("diversity", place.path(IMAGES_DIVERSITY), [self.teacher(place), place.path(IMAGES)], place)
+        return self._add("diversity", place.path(IMAGES_DIVERSITY), [self.teacher(place), self.images(place)], place)
 
     def ledger(self, place: Place) -> str:
         """The ledger of an attack."""
@@ -200,6 +200,14 @@ class Jobs:
         stage = self.plan.recipe_stage(place.recipe)
         inputs = [self.teacher(place)] + ([] if stage == "cotrain" else [self.data(place)])
         return self._add(stage, path, inputs, place)
+
+    def images(self, place: Place) -> str:
+        """The images that the student at a place is trained on, those of a co-training among them."""
+        if place.source == NONE:
+            self.student(place)
+        else:
+            self.data(place)
+        return place.training_images
 
     def data(self, place: Place) -> str:
         """A training set of any kind, with the shards or the set that it is made of."""

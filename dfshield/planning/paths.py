@@ -60,6 +60,11 @@ class Place:
         """The same place but for some fields."""
         return replace(self, **changes)
 
+    @property
+    def training_images(self) -> str:
+        """The path of the images that are trained on: of a source, or those that co-training keeps."""
+        return self.path(IMAGES if self.source == NONE else DATA)
+
     @classmethod
     def of(cls, wildcards: dict[str, Any]) -> "Place":
         """The place that Snakemake's wildcards name; other wildcards are left out."""

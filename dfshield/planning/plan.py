@@ -249,6 +249,32 @@ class Plan(Settings):
             raise InputError(f"{self.config.figures}: {name}: the config has no cell of it in {spec.table}")
         return found
 
+    def figure_sets(self, name: str) -> list[tuple[str, Place]]:
+        """Methods of a figure of training images, with the places of their sets; none for another figure.
+
+        Every set comes once, of the first model and the first seed of each data set.
+        """
+        spec = self.figure(name)
+        if spec.layout != "sheet":
+            return []
+        table = self.tables[spec.table]
+        found: dict[str, tuple[str, Place]] = {}
+        rows = [row for row in self.rows(table) if not spec.methods or row.method in spec.methods]
+        self.check_rows(spec.table, rows)
+        for dataset, models in self.blocks(table):
+            for row in rows if models else ():
+                if (row.source, row.recipe) == (NONE, NONE):
+                    continue
+                threat = self.table_threats(table, dataset)[0]
+                place = self.place(
+                    dataset, models[0], source=row.source, recipe=row.recipe,
+                    train_threat=train_name(row.recipe, threat), seed=self.config.seeds[0],
+                )  # fmt: skip
+                found.setdefault(place.training_images, (row.method, place))
+        if not found:
+            raise InputError(f"{self.config.figures}: {name}: the config has no training set of {spec.table}")
+        return list(found.values())
+
     # --- models to harden --------------------------------------------------------------------------------------------
 
     def harden_cells(self, name: str) -> list[Cell]:

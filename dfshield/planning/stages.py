@@ -218,7 +218,7 @@ STAGES: dict[str, Stage] = {
     "figure": Stage(
         "draw one figure from the ledgers and records of its table, as PNG, SVG and CSV",
         "dfshield.report.figure:run",
-        code=("dfshield.report.figure:data", "dfshield.report.figure:LAYOUTS"),
+        code=("dfshield.report.figure:LAYOUTS",),
         gpu=False,
         minutes=30,
     ),

@@ -12,6 +12,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from dfshield.core.files import atomic
 
@@ -75,3 +76,38 @@ def line(
     axes.plot(x, y, label=label, **style)
     if low is not None and high is not None:
         axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
+
+
+PLACES = [(7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center")]
+PLACES += [(7, 9, "left"), (7, -9, "left"), (-7, 9, "right"), (-7, -9, "right"), (0, 20, "center"), (0, -20, "center")]
+"""Where a label may stand: points to the right of its place and above it, and its alignment; the first that is free."""
+
+
+def label(figure: Figure, panels: Sequence[tuple[Axes, Sequence[tuple[str, float, float]]]]) -> None:
+    """Write texts beside their places (text, x, y) in each panel, so that they do not cover one another or the places.
+
+    After all else is drawn, since it needs the limits of the axes.
+    """
+    figure.draw_without_rendering()
+    for axes, texts in panels:
+        taken = [_around(axes, x, y) for _, x, y in texts]
+        room = axes.get_window_extent()
+        for text, x, y in texts:
+            for right, up, align in PLACES:
+                made = axes.annotate(
+                    text, (x, y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=7.5
+                )
+                made.set_in_layout(False)
+                box = made.get_window_extent()
+                inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
+                if (inside and not box.count_overlaps(taken)) or (right, up, align) == PLACES[-1]:
+                    taken.append(box)
+                    break
+                made.remove()
+
+
+def _around(axes: Axes, x: float, y: float) -> Bbox:
+    """The box of a marker, in the display's units."""
+    right, up = axes.transData.transform((x, y))
+    half = 6.0  # pixels of the canvas, a little more than half a marker
+    return Bbox.from_extents(right - half, up - half, right + half, up + half)
