@@ -6,12 +6,14 @@ same content: no date, no random identifiers. Nothing here opens a window.
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
 from dfshield.core.files import atomic
@@ -78,36 +80,67 @@ def line(
         axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
 
 
-PLACES = [(7, 0, "left"), (-7, 0, "right"), (0, 9, "center"), (0, -9, "center")]
-PLACES += [(7, 9, "left"), (7, -9, "left"), (-7, 9, "right"), (-7, -9, "right"), (0, 20, "center"), (0, -20, "center")]
-"""Where a label may stand: points to the right of its place and above it, and its alignment; the first that is free."""
+PLACES = [
+    *[(7, 8, "left"), (7, -8, "left"), (-7, 8, "right"), (-7, -8, "right")],
+    *[(9, 0, "left"), (-9, 0, "right"), (0, 12, "center"), (0, -12, "center"), (9, 16, "left"), (9, -16, "left")],
+    *[(-9, 16, "right"), (-9, -16, "right"), (0, 24, "center"), (0, -24, "center")],
+]
+"""Where a label may stand: points to the right of its mark and above it, and its alignment; the first that is free."""
 
 
-def label(figure: Figure, panels: Sequence[tuple[Axes, Sequence[tuple[str, float, float]]]]) -> None:
-    """Write texts beside their places (text, x, y) in each panel, so that they do not cover one another or the places.
+@dataclass(frozen=True)
+class Mark:
+    """A marker with its error bars, and the text beside it; in the units of its axes."""
+
+    text: str
+    x: float
+    y: float
+    across: tuple[float, float]
+    """Ends of the horizontal bar."""
+    upright: tuple[float, float]
+    """Ends of the vertical bar."""
+
+    def boxes(self, axes: Axes) -> list[Bbox]:
+        """The boxes of marker and bars, in pixels."""
+        ends = [
+            (self.across[0], self.y),
+            (self.across[1], self.y),
+            (self.x, self.upright[0]),
+            (self.x, self.upright[1]),
+        ]
+        left, right, low, high = axes.transData.transform(ends)
+        x, y = axes.transData.transform((self.x, self.y))
+        bars = [(left[0], y - 1, right[0], y + 1), (x - 1, low[1], x + 1, high[1])]
+        return [Bbox.from_extents(*box) for box in ((x - 6, y - 6, x + 6, y + 6), *bars)]
+
+
+def label(figure: Figure, panels: Sequence[tuple[Axes, Sequence[Mark]]]) -> None:
+    """Write the texts of marks beside them, so that they cover neither one another nor a mark, if there is room.
 
     After all else is drawn, since it needs the limits of the axes.
     """
     figure.draw_without_rendering()
-    for axes, texts in panels:
-        taken = [_around(axes, x, y) for _, x, y in texts]
+    for axes, marks in panels:
+        taken = [box for mark in marks for box in mark.boxes(axes)]
         room = axes.get_window_extent()
-        for text, x, y in texts:
-            for right, up, align in PLACES:
-                made = axes.annotate(
-                    text, (x, y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=7.5
-                )
-                made.set_in_layout(False)
-                box = made.get_window_extent()
-                inside = room.x0 <= box.x0 and box.x1 <= room.x1 and room.y0 <= box.y0 and box.y1 <= room.y1
-                if (inside and not box.count_overlaps(taken)) or (right, up, align) == PLACES[-1]:
-                    taken.append(box)
-                    break
-                made.remove()
+        for mark in marks:
+            made = [_written(axes, mark, place) for place in PLACES]
+            boxes = [text.get_window_extent() for text in made]
+            inside = [room.x0 <= b.x0 and b.x1 <= room.x1 and room.y0 <= b.y0 and b.y1 <= room.y1 for b in boxes]
+            covered = [
+                box.count_overlaps(taken) + 100 * (not within) for box, within in zip(boxes, inside, strict=True)
+            ]
+            chosen = covered.index(min(covered))
+            taken.append(boxes[chosen])
+            for number, text in enumerate(made):
+                if number != chosen:
+                    text.remove()
 
 
-def _around(axes: Axes, x: float, y: float) -> Bbox:
-    """The box of a marker, in the display's units."""
-    right, up = axes.transData.transform((x, y))
-    half = 6.0  # pixels of the canvas, a little more than half a marker
-    return Bbox.from_extents(right - half, up - half, right + half, up + half)
+def _written(axes: Axes, mark: Mark, place: tuple[float, float, str]) -> Annotation:
+    right, up, align = place
+    made = axes.annotate(
+        mark.text, (mark.x, mark.y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=7.5
+    )
+    made.set_in_layout(False)
+    return made

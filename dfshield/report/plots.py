@@ -29,6 +29,8 @@ TITLES: dict[str, Callable[[str], str]] = {"dataset": dataset_title, "model": mo
 """How the fields that tell points apart are written."""
 ACROSS = 3
 """Panels side by side."""
+MOST_TICKS = 8
+"""Numbers that are written along an axis, each where a point is."""
 
 
 def title_of(name: str) -> str:
@@ -110,6 +112,7 @@ def _below(points: Sequence[Point], *more: str) -> list[str]:
 def draw_lines(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
     """A line for each of `series`, its interval as a band."""
     panels, names = _grouped(points, _fields(spec)), list(_grouped(points, [str(spec.series)]))
+    ticks, unit = _ticks(points)
     with _panels(spec, list(panels), _below(points), (3.4, 2.7), shared=True) as (figure, axes):
         for (_, own), place in zip(panels.items(), axes, strict=False):
             for name, series in _grouped(own, [str(spec.series)]).items():
@@ -117,16 +120,25 @@ def draw_lines(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
                 band = [[getattr(one, end) for one in figures] for end in ("low", "high")]
                 x = [float(str(point.x)) for point in series]
                 drawing.line(place, names.index(name), name[0], x, [one.value for one in figures], *band)
-            place.set_xlabel(X_TITLES.get(str(spec.x), GREEK.get(str(spec.x), str(spec.x))))
+            place.set_xlabel(X_TITLES.get(str(spec.x), GREEK.get(str(spec.x), str(spec.x))) + unit)
             place.label_outer()
-        ticks = {float(str(point.x)): point.tick for point in points}
-        if len(ticks) <= 8:
+        if len(ticks) <= MOST_TICKS:
             axes[0].set_xticks(list(ticks), list(ticks.values()))
         axes[0].set_ylim(bottom=0)
         for place in axes[::ACROSS]:
             place.set_ylabel(title_of(str(spec.y)))
         _legend(figure, axes, names, points, spec)
         drawing.save(figure, path)
+
+
+def _ticks(points: Sequence[Point]) -> tuple[dict[float, str], str]:
+    """What is written at each x, and the unit of it: fractions of one denominator are counted in that."""
+    texts = {float(str(point.x)): point.tick for point in points}
+    parts = {x: text.partition("/") for x, text in texts.items()}
+    denominators = {below for above, _, below in parts.values() if above != "0"}
+    if len(denominators) == 1 and denominators != {""}:
+        return {x: above for x, (above, _, _) in parts.items()}, f" in units of 1/{denominators.pop()}"
+    return texts, ""
 
 
 def _legend(
@@ -138,7 +150,7 @@ def _legend(
     }
     flags = _grouped(points, [str(spec.series)])
     labels = [f"{name[0]} {marks(flag for p in flags[name] for flag in p.flags)}".strip() for name in names]
-    figure.legend([handles[name[0]] for name in names], labels, loc="outside right upper", handlelength=3)
+    figure.legend([handles[name[0]] for name in names], labels, loc="outside right center", handlelength=3)
 
 
 def draw_scatter(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
@@ -165,12 +177,16 @@ def draw_scatter(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
             place.set_xlabel(title_of(str(spec.x)))
             place.set_ylabel(title_of(str(spec.y)))
             place.label_outer()
-        labels = [
-            [(f"{p.method}{marks(p.flags)}", p.x.value, p.y.value) for p in own if isinstance(p.x, Figure)]
-            for own in panels.values()
-        ]
-        drawing.label(figure, list(zip(axes, labels, strict=False)))
+            place.margins(0.1)
+        labelled = [[_mark(point) for point in own] for own in panels.values()]
+        drawing.label(figure, list(zip(axes, labelled, strict=False)))
         drawing.save(figure, path)
+
+
+def _mark(point: Point) -> drawing.Mark:
+    assert isinstance(point.x, Figure)
+    bars = [(f.low, f.high) if f.has_interval else (f.value, f.value) for f in (point.x, point.y)]
+    return drawing.Mark(f"{point.method}{marks(point.flags)}", point.x.value, point.y.value, *bars)
 
 
 def _error(figure: Figure) -> np.ndarray | None:

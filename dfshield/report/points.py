@@ -103,7 +103,7 @@ def lines(spec: FigureSpec, rows: Sequence[Row]) -> list[Point]:
         place = dataset, model, method
         if spec.x != THREAT:
             x = swept(variant)[SYMBOLS.get(str(spec.x), str(spec.x))]
-            found[*place, x] = Point(*place, figures[str(spec.y)], x, f"{x:g}")
+            found[*place, x] = Point(*place, figures[str(spec.y)], x, f"{x:.2g}")
             continue
         if "clean" in figures:  # the same at every threat
             found.setdefault((*place, 0.0), Point(*place, figures["clean"], 0.0, "0"))
