@@ -73,6 +73,8 @@ def checked_plan(config: Config, files: Sequence[Path], home: Path, words: Seque
         plan.check()
         plan.check_files()
         targets = [word for word in words if word in meant or PurePath(RESULTS) in PurePath(word).parents]
+        for why in plan.misfits.values() if FIGURES in targets else ():
+            log(f"{why}; it is left out")
         for target in targets or ["all"]:
             own = by_file.get(PurePath(target).parent / PurePath(target).stem)
             for name in meant.get(target, [own] if own else []):

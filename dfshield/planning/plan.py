@@ -70,8 +70,6 @@ class Plan(Settings):
         """
         for spec in self.tables.values():
             self.rows(spec)
-        for name in self.own_figures:
-            self.figure(name)
         for dataset, model in self.subjects:
             place = self.place(dataset, model)
             for stage in ("teacher", "diversity"):
