@@ -115,20 +115,18 @@ class Grid:
     @cached_property
     def own_figures(self) -> list[str]:
         """The figures that this config has cells for: those of its own tables, but for `misfits`."""
-        return [
-            name for name in self.figures if self.figures[name].table in self.own_tables and name not in self.misfits
-        ]
+        named = [name for name, figure in self.figures.items() if figure.table in self.own_tables]
+        return [name for name in named if name not in self.misfits]
 
     @cached_property
     def misfits(self) -> dict[str, str]:
-        """Why figures of the config's own tables cannot be drawn, by name: the tables may be others than they are for."""
+        """Why figures of the config's own tables cannot be drawn, by name: they may be meant for other tables."""
         found = {}
-        for name, figure in self.figures.items():
-            if figure.table in self.own_tables:
-                try:
-                    self.figure(name)
-                except InputError as error:
-                    found[name] = str(error)
+        for name in (name for name, figure in self.figures.items() if figure.table in self.own_tables):
+            try:
+                self.figure(name)
+            except InputError as error:
+                found[name] = str(error)
         return found
 
     @property

@@ -4,6 +4,7 @@ Series differ by colour, by line and by marker, so that none is needed to tell t
 same content: no date, no random identifiers. Nothing here opens a window.
 """
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -46,6 +47,11 @@ def canvas(width: float = 6.4, height: float = 4.0) -> Iterator[Figure]:
     """A figure of so many inches, in the style of the house."""
     with rc_context(STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
+
+
+def title(figure: Figure, text: str) -> None:
+    """Write the title of a whole figure, in as many lines as its width asks for."""
+    figure.suptitle(textwrap.fill(text, int(11 * figure.get_figwidth())), fontsize=11)
 
 
 def save(figure: Figure, path: Path) -> None:

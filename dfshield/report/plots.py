@@ -77,14 +77,14 @@ def _panels(
     down = math.ceil(len(keys) / across)
     width = max(across * size[0], 4.6)
     text = [line for part in below for line in textwrap.wrap(part, int(19 * width))]
-    with drawing.canvas(width, down * size[1] + 0.5 + 0.14 * len(text)) as figure:
+    with drawing.canvas(width, down * size[1] + 0.7 + 0.14 * len(text)) as figure:
         grid = figure.subplots(down, across, squeeze=False, sharex=shared, sharey=shared)
         axes = list(grid.flat)
         for key, own in zip(keys, axes, strict=False):
             own.set_title(", ".join(key))
         for unused in axes[len(keys) :]:
             unused.set_visible(False)
-        figure.suptitle(spec.title, fontsize=11)
+        drawing.title(figure, spec.title)
         if text:
             figure.supxlabel("\n".join(text), fontsize=7, x=0.01, ha="left")
         yield figure, axes

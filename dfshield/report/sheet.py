@@ -92,7 +92,7 @@ def draw(spec: FigureSpec, made: Sequence[Tile], path: Path) -> None:
     with drawing.canvas(7.0, 0.52 * sum(heights) + 0.7 * len(panels) + 0.4) as figure:
         grid = figure.subplots(len(panels), 1, squeeze=False, height_ratios=heights)
         for (key, own), axes in zip(panels.items(), grid.flat, strict=True):
-            picture, centres = _composed(own, rows[key])
+            picture, centres = composed(own, rows[key])
             axes.imshow(picture, interpolation="nearest")
             axes.grid(visible=False)
             axes.tick_params(length=0)
@@ -101,7 +101,7 @@ def draw(spec: FigureSpec, made: Sequence[Tile], path: Path) -> None:
             axes.set_yticks(centres[0], [_title(own, method) for method in rows[key]])
             axes.set_xticks(centres[1], [str(label) for label in range(len(centres[1]))])
             axes.set_xlabel("class")
-        figure.suptitle(spec.title, fontsize=11)
+        drawing.title(figure, spec.title)
         drawing.save(figure, path)
 
 
@@ -110,8 +110,11 @@ def _title(own: Sequence[Tile], method: str) -> str:
     return f"{method}{REAL.get(real, ' (real images)')}"
 
 
-def _composed(own: Sequence[Tile], methods: Sequence[str]) -> tuple[np.ndarray, tuple[list[float], list[float]]]:
-    """One picture of all tiles, and the centres of its rows and columns, in pixels."""
+def composed(own: Sequence[Tile], methods: Sequence[str]) -> tuple[np.ndarray, tuple[list[float], list[float]]]:
+    """One picture (H,W,3) uint8 of all tiles of a data set, and the centres of its rows and columns, in pixels.
+
+    Every tile is enlarged by the same whole number; what no tile covers is white.
+    """
     height, width = own[0].pixels.shape[:2]
     factor = -(-TILE // min(height, width))
     gap, columns = 4, max(tile.label for tile in own) + 1
