@@ -66,7 +66,7 @@ def check_seal(folder: Path) -> None:
     seal = folder / SEAL
     if seal.is_file() and _text(seal).strip() != digest_of(kept(folder)):
         raise InputError(
-            f"{folder / CONFIG}: it or one of {', '.join(NAMED.values())} beside it is not as the run has kept it "
+            f"{folder / CONFIG}: it, {' or '.join(NAMED.values())} beside it is not as the run has kept it "
             "(edited or damaged); start the run again, which writes them anew"
         )
 
