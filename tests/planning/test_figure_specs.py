@@ -109,8 +109,8 @@ def test_the_jobs_of_a_figure_are_those_of_its_cells() -> None:
 
 @pytest.mark.parametrize("target", ["figures", "results/figures/front.png", "results/figures/front.svg"])
 def test_what_a_figure_needs_is_checked_before_any_work(target: str) -> None:
-    config = check_config(GRID | DIGITS | {"synthesize": {"images": 300, "batch": 100}, "train": {"aggregate": 500}})
-    with pytest.raises(InputError, match=r"aggregate \(B = 500\)"):
+    config = check_config(GRID | DIGITS | {"synthesize": {"images": 100, "batch": 100}})
+    with pytest.raises(InputError, match="holdout 200 leaves 0 of "):
         checked_plan(config, [], ROOT, [target])
     assert checked_plan(config, [], ROOT, ["results/run/digits/cnn-s/seed-0/teacher.safetensors"])
 

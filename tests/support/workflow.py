@@ -21,7 +21,7 @@
 # Tables of distribution transfer: of CIFAR-10's models 1, 2 and 2, the teacher alone and behind the defence, which is
 # fitted, and 4 students on real images; 2 attacks, 1, and 5 corruptions. Original at 8/255, which is AT, is table 15's,
 # so its checks and the 2 attacks that they read come along.
-# Table epsilons: 3 models, Undefended and Ours, PGD-10 at 5 sizes; at the one of table 4 its checks come along, with the
+# Table epsilons: 3 models, Undefended and Ours, PGD-10 at 5 sizes; at that of table 4 its checks come along, with the
 # AutoAttack ledgers that they read.
 # Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
 PAPER = {
