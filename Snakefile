@@ -1,7 +1,7 @@
 # Table of contents: the config in force, the rules by stage, what can be asked for.
 #
 #   snakemake --cores all results/table4.csv                        one table (default: the digits demo)
-#   snakemake tables --cores all --configfile config/paper.yaml     every table that a config has cells in
+#   snakemake tables --cores all --configfile config/paper.yaml     every table that a config has cells in; or figures
 #   snakemake harden --cores all --configfile mine.yaml             your own models
 import sys
 from pathlib import Path
@@ -25,8 +25,7 @@ config_files = list(map(Path, workflow.overwrite_configfiles or workflow.configf
 home, main = Path(workflow.basedir), workflow.is_main_process
 try:
     settings, texts = frozen.in_force(lambda: load_configs(config, config_files, home), main)
-    words = sys.argv[1:] if main else None  # Snakemake knows its targets later
-    plan = checked_plan(settings, config_files, home, words)
+    plan = checked_plan(settings, config_files, home, sys.argv[1:] if main else None)  # Snakemake knows them later
 except InputError as error:
     sys.exit(f"snakemake: {error}")
 
@@ -56,6 +55,7 @@ include: "workflow/rules/report.smk"
 localrules:
     all,
     tables,
+    figures,
     harden,
 
 
@@ -68,6 +68,11 @@ rule all:
 rule tables:
     input:
         expand(TABLE, table=plan.own_tables),
+
+
+rule figures:
+    input:
+        expand(FIGURE, figure=plan.own_figures),
 
 
 rule harden:

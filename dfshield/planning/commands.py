@@ -253,6 +253,11 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         CODE,
     ),
     "table": (_value("table", "name of the table, such as table4"), CONFIG, TABLE_OUT),
+    "figure": (
+        _value("figure", "name of the figure, such as front"),
+        CONFIG,
+        _file("--out", "PNG to write; SVG and the drawn data, CSV, go beside it"),
+    ),
     "cost": (CONFIG, TABLE_OUT),
     "checklist": (
         _file("records", "records of robustness checks", "records", nargs="+", metavar="RECORD"),

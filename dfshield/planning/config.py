@@ -202,6 +202,8 @@ class Config(StageOverrides):
     """your own models"""
     tables: Path = Path("config/tables.yaml")
     """what each table is"""
+    figures: Path = Path("config/figures.yaml")
+    """what each figure is"""
     defaults: Path = Path("config/defaults.yaml")
     """built-in sources, recipes, protocols and defences"""
 
@@ -226,8 +228,8 @@ class Config(StageOverrides):
     def _names(self) -> "Config":
         _once(self.seeds, "seeds")
         _once([name.lower() for name in self.methods], "methods")
-        if self.name.lower() == "harden" or self.name.lower().endswith((".csv", ".md", ".tex", ".html")):
-            raise ValueError(f"name: results/{self.name} is the place of model cards or tables; choose another name")
+        if self.name.lower() in ("harden", "figures") or self.name.lower().endswith((".csv", ".md", ".tex", ".html")):
+            raise ValueError(f"name: results/{self.name} is the place of cards, figures or tables; choose another name")
         vocabularies: dict[str, Iterable[str]] = {**self.choices, "harden": self.harden}
         for where, names in vocabularies.items():
             for name in names:
@@ -334,14 +336,14 @@ def shipped(path: Path) -> Path:
 
 
 def located(values: dict[str, Any], where: str, folders: Mapping[str, Path], home: Path | None) -> dict[str, Any]:
-    """The config's values with ``tables`` and ``defaults`` where they lie.
+    """The config's values with ``tables``, ``figures`` and ``defaults`` where they lie.
 
     A relative path is sought beside the config file that states it (`folders`, by key), in the working folder, beside
     the workflow (`home`) and beside the package. A file of the working folder keeps its relative path. Raises
     InputError with the places where it was sought, for one that the config states and for the default of ``defaults``.
     """
     found = dict(values)
-    for key in ("tables", "defaults"):
+    for key in ("tables", "figures", "defaults"):
         given = values.get(key)
         if given is not None and not isinstance(given, str | Path):
             continue  # for the check of types

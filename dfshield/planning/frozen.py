@@ -1,7 +1,7 @@
 """The config that a run was started with, kept beside its results: every job follows it, whatever is edited meanwhile.
 
-It is three files in the run's folder: the config itself, overrides of the command line and all, and copies of the
-tables and of the built-in entries that it names. A fourth holds their digest.
+It is files in the run's folder: the config itself, overrides of the command line and all, and copies of the
+tables, of the figures and of the built-in entries that it names. Another holds their digest.
 """
 
 import fcntl
@@ -18,12 +18,14 @@ from dfshield.core.strict_yaml import dump
 from dfshield.planning.config import Config, check_config, shipped
 from dfshield.planning.paths import RESULTS
 
-CONFIG, TABLES, DEFAULTS = "config.yaml", "tables.yaml", "defaults.yaml"
-FILES = (CONFIG, TABLES, DEFAULTS)
+CONFIG = "config.yaml"
+NAMED = {"tables": "tables.yaml", "figures": "figures.yaml", "defaults": "defaults.yaml"}
+"""Files that a config names, by its keys, and what their copies are called."""
+FILES = (CONFIG, *NAMED.values())
 RUN = "DFSHIELD_RUN"
 """Environment variable that tells jobs the name of their run and the digest of its config."""
 SEAL = "config.sha256"
-"""File with the digest of the three: damage to one of them must not become another config."""
+"""File with the digest of them all: damage to one of them must not become another config."""
 OWNER = ".run"
 """File that says which run a folder belongs to whose path does not name it."""
 
@@ -37,12 +39,8 @@ def texts_of(config: Config) -> dict[str, str]:
     """What is kept of a config: the text of every file, by name. Raises InputError for a file that cannot be read."""
     folder = folder_of(config.name)
     values = config.model_dump(mode="json", exclude_unset=True)
-    values |= {"tables": (folder / TABLES).as_posix(), "defaults": (folder / DEFAULTS).as_posix()}
-    return {
-        CONFIG: dump(values),
-        TABLES: _text(shipped(config.tables)),
-        DEFAULTS: _text(shipped(config.defaults)),
-    }
+    values |= {key: (folder / name).as_posix() for key, name in NAMED.items()}
+    return {CONFIG: dump(values)} | {name: _text(shipped(getattr(config, key))) for key, name in NAMED.items()}
 
 
 def digest_of(texts: Mapping[str, str]) -> str:
@@ -68,8 +66,8 @@ def check_seal(folder: Path) -> None:
     seal = folder / SEAL
     if seal.is_file() and _text(seal).strip() != digest_of(kept(folder)):
         raise InputError(
-            f"{folder / CONFIG}: it, {TABLES} or {DEFAULTS} beside it is not as the run has kept it (edited or "
-            "damaged); start the run again, which writes them anew"
+            f"{folder / CONFIG}: it, {' or '.join(NAMED.values())} beside it is not as the run has kept it "
+            "(edited or damaged); start the run again, which writes them anew"
         )
 
 
@@ -131,7 +129,7 @@ def load(folder: Path) -> Config:
     values = read_yaml(folder / CONFIG)
     if not isinstance(values, dict):
         raise InputError(f"{folder / CONFIG}: is no config; start the run again, which writes it anew")
-    beside = {"tables": folder / TABLES, "defaults": folder / DEFAULTS}
+    beside = {key: folder / name for key, name in NAMED.items()}
     values |= {key: str(path) for key, path in beside.items() if path.is_file()}
     return check_config(values, str(folder / CONFIG))
 

@@ -3,6 +3,7 @@
 With the vocabularies that the rows name.
 """
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.planning.choices import VOCABULARIES, Choice
 from dfshield.planning.config import Config
+from dfshield.planning.figures import FigureSpec
 from dfshield.planning.paths import NONE, recipe_name
 from dfshield.planning.tables import GridSpec, RowSpec, TableSpec
 from dfshield.registry.metrics import metric as metric_entry
@@ -26,10 +28,11 @@ OF_STAGE = {stage: vocabulary for vocabulary, stages in VOCABULARIES.items() for
 
 @dataclass(frozen=True)
 class Grid:
-    """A config and the tables that it names."""
+    """A config with the tables and figures that it names."""
 
     config: Config
     tables: dict[str, TableSpec]
+    figures: dict[str, FigureSpec] = dataclasses.field(default_factory=dict)
 
     def blocks(self, spec: TableSpec) -> list[tuple[str, tuple[str, ...]]]:
         """(data set, models) of a table: the config's among the paper's, or the config's own as a stand-in."""
@@ -75,6 +78,10 @@ class Grid:
             return [self.config.datasets[dataset].threat]
         return list(getattr(spec.threats, self._scale(spec, dataset)))
 
+    def evaluations(self, spec: TableSpec, dataset: str) -> list[str]:
+        """Threat models that a table evaluates at, if those are not its training's; else none."""
+        return list(getattr(spec.evaluations, self._scale(spec, dataset))) if spec.evaluations else []
+
     def metric_threat(self, spec: TableSpec, dataset: str, metric: str) -> str | None:
         """The threat model that a table evaluates a metric at if that is not the one of its training."""
         own = spec.by_metric.get(metric)
@@ -93,6 +100,34 @@ class Grid:
     def own_tables(self) -> list[str]:
         """The tables that this config has cells in."""
         return [table for table, spec in self.tables.items() if any(models for _, models in self.blocks(spec))]
+
+    def figure(self, name: str) -> FigureSpec:
+        """One figure; raises InputError for one that there is not, and for one whose table lacks what it draws."""
+        if name not in self.figures:
+            raise InputError(f"{self.config.figures}: no {name!r}; figures are {', '.join(self.figures) or 'missing'}")
+        found = self.figures[name]
+        if found.table not in self.tables:
+            tables = self.config.tables
+            raise InputError(f"{self.config.figures}: {name}: its table {found.table!r} is none of {tables}")
+        found.check(self.tables[found.table])
+        return found
+
+    @cached_property
+    def own_figures(self) -> list[str]:
+        """The figures that this config has cells for: those of its own tables, but for `misfits`."""
+        named = [name for name, figure in self.figures.items() if figure.table in self.own_tables]
+        return [name for name in named if name not in self.misfits]
+
+    @cached_property
+    def misfits(self) -> dict[str, str]:
+        """Why figures of the config's own tables cannot be drawn, by name: they may be meant for other tables."""
+        found = {}
+        for name in (name for name, figure in self.figures.items() if figure.table in self.own_tables):
+            try:
+                self.figure(name)
+            except InputError as error:
+                found[name] = str(error)
+        return found
 
     @property
     def sources(self) -> dict[str, Choice]:

@@ -23,8 +23,9 @@ from dfshield.planning.paths import (
     DEFENCE,
     DETECTION,
     DIVERSITY,
+    FIGURE,
+    FIGURES,
     HARDEN,
-    IMAGES,
     IMAGES_DIVERSITY,
     LEDGER,
     NONE,
@@ -47,13 +48,18 @@ def default_tables(plan: Plan) -> list[str]:
     return ["table4"] if "table4" in plan.own_tables else plan.own_tables
 
 
+def own_figures(plan: Plan) -> list[str]:
+    """The figures that a config has cells for, as targets: ``figures/NAME``."""
+    return [f"{FIGURES}/{name}" for name in plan.own_figures]
+
+
 def checked_plan(config: Config, files: Sequence[Path], home: Path, words: Sequence[str] | None) -> Plan:
     """The plan of a config that was read from `files`; `home` is the folder of the Snakefile.
 
     Raises InputError, starting with the names of the files, for what cannot work: of the config, of the files that it
-    names, and of the jobs of the targets among the `words` of the command line. Those are tables by their files,
-    ``tables``, ``harden`` and ``all``, the default; other results are left to Snakemake, which says it at length. None,
-    in a job, leaves out all but the config. What those jobs leave out although they may is logged.
+    names, and of the jobs of the targets among the `words` of the command line. Those are tables and figures by their
+    files, ``tables``, ``figures``, ``harden`` and ``all``, the default; other results are left to Snakemake, which says
+    it at length. None, in a job, leaves out all but the config. What those jobs leave out although they may is logged.
     """
     if "{" in str(home) or "}" in str(home):
         raise InputError(f"{home}: Snakemake takes braces in the workflow's own path for wildcards; rename the folder")
@@ -61,16 +67,20 @@ def checked_plan(config: Config, files: Sequence[Path], home: Path, words: Seque
     if words is None:
         return plan
     jobs = Jobs(plan)
-    meant = {"tables": plan.own_tables, HARDEN: [HARDEN], "all": default_tables(plan) or [HARDEN]}
-    meant |= {PAGE: [*plan.own_tables, *([HARDEN] if config.harden else [])]}
+    meant = {"tables": plan.own_tables, FIGURES: own_figures(plan), HARDEN: [HARDEN]}
+    meant[PAGE] = [*plan.own_tables, *([HARDEN] if config.harden else [])]
+    meant["all"] = default_tables(plan) or [HARDEN]
+    known = [*plan.tables, *(f"{FIGURES}/{name}" for name in plan.figures)]
+    by_file = {PurePath(RESULTS) / name: name for name in known}
     try:
         plan.check()
         plan.check_files()
         targets = [word for word in words if word in meant or PurePath(RESULTS) in PurePath(word).parents]
+        for why in plan.misfits.values() if FIGURES in targets else ():
+            log(f"{why}; it is left out")
         for target in targets or ["all"]:
-            path = PurePath(target)
-            own = [path.stem] if path.parent == PurePath(RESULTS) and path.stem in plan.tables else []
-            for name in meant.get(target, own):
+            own = by_file.get(PurePath(target).parent / PurePath(target).stem)
+            for name in meant.get(target, [own] if own else []):
                 jobs.target(name)
         for path in {job.options.vgg16 for job in jobs.jobs.values() if job.stage == "diversity" and job.options.vgg16}:
             check_file(below_data(plan.config, path), "diversity.vgg16", "give the path of torchvision's weights")
@@ -89,7 +99,7 @@ class Job:
     output: str
     inputs: tuple[str, ...]
     place: Place | None = None
-    """None for a table or a model card."""
+    """None for a table or a figure."""
     options: Any = None
     share: float = 1.0
     """Share of a synthesis that a shard makes."""
@@ -103,7 +113,16 @@ class Jobs:
         self.jobs: dict[str, Job] = {}
 
     def target(self, name: str) -> None:
-        """A table by its name and all that its cells are read from, or ``harden``: the config's own models."""
+        """A table by its name and all that its cells are read from, a figure by ``figures/NAME``, or ``harden``.
+
+        The last are the config's own models.
+        """
+        folder, _, figure = name.rpartition("/")
+        if folder == FIGURES:
+            sets = [self.images(place) for _, place in self.plan.figure_sets(figure)]
+            files = self.files(self.plan.figure_cells(figure))
+            self._add("figure", FIGURE.format(figure=figure), [*files, *sets])
+            return
         if name != HARDEN:
             self._add("table", TABLE.format(table=name), self.files(self.plan.cells(name)))
             return
@@ -149,8 +168,7 @@ class Jobs:
         return self._add("diversity", place.path(DIVERSITY), [self.teacher(place), self.data(place)], place)
 
     def _diversity_of_images(self, place: Place) -> str:
-        self.student(place)
-        return self._add("diversity", place.path(IMAGES_DIVERSITY), [self.teacher(place), place.path(IMAGES)], place)
+        return self._add("diversity", place.path(IMAGES_DIVERSITY), [self.teacher(place), self.images(place)], place)
 
     def ledger(self, place: Place) -> str:
         """The ledger of an attack."""
@@ -187,6 +205,14 @@ class Jobs:
         stage = self.plan.recipe_stage(place.recipe)
         inputs = [self.teacher(place)] + ([] if stage == "cotrain" else [self.data(place)])
         return self._add(stage, path, inputs, place)
+
+    def images(self, place: Place) -> str:
+        """The images that the student at a place is trained on, those of a co-training among them."""
+        if place.source == NONE:
+            self.student(place)
+        else:
+            self.data(place)
+        return place.training_images
 
     def data(self, place: Place) -> str:
         """A training set of any kind, with the shards or the set that it is made of."""
@@ -229,7 +255,7 @@ class Jobs:
     def _add(self, stage: str, path: str, inputs: Iterable[str], place: Place | None = None, share: float = 1.0) -> str:
         if path not in self.jobs:
             options = None
-            if place is not None and stage not in ("merge", "export", "table", "card"):
+            if place is not None and stage not in ("merge", "export", "card"):
                 options = self.plan.options(stage, place)
             self.jobs[path] = Job(stage, path, tuple(dict.fromkeys(inputs)), place, options, share)
         return path

@@ -27,6 +27,8 @@ DEFENCE = TRAINED + "/eval/{defence}/defence.safetensors"
 CERTIFICATES = TRAINED + "/eval/{defence}/certificates.json"
 DETECTION = TRAINED + "/eval/{defence}/detection@{threat}/detection.json"
 CHECKS = TRAINED + "/eval/{defence}/checks@{threat}/checks.json"
+FIGURES = "figures"
+FIGURE = RESULTS + "/" + FIGURES + "/{figure}.png"
 """The path grammar; Snakemake's wildcards and these fields are the same names."""
 
 
@@ -57,6 +59,11 @@ class Place:
     def at(self, **changes: Any) -> "Place":
         """The same place but for some fields."""
         return replace(self, **changes)
+
+    @property
+    def training_images(self) -> str:
+        """The path of the images that are trained on: of a source, or those that co-training keeps."""
+        return self.path(IMAGES if self.source == NONE else DATA)
 
     @classmethod
     def of(cls, wildcards: dict[str, Any]) -> "Place":

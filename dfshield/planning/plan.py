@@ -17,6 +17,7 @@ from dfshield.planning.cells import Cell, variant
 from dfshield.planning.choices import MIXTURE
 from dfshield.planning.companions import checked_ledgers, own_surrogate
 from dfshield.planning.config import Config, shipped
+from dfshield.planning.figures import load_figures
 from dfshield.planning.inputs import check_files
 from dfshield.planning.paths import (
     CERTIFICATES,
@@ -55,10 +56,12 @@ class Plan(Settings):
 
     @classmethod
     def of(cls, config: Config) -> "Plan":
-        """The plan of a config, with the tables that it names; models to harden alone need none."""
+        """The plan of a config, with the tables and figures that it names; models to harden alone need none."""
         tables = shipped(config.tables)
         needed = config.datasets or "tables" in config.model_fields_set or tables.is_file()
-        return cls(config, load_tables(tables) if needed else {})
+        figures = shipped(config.figures)
+        drawn = "figures" in config.model_fields_set or figures.is_file()
+        return cls(config, load_tables(tables) if needed else {}, load_figures(figures) if drawn else {})
 
     def check(self) -> None:
         """Check everything that is wrong regardless of the target; raises InputError.
@@ -143,7 +146,8 @@ class Plan(Settings):
         for dataset, models in self.blocks(spec):
             cut = self.config.grid == "demo" and self.stand_in(spec)
             threats = self.table_threats(spec, dataset)
-            for threat, row, overrides in product(threats, rows, self.sweeps(spec)):
+            pairs = [(one, at) for one in threats for at in self.evaluations(spec, dataset) or [one]]
+            for (threat, at), row, overrides in product(pairs, rows, self.sweeps(spec)):
                 if row.norm and row.norm != parse_threat(threat).norm:
                     continue
                 for model in models[:1] if cut and row.models == "first" else models:
@@ -153,8 +157,8 @@ class Plan(Settings):
                             self.config.name, dataset, model, row.source, recipe, train_name(recipe, threat), seed,
                             defence=row.defence,
                         )  # fmt: skip
-                        if self._measures(metric, place, threat):
-                            found.append(self._cell(spec, place, row.method, variant(overrides), metric, threat))
+                        if self._measures(metric, place, at):
+                            found.append(self._cell(spec, place, row.method, variant(overrides), metric, at))
         if not found:
             raise InputError(f"{table}: the config's data sets and models have no cell in it; add one of {spec.paper}")
         for one, other in pairwise(sorted(found, key=_key)):
@@ -231,6 +235,47 @@ class Plan(Settings):
         if registry.ATTACKS[self.protocols[protocol_of(metric)].name].replaces:
             return ""
         return place.at(threat=threat_name(threat)).path(CHECKS)
+
+    # --- figures -----------------------------------------------------------------------------------------------------
+
+    def figure_cells(self, name: str) -> list[Cell]:
+        """The cells of its table that a figure draws; none for one of training images."""
+        spec = self.figure(name)
+        if not spec.metrics:
+            return []
+        wanted = [cell for cell in self.cells(spec.table) if cell.metric in spec.metrics]
+        found = [cell for cell in wanted if not spec.methods or cell.method in spec.methods]
+        if not found:
+            raise InputError(f"{self.config.figures}: {name}: the config has no cell of it in {spec.table}")
+        return found
+
+    def figure_sets(self, name: str) -> list[tuple[str, Place]]:
+        """Methods of a figure of training images, with the places of their sets; none for another figure.
+
+        Every set comes once, of the first model and the first seed of each data set.
+        """
+        spec = self.figure(name)
+        if spec.layout != "sheet":
+            return []
+        table = self.tables[spec.table]
+        found: dict[str, tuple[str, Place]] = {}
+        rows = [row for row in self.rows(table) if not spec.methods or row.method in spec.methods]
+        self.check_rows(spec.table, rows)
+        for dataset, models in self.blocks(table):
+            for row in rows if models else ():
+                if (row.source, row.recipe) == (NONE, NONE):
+                    continue
+                threat = self.table_threats(table, dataset)[0]
+                place = self.place(
+                    dataset, models[0], source=row.source, recipe=row.recipe,
+                    train_threat=train_name(row.recipe, threat), seed=self.config.seeds[0],
+                )  # fmt: skip
+                found.setdefault(place.training_images, (row.method, place))
+        if not found:
+            raise InputError(f"{self.config.figures}: {name}: the config has no training set of {spec.table}")
+        return list(found.values())
+
+    # --- models to harden --------------------------------------------------------------------------------------------
 
     def harden_cells(self, name: str) -> list[Cell]:
         """The figures of one hardened model by every protocol of its evaluation.

@@ -271,6 +271,7 @@ LIGHT: dict[str, Callable[[Prices, Job], float]] = {
     **dict.fromkeys(("merge", "augment", "export"), _data_size),
     "card": _model_size,
     "table": lambda prices, job: 0.0,
+    "figure": lambda prices, job: 0.0,
     "checklist": lambda prices, job: 0.0,
 }
 """Stages that compute nothing to speak of, and the bytes that their jobs write."""

@@ -53,7 +53,7 @@ class Settings(Grid):
         for spec in self.tables.values():
             for dataset, models in self.blocks(spec):
                 own = (self.metric_threat(spec, dataset, metric) for metric in spec.by_metric)
-                threats = [*self.table_threats(spec, dataset), *filter(None, own)]
+                threats = [*self.table_threats(spec, dataset), *self.evaluations(spec, dataset), *filter(None, own)]
                 for model in models:
                     found[dataset, model] += threats
         return {key: {threat_name(text): text for text in texts} for key, texts in found.items()}
@@ -76,6 +76,7 @@ class Settings(Grid):
             "protocol": list(self.protocols),
             "split": sorted({self._options("diversity", self.place(*key)).split for key in self.subjects}),
             "table": list(self.tables),
+            "figure": list(self.figures),
             "name": list(self.config.harden),
         }
 

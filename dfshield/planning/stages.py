@@ -215,6 +215,13 @@ STAGES: dict[str, Stage] = {
         gpu=False,
         minutes=30,
     ),
+    "figure": Stage(
+        "draw one figure from the ledgers and records of its table, as PNG, SVG and CSV",
+        "dfshield.report.figure:run",
+        code=("dfshield.report.figure:LAYOUTS",),
+        gpu=False,
+        minutes=30,
+    ),
     "cost": Stage(
         "say what every method of table 4 takes: seconds as measured by Snakemake, arithmetic as counted",
         "dfshield.report.cost:run",

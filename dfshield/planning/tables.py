@@ -129,6 +129,8 @@ class TableSpec(Options):
     """swept training options; a matrix has its first option along the rows, its second along the columns"""
     threats: ThreatSpec | None = None
     """threat models, for a table that compares them or has another than the data sets' own"""
+    evaluations: ThreatSpec | None = None
+    """threat models that every metric is evaluated at, whatever the training's"""
     by_metric: dict[Name, MetricThreat] = Field(default_factory=dict)
     """metrics that are evaluated at a threat model of their own"""
     metrics: tuple[Name, ...] = ()
@@ -222,13 +224,15 @@ class TableSpec(Options):
 
     @property
     def compares_threats(self) -> bool:
-        """Whether the table trains and evaluates at several threat models."""
-        return self.threats is not None and max(len(self.threats.demo), len(self.threats.full)) > 1
+        """Whether the table evaluates at several threat models."""
+        compared = self.evaluations or self.threats
+        return compared is not None and max(len(compared.demo), len(compared.full)) > 1
 
     @property
     def papers_threats(self) -> tuple[str, ...]:
-        """The threat models of the paper's own table."""
-        return self.threats.full if self.threats else tuple(filter(None, [self.paper.threat]))
+        """The threat models that the paper's own table evaluates at."""
+        stated = self.evaluations or self.threats
+        return stated.full if stated else tuple(filter(None, [self.paper.threat]))
 
     def papers_threats_of(self, metric: str) -> tuple[str, ...]:
         """The threat models that the paper evaluates a metric at."""

@@ -52,6 +52,19 @@ def page_content(plan: Plan) -> str:
     )
 
 
+def figure_files(plan: Plan, figure: str) -> list[str]:
+    """All that a figure is drawn from: evidence of its cells, and training images."""
+    sets = [place.training_images for _, place in plan.figure_sets(figure)]
+    return [*evidence(plan.figure_cells(figure)), *sets]
+
+
+def figure_content(plan: Plan, figure: str) -> str:
+    """Digest of what a figure draws, for the rerun decision: its cells, its training sets, its layout."""
+    cells = [asdict(cell) for cell in plan.figure_cells(figure)]
+    sets = [(method, asdict(place)) for method, place in plan.figure_sets(figure)]
+    return digest(cells, sets, plan.figure(figure).model_dump(mode="json"))
+
+
 def hardened_place(plan: Plan, name: str) -> Place:
     """Where the student of an entry under ``harden:`` belongs."""
     entry = plan.hardened(name)

@@ -4,14 +4,18 @@ Series differ by colour, by line and by marker, so that none is needed to tell t
 same content: no date, no random identifiers. Nothing here opens a window.
 """
 
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Annotation
+from matplotlib.transforms import Bbox
 
 from dfshield.core.files import atomic
 
@@ -46,6 +50,11 @@ def canvas(width: float = 6.4, height: float = 4.0) -> Iterator[Figure]:
     """A figure of so many inches, in the style of the house."""
     with rc_context(STYLE):
         yield Figure(figsize=(width, height), layout="constrained")
+
+
+def title(figure: Figure, text: str) -> None:
+    """Write the title of a whole figure, in as many lines as its width asks for."""
+    figure.suptitle(textwrap.fill(text, int(11 * figure.get_figwidth())), fontsize=11)
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -101,3 +110,69 @@ def shares(axes: Axes, number: int, label: str, y: Sequence[float], left: Sequen
     """Draw the part `number` of stacked horizontal bars, of the lengths `x` and starting at `left`."""
     color, hatch = COLOURS[number % len(COLOURS)], HATCHES[number % len(HATCHES)]
     axes.barh(y, x, left=left, height=0.7, label=label, color=color, hatch=hatch, edgecolor="white", linewidth=0.5)
+
+
+PLACES = [
+    *[(7, 8, "left"), (7, -8, "left"), (-7, 8, "right"), (-7, -8, "right")],
+    *[(9, 0, "left"), (-9, 0, "right"), (0, 12, "center"), (0, -12, "center"), (9, 16, "left"), (9, -16, "left")],
+    *[(-9, 16, "right"), (-9, -16, "right"), (0, 24, "center"), (0, -24, "center")],
+]
+"""Where a label may stand: points to the right of its mark and above it, and its alignment; the first that is free."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A marker with its error bars, and the text beside it; in the units of its axes."""
+
+    text: str
+    x: float
+    y: float
+    across: tuple[float, float]
+    """Ends of the horizontal bar."""
+    upright: tuple[float, float]
+    """Ends of the vertical bar."""
+
+    def boxes(self, axes: Axes) -> list[Bbox]:
+        """The boxes of marker and bars, in pixels."""
+        ends = [
+            (self.across[0], self.y),
+            (self.across[1], self.y),
+            (self.x, self.upright[0]),
+            (self.x, self.upright[1]),
+        ]
+        left, right, low, high = axes.transData.transform(ends)
+        x, y = axes.transData.transform((self.x, self.y))
+        bars = [(left[0], y - 1, right[0], y + 1), (x - 1, low[1], x + 1, high[1])]
+        return [Bbox.from_extents(*box) for box in ((x - 6, y - 6, x + 6, y + 6), *bars)]
+
+
+def label(figure: Figure, panels: Sequence[tuple[Axes, Sequence[Mark]]]) -> None:
+    """Write the texts of marks beside them, so that they cover neither one another nor a mark, if there is room.
+
+    After all else is drawn, since it needs the limits of the axes.
+    """
+    figure.draw_without_rendering()
+    for axes, marks in panels:
+        taken = [box for mark in marks for box in mark.boxes(axes)]
+        room = axes.get_window_extent()
+        for mark in marks:
+            made = [_written(axes, mark, place) for place in PLACES]
+            boxes = [text.get_window_extent() for text in made]
+            inside = [room.x0 <= b.x0 and b.x1 <= room.x1 and room.y0 <= b.y0 and b.y1 <= room.y1 for b in boxes]
+            covered = [
+                box.count_overlaps(taken) + 100 * (not within) for box, within in zip(boxes, inside, strict=True)
+            ]
+            chosen = covered.index(min(covered))
+            taken.append(boxes[chosen])
+            for number, text in enumerate(made):
+                if number != chosen:
+                    text.remove()
+
+
+def _written(axes: Axes, mark: Mark, place: tuple[float, float, str]) -> Annotation:
+    right, up, align = place
+    made = axes.annotate(
+        mark.text, (mark.x, mark.y), (right, up), textcoords="offset points", ha=align, va="center", fontsize=7.5
+    )
+    made.set_in_layout(False)
+    return made

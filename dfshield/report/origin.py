@@ -25,12 +25,12 @@ from dfshield.models.card import Card, stated_card
 from dfshield.options import StageOptions
 from dfshield.planning.cells import Cell
 from dfshield.planning.jobs import Job, Jobs
-from dfshield.planning.paths import NONE, Place
+from dfshield.planning.paths import IMAGES, NONE, Place
 from dfshield.planning.plan import Plan
 from dfshield.planning.stages import STAGES
 from dfshield.sources import trainset
 
-UNSEEN = ("synthesize", "table", "card")
+UNSEEN = ("synthesize", "table", "figure", "card")
 """Stages whose outputs are no part of the chain from a figure to its teacher: a merged set says what its shards say."""
 MADE_BY = {"merge": "synthesize", "images": "cotrain"}
 """Stages whose outputs state the options of another."""
@@ -143,6 +143,9 @@ def chain(jobs: Jobs, path: str) -> list[Job]:
     A merged set counts as made from what its shards were. The images that a co-training keeps beside its student count
     as the output of a stage ``images``.
     """
+    if kept := Place.parse(IMAGES, path):
+        own = chain(jobs, jobs.student(kept))
+        return [*own, Job("images", path, (own[0].output,), kept)]
     found = [
         replace(job, inputs=jobs.jobs[job.inputs[0]].inputs) if job.stage == "merge" else job
         for job in jobs.needed(path, STAGES.keys() - set(UNSEEN))
@@ -228,15 +231,24 @@ def broken_link(job: Job, made: Mapping[str, Origin]) -> str | None:
     return None
 
 
-def check(plan: Plan, cells: Iterable[Cell], students: Iterable[Place] = (), defended: Iterable[Place] = ()) -> None:
-    """Refuse cells, students and fits of defences whose chain, as far as it is there, is of another config or changed.
+def check(
+    plan: Plan,
+    cells: Iterable[Cell],
+    students: Iterable[Place] = (),
+    defended: Iterable[Place] = (),
+    sets: Iterable[Place] = (),
+) -> None:
+    """Refuse cells, students, fits of defences and training sets whose chain is of another config or changed.
+
+    What is not there is left out.
 
     Raises InputError naming the file, the option and both values.
     """
     jobs = Jobs(plan)
     made: dict[str, Origin] = {}
     fits = [path for place in defended for path in jobs.defence(place)]
-    for path in dict.fromkeys([*jobs.files(cells), *map(jobs.student, students), *fits]):
+    images = map(jobs.images, sets)
+    for path in dict.fromkeys([*jobs.files(cells), *map(jobs.student, students), *fits, *images]):
         for job in chain(jobs, path):
             if job.output in made or not Path(job.output).is_file():
                 continue

@@ -43,7 +43,7 @@ def test_the_wheel_hardens_in_an_empty_folder(tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = set(archive.namelist())
         archive.extractall(site)
-    assert {f"dfshield/shipped/config/{name}.yaml" for name in ("defaults", "tables")} <= names
+    assert {f"dfshield/shipped/config/{name}.yaml" for name in ("defaults", "tables", "figures")} <= names
     assert not any(name.startswith(("tests/", "workflow/")) for name in names)
     done = subprocess.run(
         [sys.executable, "-c", USE], cwd=empty, env=environment(site), capture_output=True, text=True, check=False

@@ -129,7 +129,9 @@ def of_config(path: Path) -> Any:
     config = frozen.load(path.parent)
     plan = Plan.of(config)
     tables = {name: spec.model_dump(mode="json") for name, spec in plan.tables.items()}
-    return config.model_dump(mode="json", exclude={"tables", "defaults"}), tables, repr(plan.cells("table4"))
+    figures = {name: spec.model_dump(mode="json") for name, spec in plan.figures.items()}
+    files = {"tables", "figures", "defaults"}
+    return config.model_dump(mode="json", exclude=files), tables, figures, repr(plan.cells("table4"))
 
 
 def verified(table: str) -> Callable[[Path], Any]:
@@ -178,6 +180,7 @@ ARTEFACTS = (
     Artefact("user's images (npz)", "images.npz", of_images),
     Artefact("config of the run", f"{HOME}/config.yaml", of_config),
     Artefact("tables of the run", f"{HOME}/tables.yaml", of_config),
+    Artefact("figures of the run", f"{HOME}/figures.yaml", of_config),
     Artefact("built-in entries of the run", f"{HOME}/defaults.yaml", of_config),
     Artefact("metrics", f"{HOME}/{RUN}/metrics.csv", verified("results/table4.csv")),
     *(

@@ -158,8 +158,8 @@ EDITS = {
     "loss": (
         {"training/losses.py": ("lambda2 * smooth", "lambda2 * smooth * 1.0")},
         "",
-        {"train": 11, "defend": 1, "attack": 4 + 1 + 1 + 1 + 3 + 1 + 1 + 1 + 7 + 2}
-        | {"checks": 2, "table": 25, "tables": 1},
+        {"train": 11, "defend": 1, "attack": 4 + 1 + 1 + 1 + 3 + 1 + 1 + 1 + 7 + 2 + 2}
+        | {"checks": 2, "table": 26, "tables": 1},
     ),
     # one rival's own way: its students at two sizes, their attacks and the tables that have them
     "rival": (
@@ -171,8 +171,8 @@ EDITS = {
     "default": (
         {"options/training.py": ('= 0.9\n    """SGD momentum"""', '= 0.8\n    """SGD momentum"""')},
         "",
-        {"train": 21, "defend": 1, "attack": 6 + 3 + 1 + 3 + 5 + 4 + 1 + 1 + 8 + 2}
-        | {"checks": 3, "table": 28, "tables": 1},
+        {"train": 21, "defend": 1, "attack": 6 + 3 + 1 + 3 + 5 + 4 + 1 + 1 + 8 + 2 + 2}
+        | {"checks": 3, "table": 29, "tables": 1},
     ),
     # an augmentation: the set that it makes, what is trained on it and compared
     "augmentation": (
@@ -180,12 +180,12 @@ EDITS = {
         "",
         {"augment": 1, "train": 1, "attack": 1, "diversity": 1, "table": 3, "tables": 1},
     ),
-    # a robustness check: tables 1, 3, 4, 8, 9, 10, 12, 13, 14, 15, 18, 21, 22, attacks and static-adaptive attack
-    # models of table 4
+    # a robustness check: tables 1, 3, 4, 8, 9, 10, 12, 13, 14, 15, 18, 21, 22, attacks, static-adaptive and epsilons
+    # attack models of table 4
     "check": (
         {"evaluation/checks/comparisons.py": ("POINTS = 1.0", "POINTS = 1.5")},
         "",
-        {"checks": 8, "table": 15, "tables": 1},
+        {"checks": 8, "table": 16, "tables": 1},
     ),
     "metric": (
         {"evaluation/coverage.py": ("topk(k + 1,", "topk(k + 2,")},
@@ -235,6 +235,9 @@ def built(tmp_path_factory):
             table.pop("clean_of", None)
         if "recall" in table["metrics"]:  # one augmented source and what it is made of
             table["rows"] = [row for row in table["rows"] if row["method"] in ("Base", "+ Mixup")]
+        if key == "epsilons":  # the data set's own size and another
+            table["evaluations"] = {scale: ["linf:7/16", "linf:8/16"] for scale in ("demo", "full")}
+            continue
         if key != "table4":
             table["metrics"] = [metric for metric in table["metrics"] if metric != "pgd10"]
     (folder / "config/tables.yaml").write_text(yaml.safe_dump(tables))
@@ -256,14 +259,15 @@ class TestTables:
         # table attacks: one on four models. Table static-adaptive: one on four models, one of them
         # behind a defence and one behind another, which is fitted. Table certified: one attack at each of two radii.
         # Tables of adversarial transformation: the teacher behind two fits, one attack on one and six on the other.
-        # Tables of distribution transfer: four attacks, one of them a corruption. Checks of the eight of table 4.
+        # Tables of distribution transfer: four attacks, one of them a corruption. Table epsilons: PGD-10
+        # at another size on three models. Checks of the eight of table 4.
         expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2, "public": 1}
         expected |= {"train": 3 + 3 + 1 + 3 + 5 + 1 + 1 + 1 + 1 + 1 + 1, "cotrain": 4 + 1 + 1}
         expected |= {
-            "attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1 + 9 + 4 + 2 + 1 + 6 + 4,
+            "attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1 + 9 + 4 + 2 + 1 + 6 + 4 + 3,
             "defend": 1 + 2,
         }
-        expected |= {"checks": 8, "certify": 1, "detect": 1, "table": 45, "tables": 1}
+        expected |= {"checks": 8, "certify": 1, "detect": 1, "table": 46, "tables": 1}
         assert jobs(built[1]) == expected
 
     def test_work_was_done_by_forks_of_one_process(self, built):
@@ -346,6 +350,16 @@ class TestTables:
     def test_formulas(self, built):
         assert len((built[0] / "results/table2.csv").read_text().splitlines()) == 5
 
+    def test_figures_are_drawn_from_the_files_of_the_tables(self, built):
+        folder = built[0]
+        run = snakemake(folder, "figures", package=folder / "copy")
+        assert jobs(run) == {"figure": 5, "figures": 1}
+        assert "medical-sources: metric 'pgd10' is none of table1's" in run.stderr  # which this config leaves out
+        for name in ("figure5", "epsilons", "front", "samples", "samples-medical"):
+            for suffix in (".png", ".svg", ".csv"):
+                assert (folder / f"results/figures/{name}{suffix}").stat().st_size
+        assert jobs(snakemake(folder, "figures", "-n", package=folder / "copy")) == {}
+
     @pytest.mark.parametrize("table", (*TABLES, *TRANSFER, "figure5", "losses"))
     def test_every_cell_is_traced_to_its_teacher(self, built, table):
         folder, _ = built
@@ -359,7 +373,7 @@ class TestTables:
 
     def test_config_in_force_is_kept(self, built):
         kept = yaml.safe_load((built[0] / "results/tiny/config.yaml").read_text())
-        assert kept == CONFIG | {key: f"results/tiny/{key}.yaml" for key in ("tables", "defaults")}
+        assert kept == CONFIG | {key: f"results/tiny/{key}.yaml" for key in ("tables", "figures", "defaults")}
 
     def test_a_printed_command_works_by_hand(self, built):
         folder, run = built

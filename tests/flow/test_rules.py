@@ -67,7 +67,7 @@ def test_tables_share_what_they_can(folder):
     # 9 teachers; dss for 9, fixed for 3 of SVHN and 3 of CIFAR-10, IntraQ for 1; the base recipe is one student for all
     # and of the medical sets 16 teachers, dss, public images and, but for OCT, real ones
     assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16) * 6)
-    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 37)
+    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 38)
     diversified = 15 + (15 - 6) + 3  # of CIFAR-10, table 8 has the base and the DSS row
     losses = 2 * 3 * 5  # tables 7, 16 and 17 share all; their L_DFShield row is tables 19's and 20's DSS row
     sizes = 9 + 2 * 2 * 3 * 3  # table 5, and tables 14 and 15 but for the size of table 4
@@ -143,7 +143,7 @@ def check_command(plan: Plan, job: Job, words: list[str], inputs: set[str]) -> N
         if place.dataset == HARDEN and job.stage in ("attack", "checks"):
             assert (named.pop("dataset"), a.evaluation_npz) == (None, Path("data/mine.npz"))
         assert named == {name: getattr(place, name) for name in named}
-    if job.stage not in ("table", "card"):
+    if job.stage not in ("table", "figure", "card"):
         values = [getattr(a, name) for name in FILES if getattr(a, name, None)]
         values += [pair.partition("=")[2] for pair in getattr(a, "others", None) or ()]
         files = [str(path) for value in values for path in (value if isinstance(value, list) else [value])]
@@ -200,6 +200,8 @@ TARGETS = {
     "checked": ("table9", "checked.yaml"),
     "certified": ("certified", "config/config.yaml"),
     "detection": ("detection", "config/config.yaml"),
+    "front": ("figures/front", "config/config.yaml"),
+    "samples": ("figures/samples", "config/config.yaml"),
 }
 
 
@@ -209,7 +211,8 @@ def test_every_command_works_by_hand(folder, more, target, config):
     plan = plan_of(folder, config)
     listed = Jobs(plan)
     listed.target(target)
-    path = target if target == HARDEN else f"results/{target}.csv"
+    suffix = ".png" if target.startswith("figures/") else ".csv"
+    path = target if target == HARDEN else f"results/{target}{suffix}"
     run = snakemake(folder, path, "-n", "--configfile", config, *SHOWN)
     shown = printed(run)
     assert shown.keys() == {str(log_of(output)) for output in listed.jobs}
@@ -311,6 +314,7 @@ def test_from_elsewhere(folder, tmp_path):
         ("results/demo/digits/cnn-s/none/dfshield/linf-2-16/seed-0/student.safetensors", "no data for a loss"),
         ("results/demo/digits/cnn-s/dss/seed-99/data.h5", "another seed"),
         ("results/table99.csv", "no such table"),
+        ("results/figures/figure99.png", "no such figure"),
         ("results/demo/digits/cnn-s/dss/seed-0/diversity@test.json", "another split than the config's"),
     ],
 )

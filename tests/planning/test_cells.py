@@ -152,7 +152,7 @@ def test_sizes_of_perturbations_have_students_of_their_own():
     made = plan(own)
     assert made.threats["digits", "cnn-s"] == {
         **{"linf-2-16": "linf:2/16", "l2-8-16": "l2:8/16"},
-        **{"linf-1-16": "linf:1/16", "linf-3-16": "linf:3/16"},
+        **{"linf-1-16": "linf:1/16", "linf-3-16": "linf:3/16", "linf-4-16": "linf:4/16"},
         **{"linf-1": "linf:1", "linf-5-16": "linf:5/16", "linf-5-32": "linf:5/32"},  # of single metrics
         **{f"{norm}-{radius}": f"{norm}:{radius}" for norm, radii in CERTIFIED.items() for radius in radii},
     }

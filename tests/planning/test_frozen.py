@@ -21,12 +21,12 @@ HOME = Path("results/tiny")
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(frozen.RUN, "")
-    for name in ("tables", "defaults"):
+    for name in ("tables", "figures", "defaults"):
         Path(f"{name}.yaml").write_text((ROOT / f"config/{name}.yaml").read_text())
 
 
 def values(**changes: Any) -> dict[str, Any]:
-    return TINY | {"tables": "tables.yaml", "defaults": "defaults.yaml"} | changes
+    return TINY | {name: f"{name}.yaml" for name in ("tables", "figures", "defaults")} | changes
 
 
 def config(**changes: Any) -> Config:
@@ -36,7 +36,8 @@ def config(**changes: Any) -> Config:
 def test_a_kept_config_is_the_one_that_it_was_made_of() -> None:
     frozen.keep(HOME, frozen.texts_of(config()))
     again = frozen.load(HOME)
-    assert again.model_dump(exclude={"tables", "defaults"}) == config().model_dump(exclude={"tables", "defaults"})
+    files = {"tables", "figures", "defaults"}
+    assert again.model_dump(exclude=files) == config().model_dump(exclude=files)
     assert Plan.of(again).cells("table4") == Plan.of(config()).cells("table4")
     assert frozen.kept(HOME) == frozen.texts_of(again)
 
@@ -44,12 +45,13 @@ def test_a_kept_config_is_the_one_that_it_was_made_of() -> None:
 def test_tables_and_built_in_entries_are_kept_with_it() -> None:
     frozen.keep(HOME, frozen.texts_of(config()))
     Path("tables.yaml").write_text("{}")
+    Path("figures.yaml").write_text("{}")
     Path("defaults.yaml").unlink()
     kept = Plan.of(frozen.load(HOME))
-    assert kept.tables and kept.sources
+    assert kept.tables and kept.figures and kept.sources
 
 
-@pytest.mark.parametrize("edited", ["config", "tables", "defaults"])
+@pytest.mark.parametrize("edited", ["config", "tables", "figures", "defaults"])
 def test_every_edit_is_another_config(edited: str) -> None:
     before = frozen.digest_of(frozen.texts_of(config()))
     changes: dict[str, Any] = {"seeds": [1]} if edited == "config" else {}

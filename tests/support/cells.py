@@ -26,8 +26,9 @@ def cell(ledger: Path, **changes: object) -> Cell:
 def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: int, scale: str = "demo") -> list[Cell]:
     """Cells of a table with ledgers whose accuracies differ by method, sweep and seed."""
     threats = spec.papers_threats if dataset in spec.paper.datasets else ("linf:8/255",)
-    if spec.threats and dataset not in spec.paper.datasets:
-        threats = getattr(spec.threats, scale)
+    stated = spec.evaluations or spec.threats
+    if stated and dataset not in spec.paper.datasets:
+        threats = getattr(stated, scale)
     values = product(*(getattr(sweep, scale) for sweep in spec.sweep.values()))
     settings = [dict(zip(spec.sweep, value, strict=True)) for value in values]
     found = []

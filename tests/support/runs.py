@@ -43,7 +43,7 @@ def save_data(path: Path, teacher: str, real_data: str, seed: int, options: str 
     attributes = {"teacher_sha256": teacher, "dataset": "digits", "model": "cnn-s", "source": source or path.parts[-3]}
     attributes |= {"real_data": real_data, "options": options, "seed": seed, "classes": 10, "groups": 1}  # type: ignore[dict-item]
     writer = Writer(path, attributes | {"first_group": 0, "last_group": 0}, ())
-    images = np.full((20, 8, 8, 1), 0.5, dtype=np.float32)
+    images = np.repeat(np.arange(20, dtype=np.float32) / 20, 64).reshape(20, 8, 8, 1)  # each of one grey
     writer.append(images, np.arange(20) % 10, np.zeros(20), {}, {})
     return writer.finish()
 

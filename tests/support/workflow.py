@@ -21,6 +21,8 @@
 # Tables of distribution transfer: of CIFAR-10's models 1, 2 and 2, the teacher alone and behind the defence, which is
 # fitted, and 4 students on real images; 2 attacks, 1, and 5 corruptions. 5 sizes of 2 attacks; 5 fits. Original at
 # 8/255, which is AT, is table 15's, so its checks and the 2 attacks that they read come along.
+# Table epsilons: 3 models, Undefended and Ours, PGD-10 at 5 sizes; at that of table 4 its checks come along, with the
+# AutoAttack ledgers that they read.
 # Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
 PAPER = {
     "table1": {
@@ -67,6 +69,7 @@ PAPER = {
         **{"train": 42, "attack": 84, "checks": 42, "table": 1},
     },
     "figure5": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 18, "attack": 21, "checks": 3, "table": 1},
+    "epsilons": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 3, "attack": 36, "checks": 6, "table": 1},
     "table6": {
         **{"teacher": 1, "synthesize": 18, "merge": 3, "generate": 2, "augment": 3, "diversity": 8},
         **{"train": 8, "attack": 16, "checks": 8, "table": 1},

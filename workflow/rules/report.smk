@@ -1,4 +1,6 @@
-# What a reader gets: tables, model cards of the user's own models, and all of it on one page.
+# What a reader gets: tables, figures, model cards of the user's own models, and all of it on one page.
+from dfshield.planning.paths import FIGURE
+from dfshield.report.content import figure_content, figure_files
 
 
 rule table:
@@ -28,6 +30,34 @@ rule table:
         content=lambda wildcards: table_content(plan, wildcards.table),
     shell:
         "{params.dfshield} table {wildcards.table} --config {params.config} --out {output.csv} 2>&1 | tee {log}"
+
+
+rule figure:
+    input:
+        current("figure", FIGURE),
+        lambda wildcards: usable(figure_files, plan, wildcards.figure),
+    output:
+        png=report(FIGURE, caption="../report/figure.rst", category="Figures"),
+        svg=Path(FIGURE).with_suffix(".svg"),
+        csv=Path(FIGURE).with_suffix(".csv"),
+    log:
+        log_of(FIGURE),
+    benchmark:
+        benchmark_of(FIGURE)
+    message:
+        "Figure {wildcards.figure}"
+    threads: 1
+    resources:
+        **ask("figure"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        **common("figure"),
+        config=CONFIG,
+        content=lambda wildcards: figure_content(plan, wildcards.figure),
+        caption=lambda wildcards: plan.figure(wildcards.figure).caption,
+    shell:
+        "{params.dfshield} figure {wildcards.figure} --config {params.config} --out {output.png} 2>&1 | tee {log}"
 
 
 rule cost:

@@ -1,0 +1,87 @@
+"""What each figure is: config/figures.yaml as typed specifications."""
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import model_validator
+
+from dfshield.core.errors import InputError
+from dfshield.core.files import read_yaml
+from dfshield.core.validation import Options, build
+from dfshield.options.common import Name
+from dfshield.planning.tables import TableSpec
+
+THREAT = "threat"
+"""The `x` of lines over the size of the perturbations."""
+
+
+class FigureSpec(Options):
+    """One figure: the table whose cells it draws, and how."""
+
+    name: Name = ""
+    """its key in figures.yaml"""
+    title: str
+    caption: str
+    table: Name
+    """the table that it is drawn from: its cells, its rows, its part of the config's grid"""
+    layout: Literal["lines", "scatter", "sheet", "heatmap"]
+    """lines: a metric over numbers · scatter: two metrics of every method · sheet: training images, methods below one
+    another, classes side by side · heatmap: a metric, methods side by side"""
+    x: Name | None = None
+    """of lines: a training option that the table sweeps, or ``threat``, where clean accuracy stands at ε = 0; of a
+    scatter plot: the metric along the x axis"""
+    y: Name | None = None
+    """the metric that is drawn; in a scatter plot the one along the y axis"""
+    series: Literal["dataset", "model", "method"] | None = None
+    """of lines: what a line is of; of a heat map: what its rows are of. What else differs has a panel of its own"""
+    methods: tuple[str, ...] = ()
+    """rows of the table that are drawn; none: all"""
+
+    @model_validator(mode="after")
+    def _layout_fits(self) -> "FigureSpec":
+        needed = {"lines": ("x", "y", "series"), "scatter": ("x", "y"), "sheet": (), "heatmap": ("y", "series")}
+        for key in ("x", "y", "series"):
+            if (getattr(self, key) is None) == (key in needed[self.layout]):
+                said = "needs it" if key in needed[self.layout] else "has none"
+                raise ValueError(f"{key}: layout {self.layout} {said}")
+        if self.layout == "heatmap" and self.series == "method":
+            raise ValueError("series: the methods of a heat map stand side by side; name dataset or model")
+        return self
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """The metrics of the table that are drawn."""
+        named = {"lines": ("clean", self.y) if self.x == THREAT else (self.y,), "scatter": (self.x, self.y)}
+        return tuple(filter(None, named.get(self.layout, (self.y,))))
+
+    def check(self, spec: TableSpec) -> None:
+        """Raise InputError for a table that lacks what the figure draws of it."""
+        where = f"figures: {self.name}"
+        for metric in self.metrics:
+            if metric not in spec.metrics:
+                raise InputError(f"{where}: metric {metric!r} is none of {spec.key}'s: {', '.join(spec.metrics)}")
+        lines = self.layout == "lines"
+        if lines and self.x != THREAT and list(spec.sweep) != [self.x]:
+            raise InputError(f"{where}: x is {self.x!r}, {spec.key} sweeps {', '.join(spec.sweep) or 'nothing'}")
+        if not lines and spec.sweep:
+            raise InputError(f"{where}: {spec.key} sweeps {', '.join(spec.sweep)}, which only lines draw")
+        if lines and self.x == THREAT:
+            stated = spec.evaluations
+            if stated is None or not spec.compares_threats:
+                raise InputError(f"{where}: x is threat, and {spec.key} has no evaluations at several")
+            if len({text.partition(":")[0] for text in (*stated.demo, *stated.full)}) > 1:
+                raise InputError(f"{where}: x is threat, and the evaluations of {spec.key} are in several norms")
+        unknown = [name for name in self.methods if name not in {row.method for row in spec.rows}]
+        if unknown:
+            raise InputError(f"{where}: method {unknown[0]!r} is no row of {spec.key}")
+
+
+def load_figures(path: Path) -> dict[str, FigureSpec]:
+    """Read figures.yaml: specifications by key. Raises InputError naming file, figure and key."""
+    values = read_yaml(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: must be a mapping of figure names to their specifications")
+    return {
+        str(key): build(FigureSpec, (given or {}) | {"name": str(key)}, f"{path}: {key}")
+        for key, given in values.items()
+    }

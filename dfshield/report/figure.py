@@ -1,0 +1,66 @@
+"""Stage figure: a figure as PNG and SVG, and what it draws as CSV."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dfshield.core.errors import InputError
+from dfshield.core.files import write_text
+from dfshield.planning.figures import FigureSpec
+from dfshield.report import figure_sheet, plots, points
+from dfshield.report.origin import check
+from dfshield.report.table import build
+
+if TYPE_CHECKING:
+    from dfshield.planning.plan import Plan
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One kind of figure."""
+
+    data: Callable[["Plan", FigureSpec], list[Any]]
+    """what is drawn, read from files; raises InputError for those that cannot be used"""
+    csv: Callable[[FigureSpec, list[Any]], str]
+    draw: Callable[[FigureSpec, list[Any], Path], None]
+    """writes the PNG at a path, and the SVG beside it"""
+
+
+def _measured(
+    make: Callable[[FigureSpec, Sequence[Any]], list[points.Point]], plan: "Plan", spec: FigureSpec
+) -> list[points.Point]:
+    found = make(spec, build(plan.figure_cells(spec.name)))
+    if not found:
+        raise InputError(f"figures: {spec.name}: there is nothing to draw: no cell of {spec.table} has a value")
+    return found
+
+
+def _tiles(plan: "Plan", spec: FigureSpec) -> list[figure_sheet.Tile]:
+    return figure_sheet.tiles(plan.figure_sets(spec.name))
+
+
+LAYOUTS: dict[str, Layout] = {
+    "lines": Layout(partial(_measured, points.lines), points.csv_of, plots.draw_lines),
+    "scatter": Layout(partial(_measured, points.scatter), points.csv_of, plots.draw_scatter),
+    "heatmap": Layout(partial(_measured, points.heatmap), points.csv_of, plots.draw_heatmap),
+    "sheet": Layout(_tiles, lambda spec, made: figure_sheet.csv_of(made), figure_sheet.draw),
+}
+"""How figures are made, by their layouts."""
+
+
+def run(plan: "Plan", figure: str, out: Path) -> None:
+    """Write the figure `figure` of a run to the PNG `out`, the SVG and the CSV of the drawn data beside it.
+
+    Raises InputError for an unknown figure, one that the config has no cells for, evidence that cannot be used, and
+    files that another config or another version of their inputs made; nothing is written then.
+    """
+    if out.suffix != ".png":
+        raise InputError(f"{out}: the picture is a PNG image; give a name that ends in .png")
+    spec, cells, sets = plan.figure(figure), plan.figure_cells(figure), plan.figure_sets(figure)
+    check(plan, cells, sets=[place for _, place in sets])
+    layout = LAYOUTS[spec.layout]
+    made = layout.data(plan, spec)
+    write_text(out.with_suffix(".csv"), layout.csv(spec, made))
+    layout.draw(spec, made, out)

@@ -1,0 +1,127 @@
+"""Specifications of figures: what config/figures.yaml may say, and the jobs that figures need."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import yaml
+from support.configs import GRID
+from support.snakemake import ROOT
+
+from dfshield.core.errors import InputError
+from dfshield.planning.config import check_config
+from dfshield.planning.figures import load_figures
+from dfshield.planning.jobs import Jobs, checked_plan
+from dfshield.planning.paths import LEDGER, Place
+from dfshield.planning.plan import Plan
+from dfshield.planning.tables import load_tables
+
+FILE = ROOT / "config/figures.yaml"
+SPECS = load_figures(FILE)
+TABLES = load_tables(ROOT / "config/tables.yaml")
+DIGITS = {"datasets": {"digits": {"models": ["cnn-s", "cnn-m"], "threat": "linf:2/16"}}}
+
+
+def plan(**changes: object) -> Plan:
+    return Plan.of(check_config(GRID | DIGITS | changes))
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_every_figure_fits_its_table_and_has_a_place_of_its_own(name: str) -> None:
+    SPECS[name].check(TABLES[SPECS[name].table])
+    assert name in plan().own_figures and name == SPECS[name].name
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "message"),
+    [
+        ("front", {"layout": "pie"}, "layout"),
+        ("front", {"x": None}, "x: layout scatter needs it"),
+        ("front", {"series": "model"}, "series: layout scatter has none"),
+        ("samples", {"y": "clean"}, "y: layout sheet has none"),
+        ("epsilons", {"series": None}, "series: layout lines needs it"),
+        ("medical-sources", {"series": "method"}, "name dataset or model"),
+        ("front", {"colour": "red"}, "unknown key"),
+    ],
+)
+def test_bad_specification_is_refused(tmp_path: Path, name: str, change: dict, message: str) -> None:
+    values = yaml.safe_load(FILE.read_text())[name] | change
+    (tmp_path / "figures.yaml").write_text(yaml.safe_dump({name: values}))
+    with pytest.raises(InputError, match=f"figures.yaml: {name}: .*{message}"):
+        load_figures(tmp_path / "figures.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "message"),
+    [
+        ("front", "table24", "table24 sweeps tau, which only lines draw"),
+        ("figure5", "table24", "x is 'data_share', table24 sweeps tau"),
+        ("epsilons", "table14", "x is threat, and table14 has no evaluations at several"),
+        ("medical-sources", "table11", "metric 'pgd10' is none of table11's: clean"),
+    ],
+)
+def test_a_table_that_lacks_what_a_figure_draws(name: str, table: str, message: str) -> None:
+    spec = SPECS[name].model_copy(update={"table": table})
+    with pytest.raises(InputError, match=f"figures: {name}: {message}"):
+        spec.check(TABLES[table])
+
+
+def test_a_row_that_the_table_lacks() -> None:
+    spec = SPECS["front"].model_copy(update={"methods": ("Ours", "Theirs")})
+    with pytest.raises(InputError, match="figures: front: method 'Theirs' is no row of table4"):
+        spec.check(TABLES["table4"])
+
+
+def test_sizes_at_evaluation_are_of_models_of_one_training() -> None:
+    """At every size the same student; at the size of its training the ledger of table 4."""
+    made = plan()
+    cells = [cell for cell in made.cells("epsilons") if cell.metric == "pgd10"]
+    assert {cell.threat for cell in cells} == {f"linf:{k}/16" for k in (1, 2, 3, 4)}
+    places = [Place.parse(LEDGER, cell.ledger) for cell in cells]
+    assert {(place.recipe, place.train_threat) for place in places if place} == {
+        ("none", "none"), ("dfshield", "linf-2-16"), ("plus", "linf-2-16"),
+    }  # fmt: skip
+    assert all(place and place.threat == cell.threat.replace(":", "-").replace("/", "-") for place, cell in
+               zip(places, cells, strict=True))  # fmt: skip
+    shared = {cell.ledger for cell in made.cells("table4")}
+    assert {cell.threat for cell in cells if cell.ledger in shared} == {"linf:2/16"}
+    for cell, place in zip(cells, places, strict=True):
+        assert place and made.options("attack", place).threat == cell.threat
+
+
+def test_the_jobs_of_a_figure_are_those_of_its_cells() -> None:
+    made = plan()
+    figure, table = Jobs(made), Jobs(made)
+    figure.target("figures/front")
+    table.target("table4")
+    assert figure.jobs.keys() - table.jobs.keys() == {"results/figures/front.png"}
+    lacking = table.jobs.keys() - figure.jobs.keys()  # table 4's third metric
+    assert {table.jobs[path].stage for path in lacking} == {"table"}
+    sheet = Jobs(made)
+    sheet.target("figures/samples")
+    stages = Counter(job.stage for job in sheet.jobs.values())
+    assert stages == {"teacher": 1, "synthesize": 1, "merge": 1, "export": 1, "cotrain": 4, "figure": 1}
+    inputs = sheet.jobs["results/figures/samples.png"].inputs
+    assert sorted(Path(path).name for path in inputs) == ["data.h5"] * 2 + ["images.h5"] * 4
+    assert {Place.parse("results/{run}/{dataset}/{model}/{source}/seed-{seed}/data.h5", path).source
+            for path in inputs if path.endswith("data.h5")} == {"dss", "real"}  # fmt: skip
+
+
+@pytest.mark.parametrize("target", ["figures", "results/figures/front.png", "results/figures/front.svg"])
+def test_what_a_figure_needs_is_checked_before_any_work(target: str) -> None:
+    config = check_config(GRID | DIGITS | {"synthesize": {"images": 100, "batch": 100}})
+    with pytest.raises(InputError, match="holdout 200 leaves 0 of "):
+        checked_plan(config, [], ROOT, [target])
+    assert checked_plan(config, [], ROOT, ["results/run/digits/cnn-s/seed-0/teacher.safetensors"])
+
+
+def test_a_figure_that_does_not_fit_a_configs_own_tables_is_left_out_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = yaml.safe_load((ROOT / "config/tables.yaml").read_text())
+    values["table4"]["metrics"] = ["clean", "pgd10"]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"table4": values["table4"]}))
+    config = check_config(GRID | DIGITS | {"tables": str(tmp_path / "own.yaml")})
+    made = checked_plan(config, [], ROOT, ["figures"])
+    assert made.own_figures == ["samples"]
+    assert "front: metric 'autoattack' is none of table4's: clean, pgd10; it is left out" in capsys.readouterr().err

@@ -1,0 +1,275 @@
+"""Figures from small files of a run: files, drawn data, what is refused."""
+
+import csv
+import shutil
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from xml.etree import ElementTree
+
+import h5py
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+from support import tiny
+from support.ledgers import make_ledger
+from support.runs import described, fake_run
+from support.snakemake import ROOT
+
+from dfshield import cli
+from dfshield.core.errors import InputError
+from dfshield.core.threat import parse_threat
+from dfshield.evaluation.ledger import confidence_interval, read_ledger
+from dfshield.planning.cells import swept
+from dfshield.planning.config import check_config
+from dfshield.planning.figures import load_figures
+from dfshield.planning.paths import LEDGER, Place
+from dfshield.planning.plan import Plan
+from dfshield.report import figure_sheet, plots, points
+from dfshield.report.figure import run
+from dfshield.report.table import build
+
+pytestmark = pytest.mark.slow
+CONFIG = {
+    "name": "drawn",
+    "tables": str(ROOT / "config/tables.yaml"),
+    "figures": str(ROOT / "config/figures.yaml"),
+    "datasets": {"digits": {"models": ["cnn-s"], "threat": "linf:2/16"}},
+    "seeds": [0, 1],
+}
+FIGURES = load_figures(ROOT / "config/figures.yaml")
+LAYOUTS = {"lines": "epsilons", "scatter": "front", "sheet": "samples", "heatmap": "medical-sources"}
+"""One figure of each layout."""
+
+Made = Callable[[str], tuple[Plan, Path]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("figures")
+
+
+@pytest.fixture
+def made(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Made:
+    """Makes the files of one figure and the figure itself, unless they are there."""
+    monkeypatch.chdir(folder)
+
+    def make(name: str) -> tuple[Plan, Path]:
+        plan = Plan.of(check_config(CONFIG | {"name": name}))
+        out = Path(f"results/figures/{name}.png")
+        if not out.exists():
+            fake_run(plan, plan.figure_cells(name) or plan.cells(plan.figures[name].table))
+            run(plan, name, out)
+        return plan, out
+
+    return make
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """The drawn data of a figure."""
+    with path.with_suffix(".csv").open(newline="", encoding="utf-8") as stream:
+        return list(csv.DictReader(stream))
+
+
+@pytest.mark.parametrize("name", FIGURES)
+def test_a_figure_is_a_picture_in_two_forms_and_its_data_the_same_each_time(made: Made, name: str) -> None:
+    plan, out = made(name)
+    pixels = np.asarray(Image.open(out).convert("L"))
+    assert pixels.shape[0] > 200 and pixels.shape[1] > 400
+    assert 0.005 < (pixels < 200).mean() < 0.9  # neither blank nor black
+    assert pixels[:3].min() == pixels[-2:].min() == pixels[:, :3].min() == pixels[:, -3:].min() == 255  # nothing is cut
+    tree = ElementTree.parse(out.with_suffix(".svg"))
+    assert tree.getroot().tag == "{http://www.w3.org/2000/svg}svg" and len(list(tree.iter())) > 50
+    assert len(read(out)) > 2
+    if name not in LAYOUTS.values():
+        return
+    again = Path("again") / out.name
+    run(plan, name, again)
+    for suffix in (".png", ".svg", ".csv"):
+        assert again.with_suffix(suffix).read_bytes() == out.with_suffix(suffix).read_bytes(), suffix
+
+
+def test_every_layout_is_drawn() -> None:
+    assert {FIGURES[name].layout: name for name in LAYOUTS.values()} == LAYOUTS
+
+
+def accuracies(plan: Plan, figure: str, metric: str) -> dict[tuple[str, ...], list[float]]:
+    """Accuracies in percent, counted in the ledgers of a figure's cells, by method, threat and variant, a seed each."""
+    found: dict[tuple[str, ...], list[float]] = {}
+    for cell in plan.figure_cells(figure):
+        if cell.metric == metric:
+            own = read_ledger(Path(cell.ledger))
+            right = own.clean_prediction == own.label if metric == "clean" else ~own.broken
+            found.setdefault((cell.method, cell.threat, cell.variant), []).append(100 * float(right.mean()))
+    return found
+
+
+def test_lines_over_the_size_of_perturbations(made: Made) -> None:
+    """Mean, lowest and highest of the seeds at each ε, and clean accuracy at ε = 0."""
+    plan, out = made("epsilons")
+    drawn = {(row["method"], float(row["eps"])): row for row in read(out)}
+    expected = {
+        (method, parse_threat(threat).eps): values
+        for (method, threat, _), values in accuracies(plan, "epsilons", "pgd10").items()
+    }
+    assert len(expected) == 3 * 4
+    expected |= {(method, 0.0): values for (method, _, _), values in accuracies(plan, "epsilons", "clean").items()}
+    assert {key: row["metric"] for key, row in drawn.items()} == {
+        key: "clean" if key[1] == 0 else "pgd10" for key in expected
+    }
+    for key, values in expected.items():
+        row, ends = drawn[key], (min(values), max(values))
+        assert row["value"] == f"{statistics.fmean(values):.2f}"
+        assert (row["value_low"], row["value_high"]) == tuple(f"{end:.2f}" for end in ends)
+        assert (row["interval"], row["seeds"], row["n"]) == ("seeds", "2", "200")
+    assert any(row["value_low"] < row["value_high"] for row in drawn.values())
+
+
+def test_lines_of_one_seed_have_the_interval_of_its_images(made: Made) -> None:
+    plan, out = made("figure5")  # a stand-in has its first seed
+    expected = accuracies(plan, "figure5", "autoattack")
+    drawn = {float(row["data_share"]): row for row in read(out)}
+    assert sorted(drawn) == sorted(swept(variant)["share"] for _, _, variant in expected) == [0.1, 0.25, 0.5, 1]
+    for (_, _, variant), (value,) in expected.items():
+        row = drawn[swept(variant)["share"]]
+        assert row["value"] == f"{value:.2f}" and row["interval"] == "95 %"
+        low, high = confidence_interval(round(2 * value), 200)
+        assert (row["value_low"], row["value_high"]) == (f"{low:.2f}", f"{high:.2f}")
+    drawn_points = points.lines(FIGURES["figure5"], build(plan.figure_cells("figure5")))
+    assert plots.intervals(drawn_points) == "Intervals: one seed, 95 % Wilson interval of 200 images."
+
+
+FRONT = {"Undefended": (198, 2), "DaST": (150, 50), "DFME": (150, 40), "AIT": (120, 60), "Ours": (160, 80)}
+FRONT |= {"DFARD": (160, 80), "Plus": (140, 90), "Original": (190, 120)}
+"""Images of 200 that are right without and with an attack."""
+
+
+def test_the_front_is_of_data_free_methods_that_none_exceeds_in_both(made: Made) -> None:
+    plan, _ = made("front")
+    for cell in plan.figure_cells("front"):
+        place = Place.parse(LEDGER, cell.ledger)
+        assert place
+        clean, robust = FRONT[cell.method]
+        own = read_ledger(Path(cell.ledger))
+        make_ledger(
+            Path(cell.ledger), clean, robust, protocol=place.protocol, threat=cell.threat, seed=place.seed,
+            model_sha256=own.model_sha256, real_data=own.real_data, options=described(plan, "attack", place),
+        )  # fmt: skip
+    unchecked = Plan.of(check_config(CONFIG | {"name": "front", "checked": []}))  # the checks are of other ledgers
+    run(unchecked, "front", Path("front.png"))
+    rows = {row["method"]: row for row in read(Path("front.png"))}
+    assert {method for method, row in rows.items() if row["front"] == "yes"} == {"Undefended", "Ours", "DFARD", "Plus"}
+    assert {method for method, row in rows.items() if "not-data-free" in row["flags"]} == {"Original"}
+    for method, (clean, robust) in FRONT.items():
+        assert (rows[method]["clean"], rows[method]["autoattack"]) == (f"{clean / 2:.2f}", f"{robust / 2:.2f}")
+    assert (rows["DaST"]["interval"], rows["Ours"]["interval"]) == ("95 %", "seeds")
+
+
+def test_a_sheet_shows_the_first_image_of_every_class(made: Made) -> None:
+    """The pixels of the picture are those of the file at the stated index."""
+    _, out = made("samples")
+    rows = read(out)
+    assert list(dict.fromkeys(row["method"] for row in rows)) == ["DaST", "DFME", "AIT", "DFARD", "Ours", "Original"]
+    assert {row["method"] for row in rows if row["real_data"] == "train"} == {"Original"}
+    assert [row["label"] for row in rows] == [str(label) for label in range(10)] * 6
+    for row in rows:
+        with h5py.File(row["file"]) as file:
+            assert file.attrs["content_sha256"] == row["data_sha256"]
+            assert file["labels"][int(row["index"])] == int(row["label"])
+            assert np.flatnonzero(file["labels"][()] == int(row["label"]))[0] == int(row["index"])
+    shades = {round(255 * index / 20) for index in range(10)}
+    assert shades - {0} <= set(np.unique(np.asarray(Image.open(out).convert("L"))).tolist())
+
+
+def test_a_class_without_an_image_stays_white(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    place = Place("drawn", "digits", "cnn-s", source="dss")
+    Path(place.training_images).parent.mkdir(parents=True)
+    tiny.trainset(Path(place.training_images), n=6, shape=(1, 8, 8), labels=[2, 0, 2, 0, 2, 0])
+    tiles = figure_sheet.tiles([("Ours", place)])
+    assert [(tile.label, tile.index) for tile in tiles] == [(0, 1), (2, 0)]
+    picture, (rows, columns) = figure_sheet.composed(tiles, ["Ours"])
+    assert (len(rows), len(columns)) == (1, 3)
+    size = 48  # of a tile: six times eight pixels
+    assert picture.shape == (size, 3 * size + 2 * 4, 3)
+    assert (picture[:, size : 2 * size + 8] == 255).all()
+    expected = (tiny.images(6, (1, 8, 8))[1, :, :, 0] * 255).round()
+    assert (picture[:size:6, :size:6, 0] == expected).all()
+    other = place.at(dataset="mnist")
+    Path(other.training_images).parent.mkdir(parents=True)
+    shutil.copy(place.training_images, other.training_images)
+    with pytest.raises(InputError, match=r"is of digits/cnn-s, not of mnist/cnn-s; make it again"):
+        figure_sheet.tiles([("Ours", other)])
+
+
+def test_a_heat_map_has_a_row_of_each_data_set_and_a_column_of_each_method(made: Made) -> None:
+    plan, out = made("medical-sources")
+    expected = {
+        method: statistics.fmean(values)
+        for (method, _, _), values in accuracies(plan, "medical-sources", "pgd10").items()
+    }
+    assert {row["method"]: row["pgd10"] for row in read(out)} == {m: f"{v:.2f}" for m, v in expected.items()}
+    assert {row["dataset"] for row in read(out)} == {"digits"} and len(expected) == 6
+
+
+# What is refused
+
+
+def refused(folder: Path, capsys: pytest.CaptureFixture[str], *words: str, **changes: object) -> str:
+    """The one line of a refused `dfshield figure`; nothing is written."""
+    (folder / "config.yaml").write_text(yaml.safe_dump(CONFIG | changes))
+    before = sorted(folder.rglob("*"))
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["figure", *words, "--config", "config.yaml"])
+    assert ended.value.code == 2
+    assert sorted(folder.rglob("*")) == before
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1 and lines[0].startswith("dfshield figure: ")
+    return lines[0]
+
+
+def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.chdir(tmp_path)
+    line = refused(tmp_path, capsys, "frnt", "--out", "a.png")
+    assert line.endswith("no 'frnt'; figures are figure5, epsilons, front, samples, samples-medical, medical-sources")
+    assert "front.pdf: the picture is a PNG image" in refused(tmp_path, capsys, "front", "--out", "front.pdf")
+    assert "ledger.h5" in refused(tmp_path, capsys, "front", "--out", "a.png")  # it is missing
+    assert "data.h5" in refused(tmp_path, capsys, "samples", "--out", "a.png", methods=["ours"])
+    tables = yaml.safe_load((ROOT / "config/tables.yaml").read_text())
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"table1": tables["table1"]}))
+    line = refused(tmp_path, capsys, "front", "--out", "a.png", tables="own.yaml")
+    assert "front: its table 'table4' is none of own.yaml" in line
+    tables["table4"]["metrics"] = ["clean", "pgd10"]
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"table4": tables["table4"]}))
+    line = refused(tmp_path, capsys, "front", "--out", "a.png", tables="own.yaml")
+    assert "figures: front: metric 'autoattack' is none of table4's: clean, pgd10" in line
+
+
+def test_a_figure_that_the_config_has_no_cells_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    medical = {"datasets": {"pathmnist": {"models": ["resnet18"], "threat": "linf:8/255"}}, "grid": "full"}
+    tables = yaml.safe_load((ROOT / "config/tables.yaml").read_text())
+    tables["table4"]["stands_in"] = False
+    (tmp_path / "own.yaml").write_text(yaml.safe_dump({"table4": tables["table4"]}))
+    line = refused(tmp_path, capsys, "front", "--out", "a.png", tables="own.yaml", **medical)
+    assert "table4: the config's data sets and models have no cell in it" in line
+    figures = yaml.safe_load((ROOT / "config/figures.yaml").read_text())
+    figures["front"]["methods"] = ["DaST"]
+    (tmp_path / "figures.yaml").write_text(yaml.safe_dump({"front": figures["front"]}))
+    line = refused(tmp_path, capsys, "front", "--out", "a.png", figures="figures.yaml", methods=["ours"])
+    assert "figures.yaml: front: the config has no cell of it in table4" in line
+
+
+def test_files_of_another_config_are_refused(made: Made, capsys: pytest.CaptureFixture[str]) -> None:
+    _, out = made("samples")
+    drawn = out.read_bytes()
+    other = Plan.of(check_config(CONFIG | {"name": "samples", "synthesize": {"iterations": 7}}))
+    with pytest.raises(InputError, match=r"dss/seed-0/data.h5: iterations is \d+, the config says 7; make it again"):
+        run(other, "samples", out)
+    other = Plan.of(check_config(CONFIG | {"name": "samples", "cotrain": {"kept_images": 77}}))
+    with pytest.raises(InputError, match=r"kept_images is \d+, the config says 77; make it again"):
+        run(other, "samples", out)
+    assert out.read_bytes() == drawn
