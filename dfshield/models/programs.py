@@ -5,6 +5,7 @@ same graph is then built anew around layers: `nn.BatchNorm2d` and `nn.Dropout` i
 training mode what they do there, and all tensors under the names that they had.
 """
 
+import operator
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -84,7 +85,7 @@ def _with_layers(program: Any, path: Path) -> nn.Module:
         elif node.target is aten.dropout.default:
             _put(root, f"{node.name}_layer", nn.Dropout(node.args[1]))
             made[node] = graph.call_module(f"{node.name}_layer", (made[node.args[0]],))
-        elif node.target.__class__.__name__ == "builtin_function_or_method" and isinstance(made.get(node.args[0]), tuple):
+        elif node.target is operator.getitem and isinstance(made[node.args[0]], tuple):
             made[node] = made[node.args[0]][node.args[1]]
         else:
             if node.op == "get_attr":
@@ -92,10 +93,8 @@ def _with_layers(program: Any, path: Path) -> nn.Module:
             made[node] = graph.node_copy(node, lambda other: made[other])
             if images and node.target in SIZED:
                 _free(made[node], graph, images)
-    graph.eliminate_dead_code()
-    network = fx.GraphModule(root, graph)
-    network.delete_all_unused_submodules()
-    return _without_unused(network)
+    fx.GraphModule(root, graph).graph.eliminate_dead_code()
+    return fx.GraphModule(root, graph)  # which keeps of root what the graph still names
 
 
 def _free(node: fx.Node, graph: fx.Graph, images: int) -> None:
@@ -137,14 +136,17 @@ def _attribute(module: nn.Module, target: str) -> Any:
 
 
 def _put(root: nn.Module, target: str, value: Any) -> None:
-    """Give `root` what `target` names, with modules for the folders before it; what is there stays."""
+    """Give `root` what `target` names, with modules for the folders before it.
+
+    What is there stays, but a folder gives way to the layer of its tensors.
+    """
     *folders, name = target.split(".")
     owner = root
     for folder in folders:
         if not hasattr(owner, folder):
             owner.add_module(folder, nn.Module())
         owner = getattr(owner, folder)
-    if hasattr(owner, name):
+    if hasattr(owner, name) and not (type(getattr(owner, name)) is nn.Module and isinstance(value, nn.Module)):
         return
     if isinstance(value, nn.Parameter):
         setattr(owner, name, nn.Parameter(value.detach().clone()))
@@ -153,13 +155,3 @@ def _put(root: nn.Module, target: str, value: Any) -> None:
     else:
         setattr(owner, name, value)
 
-
-def _without_unused(network: fx.GraphModule) -> fx.GraphModule:
-    """Take out tensors that only calls of BatchNorm had, which are their layer's now."""
-    used = {node.target for node in network.graph.nodes if node.op == "get_attr"}
-    layers = {node.target for node in network.graph.nodes if node.op == "call_module"}
-    for name in [*dict(network.named_parameters()), *dict(network.named_buffers())]:
-        owner, _, last = name.rpartition(".")
-        if name not in used and owner not in layers:
-            delattr(network.get_submodule(owner), last)
-    return network
