@@ -46,7 +46,8 @@ def network(file: str, input_shape: Sequence[int], sha256: str = "") -> nn.Modul
     if sha256 and found != sha256:
         raise InputError(f"{path}: is another file than the one that was hardened ({found[:12]}, not {sha256[:12]})")
     channels, height, width = input_shape
-    return copy.deepcopy(_converted(str(path.absolute()), found, (channels, height, width)))
+    made = copy.deepcopy(_converted(str(path.absolute()), found, (channels, height, width)))
+    return made.to(torch.get_default_device())  # meta, where only its size is asked for
 
 
 def kind_of(path: Path) -> str:

@@ -7,7 +7,7 @@ training mode what they do there, and all tensors under the names that they had.
 
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ def read_script(path: Path, input_shape: tuple[int, int, int]) -> tuple[nn.Modul
     with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated
         script = torch.jit.load(checked_script(path), map_location="cpu").eval()
         program = TS2EPConverter(script, (torch.zeros(2, *input_shape),)).convert()
-    return _with_layers(program, path), script, 0
+    return _with_layers(program, path, dict(script.named_parameters())), script, 0
 
 
 def read_program(path: Path, input_shape: tuple[int, int, int]) -> tuple[nn.Module, Original, int]:
@@ -63,8 +63,11 @@ def _fixed(program: Any, path: Path) -> int:
     return images if isinstance(images, int) else 0
 
 
-def _with_layers(program: Any, path: Path) -> nn.Module:
-    """The program's graph around layers with the program's tensors, as a network that trains."""
+def _with_layers(program: Any, path: Path, trained: Collection[str] = ()) -> nn.Module:
+    """The program's graph around layers with the program's tensors, as a network that trains.
+
+    `trained` names tensors that are parameters, whatever the program says.
+    """
     images = _fixed(program, path)
     flat = program.module(check_guards=False)
     root, graph = nn.Module(), fx.Graph()
@@ -89,7 +92,8 @@ def _with_layers(program: Any, path: Path) -> nn.Module:
             made[node] = made[node.args[0]][node.args[1]]
         else:
             if node.op == "get_attr":
-                _put(root, node.target, _attribute(flat, node.target))
+                value = _attribute(flat, node.target)
+                _put(root, node.target, nn.Parameter(value) if node.target in trained else value)
             made[node] = graph.node_copy(node, lambda other: made[other])
             if images and node.target in SIZED:
                 _free(made[node], graph, images)

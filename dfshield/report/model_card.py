@@ -16,6 +16,7 @@ from dfshield.planning.paths import NONE
 from dfshield.registry import metric
 from dfshield.report.checklist import card_section
 from dfshield.report.content import card_files, hardened_place, mixed_places
+from dfshield.report.form import form_section, write_form
 from dfshield.report.items import symbols
 from dfshield.report.markdown import raised
 from dfshield.report.notes import notes
@@ -60,6 +61,7 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
         if source is not None:
             with atomic(out / file) as temporary:
                 shutil.copyfile(source, temporary)
+    write_form(card, student, out)
     write_csv(out / REPORT, rows)
     write_text(out / CARD, text)
 
@@ -110,6 +112,7 @@ def model_card(
         ["## Figures", "", *_figures(rows)],
         card_section(checks) if rows else [],
         _load(card),
+        form_section(card),
         _mixed(card, mixture) if mixture else [],
         _made(card, synthesis),
     )
