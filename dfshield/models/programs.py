@@ -7,7 +7,7 @@ training mode what they do there, and all tensors under the names that they had.
 
 import operator
 import warnings
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,10 @@ from dfshield.core.errors import InputError
 from dfshield.models.archives import checked_program, checked_script
 
 aten = torch.ops.aten
-NORMS = {aten.batch_norm.default: "whole", aten._native_batch_norm_legit_no_training.default: "first"}
-"""Calls of BatchNorm, and whether they return its output or a tuple of which that is the first."""
-LAYERS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
-"""Layers by the number of axes of what they normalise."""
+WITH_TUPLE = aten._native_batch_norm_legit_no_training.default
+"""A call of BatchNorm that returns a tuple, of which the output is the first."""
+NORMS = {2: nn.BatchNorm1d, 3: nn.BatchNorm1d, 4: nn.BatchNorm2d, 5: nn.BatchNorm3d}
+"""Layers of BatchNorm by the number of axes of what they normalise."""
 SIZED = (aten.view.default, aten.reshape.default, aten._unsafe_view.default, aten.expand.default)
 """Calls whose second argument may hold the number of images."""
 Original = Callable[[Tensor], Tensor]
@@ -37,7 +37,8 @@ def read_script(path: Path, input_shape: tuple[int, int, int]) -> tuple[nn.Modul
     with warnings.catch_warnings(action="ignore"):  # TorchScript is deprecated
         script = torch.jit.load(checked_script(path), map_location="cpu").eval()
         program = TS2EPConverter(script, (torch.zeros(2, *input_shape),)).convert()
-    return _with_layers(program, path, dict(script.named_parameters())), script, 0
+    trained = dict(script.named_parameters())
+    return _with_layers(program, path, script.state_dict(), trained), script, 0
 
 
 def read_program(path: Path, input_shape: tuple[int, int, int]) -> tuple[nn.Module, Original, int]:
@@ -46,7 +47,8 @@ def read_program(path: Path, input_shape: tuple[int, int, int]) -> tuple[nn.Modu
     Raises InputError for a file that may run code, and for a program with several inputs.
     """
     program = torch.export.load(checked_program(path))
-    return _with_layers(program, path), program.module(), _fixed(program, path)
+    trained = program.graph_signature.parameters
+    return _with_layers(program, path, program.state_dict, trained), program.module(), _fixed(program, path)
 
 
 def _inputs(program: Any) -> list[fx.Node]:
@@ -63,42 +65,58 @@ def _fixed(program: Any, path: Path) -> int:
     return images if isinstance(images, int) else 0
 
 
-def _with_layers(program: Any, path: Path, trained: Collection[str] = ()) -> nn.Module:
+class Converted(nn.Module):
+    """A module of a program's tensors and layers, and the code that its graph is. Copies keep the order of both."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.code: Callable[..., Tensor]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images (N,C,H,W) to logits (N,classes)."""
+        return self.code(self, x)
+
+
+def _with_layers(program: Any, path: Path, names: Iterable[str], trained: Collection[str]) -> nn.Module:
     """The program's graph around layers with the program's tensors, as a network that trains.
 
-    `trained` names tensors that are parameters, whatever the program says.
+    `names` are those of the original's tensors in its order, `trained` are its parameters.
     """
     images = _fixed(program, path)
     flat = program.module(check_guards=False)
-    root, graph = nn.Module(), fx.Graph()
+    root, graph = Converted(), fx.Graph()
+    for name in names:
+        _owner(root, name)
     made: dict[fx.Node, Any] = {}
+
+    def argument(node: fx.Node) -> Any:
+        if node not in made:  # a tensor, which a layer may have in place of the graph
+            value = _attribute(flat, node.target)
+            _put(root, str(node.target), nn.Parameter(value) if node.target in trained else value)
+            made[node] = graph.node_copy(node)
+        return made[node]
+
     for node in flat.graph.nodes:
         if node.op == "output":
-            outputs = [made[found] for found in node.all_input_nodes]
+            outputs = [argument(found) for found in node.all_input_nodes]
             if len(outputs) != 1:
                 raise InputError(f"{path}: its network returns {len(outputs)} tensors; export one with the logits alone")
             graph.output(outputs[0])
-        elif node.op == "call_module":
-            continue  # conditions on the sizes of the inputs
-        elif node.target in NORMS and (layer := _norm(node, flat, path)) is not None:
-            name = _folder(node.args[3].target)
-            _put(root, name, layer)
-            normed = graph.call_module(name, (made[node.args[0]],))
-            made[node] = normed if NORMS[node.target] == "whole" else (normed,)
-        elif node.target is aten.dropout.default:
-            _put(root, f"{node.name}_layer", nn.Dropout(node.args[1]))
-            made[node] = graph.call_module(f"{node.name}_layer", (made[node.args[0]],))
+        elif node.op == "placeholder":
+            made[node] = graph.node_copy(node)
+        elif node.op != "call_function":
+            continue  # tensors, when they are used, and conditions on the sizes of the inputs
+        elif name := _layer(node, flat, root, path):
+            called = graph.call_module(name, (argument(node.args[0]),))
+            made[node] = (called,) if node.target is WITH_TUPLE else called
         elif node.target is operator.getitem and isinstance(made[node.args[0]], tuple):
             made[node] = made[node.args[0]][node.args[1]]
         else:
-            if node.op == "get_attr":
-                value = _attribute(flat, node.target)
-                _put(root, node.target, nn.Parameter(value) if node.target in trained else value)
-            made[node] = graph.node_copy(node, lambda other: made[other])
+            made[node] = graph.node_copy(node, argument)
             if images and node.target in SIZED:
                 _free(made[node], graph, images)
-    fx.GraphModule(root, graph).graph.eliminate_dead_code()
-    return fx.GraphModule(root, graph)  # which keeps of root what the graph still names
+    root.code = type(fx.GraphModule(root, graph)).forward
+    return root
 
 
 def _free(node: fx.Node, graph: fx.Graph, images: int) -> None:
@@ -111,27 +129,83 @@ def _free(node: fx.Node, graph: fx.Graph, images: int) -> None:
         node.args = (node.args[0], [count, *sizes[1:]], *node.args[2:])
 
 
-def _norm(node: fx.Node, flat: fx.GraphModule, path: Path) -> nn.Module | None:
-    """The layer that a call of BatchNorm is; None where its statistics are no tensors of the file."""
-    arguments = list(node.args)
-    tensors = [arg for arg in arguments[1:5] if arg is not None]
-    if arguments[3] is None or any(not isinstance(arg, fx.Node) or arg.op != "get_attr" for arg in tensors):
-        return None
-    momentum, eps = arguments[-3:-1] if node.target is aten.batch_norm.default else arguments[-2:]
-    if node.target is aten.batch_norm.default and arguments[5]:
+def _layer(node: fx.Node, flat: fx.GraphModule, root: nn.Module, path: Path) -> str:
+    """The name of the layer of `root` that a call is, made where it is not there; empty for a call that stays one."""
+    kind = BUILDERS.get(node.target)
+    if kind is None:
+        return ""
+    values = {argument.name: argument.default_value for argument in node.target._schema.arguments}
+    values |= dict(zip(values, node.args, strict=False)) | node.kwargs
+    if values.get("training") is True:
         raise InputError(f"{path}: was exported in training mode; call model.eval() and export it again")
-    scale, shift, mean, variance = (None if arg is None else _attribute(flat, arg.target) for arg in arguments[1:5])
-    kind = LAYERS[arguments[0].meta["val"].ndim]
-    layer = kind(len(mean), eps=eps, momentum=momentum, affine=scale is not None, dtype=mean.dtype)
-    layer.running_mean, layer.running_var = mean.detach().clone(), variance.detach().clone()
-    if scale is not None:
-        layer.weight, layer.bias = (nn.Parameter(value.detach().clone()) for value in (scale, shift))
+    sources = {name: values[name] for name in TENSORS if values.get(name) is not None}
+    if any(not isinstance(source, fx.Node) or source.op != "get_attr" for source in sources.values()):
+        return ""
+    tensors = {name: _attribute(flat, str(source.target)) for name, source in sources.items()}
+    layer = kind(values, tensors)
+    if layer is None:
+        return ""
+    for name, tensor in tensors.items():
+        value = tensor.detach().clone()
+        setattr(layer, name, value if name.startswith("running") else nn.Parameter(value))
+    own = {str(source.target).rpartition(".")[0] for source in sources.values()}
+    as_named = all(str(source.target).rpartition(".")[2] == name for name, source in sources.items())
+    folder = own.pop() if len(own) == 1 and as_named else ""
+    place, last = _owner(root, folder or f"{node.name}_layer")
+    there = getattr(place, last, None)
+    if there is not None and repr(there) == repr(layer):
+        return folder
+    if there is not None and (type(there) is not nn.Module or any(there.state_dict()) or any(there.children())):
+        return ""  # the tensors are something else's, too
+    place.add_module(last, layer)
+    return folder or last
+
+
+TENSORS = ("weight", "bias", "running_mean", "running_var")
+"""What layers have of a program's tensors, by PyTorch's names, which are the operators' too."""
+
+
+def _batch_norm(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    if "running_mean" not in tensors or "running_var" not in tensors:
+        return None
+    kind, mean = NORMS[values["input"].meta["val"].ndim], tensors["running_mean"]
+    affine = "weight" in tensors
+    layer: nn.Module = kind(len(mean), eps=values["eps"], momentum=values["momentum"], affine=affine, dtype=mean.dtype)
     return layer
 
 
-def _folder(target: str) -> str:
-    """The module's name of a tensor's name."""
-    return target.rpartition(".")[0] or f"{target}_layer"
+def _convolution(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    weight = tensors.get("weight")
+    if weight is None or weight.ndim != 4 or values.get("transposed"):
+        return None
+    groups, sizes = values["groups"], {name: _pair(values[name]) for name in ("stride", "padding", "dilation")}
+    out, channels, *kernel = weight.shape
+    return nn.Conv2d(channels * groups, out, tuple(kernel), groups=groups, bias="bias" in tensors, **sizes)
+
+
+def _pair(value: Any) -> Any:
+    return value if isinstance(value, str) else tuple(value) * (2 // len(value)) if len(value) else (0, 0)
+
+
+def _linear(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    weight = tensors.get("weight")
+    return None if weight is None else nn.Linear(weight.shape[1], weight.shape[0], bias="bias" in tensors)
+
+
+def _dropout(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn.Module | None:
+    return nn.Dropout(values["p"])
+
+
+BUILDERS: dict[Any, Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Module | None]] = {
+    aten.batch_norm.default: _batch_norm,
+    WITH_TUPLE: _batch_norm,
+    aten.conv2d.default: _convolution,
+    aten.conv2d.padding: _convolution,
+    aten.convolution.default: _convolution,
+    aten.linear.default: _linear,
+    aten.dropout.default: _dropout,
+}
+"""Layers of operators, from their values and tensors; None where the operator stays."""
 
 
 def _attribute(module: nn.Module, target: str) -> Any:
@@ -139,23 +213,24 @@ def _attribute(module: nn.Module, target: str) -> Any:
     return getattr(module.get_submodule(owner), name)
 
 
-def _put(root: nn.Module, target: str, value: Any) -> None:
-    """Give `root` what `target` names, with modules for the folders before it.
-
-    What is there stays, but a folder gives way to the layer of its tensors.
-    """
+def _owner(root: nn.Module, target: str) -> tuple[nn.Module, str]:
+    """The module of a dotted name, made where it is not there, and the last part of the name."""
     *folders, name = target.split(".")
-    owner = root
     for folder in folders:
-        if not hasattr(owner, folder):
-            owner.add_module(folder, nn.Module())
-        owner = getattr(owner, folder)
-    if hasattr(owner, name) and not (type(getattr(owner, name)) is nn.Module and isinstance(value, nn.Module)):
+        if not hasattr(root, folder):
+            root.add_module(folder, nn.Module())
+        root = getattr(root, folder)
+    return root, name
+
+
+def _put(root: nn.Module, target: str, value: Any) -> None:
+    """Give `root` a copy of the tensor that `target` names, unless it is there."""
+    owner, name = _owner(root, target)
+    if hasattr(owner, name):
         return
     if isinstance(value, nn.Parameter):
-        setattr(owner, name, nn.Parameter(value.detach().clone()))
+        owner.register_parameter(name, nn.Parameter(value.detach().clone()))
     elif isinstance(value, Tensor):
         owner.register_buffer(name, value.detach().clone())
     else:
         setattr(owner, name, value)
-
