@@ -91,7 +91,7 @@ def _with_layers(program: Any, path: Path, names: Iterable[str], trained: Collec
 
     def argument(node: fx.Node) -> Any:
         if node not in made:  # a tensor, which a layer may have in place of the graph
-            value = _attribute(flat, node.target)
+            value = _attribute(flat, str(node.target))
             _put(root, str(node.target), nn.Parameter(value) if node.target in trained else value)
             made[node] = graph.node_copy(node)
         return made[node]
@@ -100,7 +100,9 @@ def _with_layers(program: Any, path: Path, names: Iterable[str], trained: Collec
         if node.op == "output":
             outputs = [argument(found) for found in node.all_input_nodes]
             if len(outputs) != 1:
-                raise InputError(f"{path}: its network returns {len(outputs)} tensors; export one with the logits alone")
+                raise InputError(
+                    f"{path}: its network returns {len(outputs)} tensors; export one with the logits alone"
+                )
             graph.output(outputs[0])
         elif node.op == "placeholder":
             made[node] = graph.node_copy(node)
@@ -134,7 +136,7 @@ def _layer(node: fx.Node, flat: fx.GraphModule, root: nn.Module, path: Path) -> 
     kind = BUILDERS.get(node.target)
     if kind is None:
         return ""
-    values = {argument.name: argument.default_value for argument in node.target._schema.arguments}
+    values = {argument.name: argument.default_value for argument in node.target._schema.arguments}  # type: ignore[union-attr]
     values |= dict(zip(values, node.args, strict=False)) | node.kwargs
     if values.get("training") is True:
         raise InputError(f"{path}: was exported in training mode; call model.eval() and export it again")
@@ -179,8 +181,8 @@ def _convolution(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> nn
     if weight is None or weight.ndim != 4 or values.get("transposed"):
         return None
     groups, sizes = values["groups"], {name: _pair(values[name]) for name in ("stride", "padding", "dilation")}
-    out, channels, *kernel = weight.shape
-    return nn.Conv2d(channels * groups, out, tuple(kernel), groups=groups, bias="bias" in tensors, **sizes)
+    out, channels, height, width = weight.shape
+    return nn.Conv2d(channels * groups, out, (height, width), groups=groups, bias="bias" in tensors, **sizes)
 
 
 def _pair(value: Any) -> Any:

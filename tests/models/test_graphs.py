@@ -1,5 +1,7 @@
 """Networks in one file with their graph: TorchScript, exported programs, ONNX; and folders of transformers and timm."""
 
+import contextlib
+import copy
 import io
 import json
 import sys
@@ -86,11 +88,11 @@ def write(net, path, shape=SMALL, count=2, free=True):
 class TestOneNetworkInEveryForm:
     """The registry's resnet20 as a file of each kind."""
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def original(self):
         return with_statistics(build_network("resnet20", SHAPE, 10))
 
-    @pytest.fixture(scope="class")
+    @pytest.fixture
     def images(self):
         return torch.rand((200, *SHAPE), generator=torch.Generator().manual_seed(1))
 
@@ -114,7 +116,7 @@ class TestOneNetworkInEveryForm:
         ("name", "exact"), [("trace.pt", True), ("net.pt2", True), ("fixed.pt2", True), ("net.onnx", False)]
     )
     def test_two_steps_of_synthesis_are_the_same(self, torchvision, original, tmp_path, name, exact):
-        """ONNX has the layers in the order of its nodes, whose losses are summed in that order, and no ReLU in place."""
+        """ONNX has the layers, and so the sum of their losses, in the order of its nodes."""
         path = write(original, tmp_path / name, SHAPE, 2, name != "fixed.pt2")
         found, expected = (synthetic(one) for one in (network(str(path), SHAPE), original))
         assert torch.equal(found, expected) if exact else torch.allclose(found, expected, atol=2e-2)
@@ -122,9 +124,9 @@ class TestOneNetworkInEveryForm:
 
 
 def synthetic(net):
-    """Images after two steps of synthesis."""
+    """Images after two steps of synthesis by a copy of a network."""
     options = Inversion(images=4, batch=4, iterations=2, storage="float32", threads=1, device="cpu")
-    model = Classifier(net, (0.5,) * 3, (0.25,) * 3).eval()
+    model = Classifier(copy.deepcopy(net), (0.5,) * 3, (0.25,) * 3).eval()
     return torch.from_numpy(ModelInversion(model, SHAPE, 10, options).group(0)["images"])
 
 
@@ -180,7 +182,7 @@ def test_a_number_of_images_that_cannot_be_freed_is_refused(tmp_path, net):
 
     made = with_statistics(Fixed())
     path = write(made, tmp_path / "fixed.pt2", SMALL, 2, False)
-    with pytest.raises(InputError, match="it was exported for 2; export it with a free number|cannot be converted"):
+    with pytest.raises(InputError, match=r"it was exported for 2; export it with a free number|cannot be converted"):
         network(str(path), SMALL)
 
 
@@ -297,7 +299,8 @@ def test_pickles_in_a_program_are_never_unpickled(net, tmp_path):
     with pytest.raises(InputError, match="sample inputs hold more than tensors"):
         network(str(path), SMALL)
     assert not mark.exists()
-    torch.export.load(str(path))  # which is why
+    with contextlib.suppress(Exception):
+        torch.export.load(str(path))  # which is why
     assert mark.exists()
 
 
