@@ -55,12 +55,12 @@ def checked_script(path: Path) -> io.BytesIO:
     """The bytes of a TorchScript archive that runs nothing when it is loaded; raises InputError for another."""
     content, files = _read(path)
     for name, code in files.items():
-        if name.startswith("code/") and name.endswith(".py"):
-            if found := _CODE.search(code.decode("utf-8", "replace")):
-                raise InputError(
-                    f"{path}: its TorchScript has {found[0]!r} ({name}), which may run code or touch files and is "
-                    "never loaded; save its state_dict() and give the factory of its network"
-                )
+        is_code = name.startswith("code/") and name.endswith(".py")
+        if is_code and (found := _CODE.search(code.decode("utf-8", "replace"))):
+            raise InputError(
+                f"{path}: its TorchScript has {found[0]!r} ({name}), which may run code or touch files and is "
+                "never loaded; save its state_dict() and give the factory of its network"
+            )
     return content
 
 

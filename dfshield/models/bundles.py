@@ -12,7 +12,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.hashing import sha256_file
 
 GRAPH = "dfshield.models.graphs:network"
-"""The factory of an ONNX graph, a TorchScript archive, a program of ``torch.export``: weights and network in one file."""
+"""The factory of an ONNX graph, a TorchScript archive, a program of ``torch.export``: one file for all."""
 HUB = "dfshield.models.hubs:network"
 """The factory of a folder with ``config.json`` and weights, as transformers and timm write it."""
 PLACES = {GRAPH: "file", HUB: "folder"}
