@@ -73,7 +73,7 @@ FOREIGN = {
     "whole model": (lambda p: torch.save(nn.Linear(2, 2), p), "Python objects besides tensors"),
     "script": (
         script,
-        r"TorchScript archive, .*give it without a factory, or .*torch.save\(torch.jit.load\('weights.pth'\).state_dict\(\), ",
+        r"TorchScript .*a factory, or .*torch.save\(torch.jit.load\('weights.pth'\).state_dict\(\), ",
     ),
     "truncated": (halve, "damaged or not a PyTorch file"),
     "text": (lambda p: p.write_text("hello"), "damaged or not a PyTorch file"),
