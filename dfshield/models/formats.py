@@ -39,7 +39,7 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\xfd7zXZ", "compressed by xz", "unpack it first"),
 )
 """Beginnings of files that are no weights for PyTorch: what they are, and the remedy."""
-BRINGS = "it brings its network, so give it without a factory"
+BRINGS = "it brings its network, so give it without a factory, or save the PyTorch network's state_dict()"
 """The remedy for files that are more than weights."""
 NAMED: tuple[tuple[str, str, str], ...] = (
     (r"\.onnx", "an ONNX graph", BRINGS),
@@ -156,7 +156,8 @@ def _zipped(path: Path) -> list[tuple[str, str]]:
         return [
             (
                 "a TorchScript archive",
-                f"{BRINGS}, or save its state: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')",
+                "it brings its network, so give it without a factory, or save its state: "
+                f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')",
             )
         ]
     if "models/model.json" in tails:

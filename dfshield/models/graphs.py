@@ -90,7 +90,7 @@ def _reader(kind: str) -> Callable[[Path, tuple[int, int, int]], tuple[nn.Module
         from dfshield.models.onnx_file import read_onnx
 
         return read_onnx
-    from dfshield.models.programs import read_program, read_script
+    from dfshield.models.exported import read_program, read_script
 
     return {SCRIPT: read_script, PROGRAM: read_program}[kind]
 

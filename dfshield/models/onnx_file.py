@@ -89,7 +89,10 @@ def _prepared(model: Any, images: int) -> Any:
         for attribute in [found for found in node.attribute if found.name == "allowzero"]:
             node.attribute.remove(attribute)
     if next(found.version for found in ready.opset_import if found.domain in ("", "ai.onnx")) > OPSET:
-        ready = version_converter.convert_version(ready, OPSET)
+        try:
+            ready = version_converter.convert_version(ready, OPSET)
+        except RuntimeError:  # newer versions mostly take more types; whether it is right, the comparison says
+            next(found for found in ready.opset_import if found.domain in ("", "ai.onnx")).version = OPSET
     return shape_inference.infer_shapes(ready)
 
 

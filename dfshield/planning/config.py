@@ -121,8 +121,7 @@ class HardenConfig(StageOverrides):
     """A user's own model."""
 
     factory: Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")] | None = None
-    """package.module:function or path/to/file.py:function that returns the network, without a normalisation layer; none
-    for weights that bring their network: an ONNX graph, TorchScript, .pt2, or a folder of transformers or timm"""
+    """package.module:function or path/to/file.py:function that returns the network; none if its file brings it along"""
     arguments: dict[str, Any] = {}
     """keyword arguments of the factory"""
     weights: Path

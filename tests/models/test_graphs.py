@@ -167,10 +167,10 @@ def test_each_call_gives_a_network_of_its_own(net, tmp_path):
 
 
 def test_what_answers_otherwise_is_refused(torchvision, net, tmp_path, monkeypatch):
-    from dfshield.models import programs
+    from dfshield.models import exported
 
     path = write(net, tmp_path / "net.pt2")
-    monkeypatch.setitem(programs.BUILDERS, torch.ops.aten.relu.default, lambda values, tensors: nn.Identity())
+    monkeypatch.setitem(exported.BUILDERS, torch.ops.aten.relu.default, lambda values, tensors: nn.Identity())
     with pytest.raises(InputError, match=r"answers otherwise than the file, for 1 images: logits differ by"):
         network(str(path), SMALL)
 
