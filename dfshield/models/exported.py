@@ -203,6 +203,7 @@ BUILDERS: dict[Any, Callable[[Mapping[str, Any], Mapping[str, Tensor]], nn.Modul
     WITH_TUPLE: _batch_norm,
     aten.conv2d.default: _convolution,
     aten.conv2d.padding: _convolution,
+    aten._convolution_mode.default: _convolution,
     aten.convolution.default: _convolution,
     aten.linear.default: _linear,
     aten.dropout.default: _dropout,
