@@ -93,7 +93,21 @@ def _prepared(model: Any, images: int) -> Any:
             ready = version_converter.convert_version(ready, OPSET)
         except RuntimeError:  # newer versions mostly take more types; whether it is right, the comparison says
             next(found for found in ready.opset_import if found.domain in ("", "ai.onnx")).version = OPSET
+            _axes_as_attributes(ready)
     return shape_inference.infer_shapes(ready)
+
+
+def _axes_as_attributes(model: Any) -> None:
+    """Give reductions their axes as they were given before opset 18, in place."""
+    from onnx import helper, numpy_helper
+
+    weights = {value.name: value for value in model.graph.initializer}
+    for node in model.graph.node:
+        reduces = node.op_type.startswith("Reduce") and node.op_type != "ReduceSum"
+        if reduces and len(node.input) == 2 and node.input[1] in weights:
+            axes = numpy_helper.to_array(weights[node.input[1]]).tolist()
+            del node.input[1]
+            node.attribute.append(helper.make_attribute("axes", axes))
 
 
 def _free(model: Any, images: int) -> None:
