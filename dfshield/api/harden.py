@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from dfshield.api import from_files
 from dfshield.api.images import as_arrays
 from dfshield.api.load import load
 from dfshield.api.minutes import BATCH, chosen, measured
@@ -22,8 +23,6 @@ from dfshield.core.files import atomic
 from dfshield.core.threat import parse_threat
 from dfshield.models import given
 from dfshield.models.card import GIVEN
-from dfshield.models.user_code import call_factory
-from dfshield.models.weights import load_weights
 from dfshield.planning import frozen
 from dfshield.planning.config import check_config
 from dfshield.planning.jobs import CARD, PAGE
@@ -76,11 +75,13 @@ class Hardened:
 
 
 def harden(
-    model: nn.Module,
-    input_shape: Sequence[int],
+    model: nn.Module | str | Path,
+    input_shape: Sequence[int] | None,
     threat: str,
     minutes: float = 40,
     *,
+    factory: str | None = None,
+    arguments: Mapping[str, Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     evaluation: Evaluation | None = None,
@@ -93,7 +94,12 @@ def harden(
 ) -> Hardened:
     """Harden a copy of `model` against perturbations within `threat`, without its training data (DataFreeShield).
 
-    `model` takes images (N,*input_shape), normalised by `mean` and `std` of its channels, and returns logits
+    `model` is a network, or the path of one in files: weights for the network of a `factory`
+    (``package.module:function`` or ``file.py:function``, called with `arguments`), or what brings its network: an ONNX
+    graph, a TorchScript archive, a ``.pt2`` program, a folder of transformers or timm. Where `input_shape`, `mean` and
+    `std` are None, those that a folder or timm's network states are taken.
+
+    It takes images (N,*input_shape), normalised by `mean` and `std` of its channels, and returns logits
     (N,classes); without `mean` and `std` it takes pixels in [0,1]. It needs BatchNorm2d layers. `threat` is
     ``linf:4/255``, ``l2:0.5`` or ``l1:12``, for pixels in [0,1]. The run is chosen to take about `minutes` on this
     machine, evaluation included; `settings` by stage, as a config has them (``{"synthesize": {"images": 2000}}``),
@@ -104,9 +110,19 @@ def harden(
     All files are below `folder`, in which the process works meanwhile. The same call again goes on where it was.
     Raises `dfshield.InputError`, whose message is one line, for what cannot be hardened.
     """
+    home = Path(folder).absolute()
+    if isinstance(model, str | Path):
+        found = from_files.read(Path(model), factory, arguments or {}, input_shape, mean, std)
+        entry = found.entry | _entry(
+            found.network, _checked_shape(found.input_shape), threat, found.mean, found.std, keep_accuracy
+        )
+        _make(home, name, entry, minutes, evaluation, seed, device, settings or {})
+        return Hardened(home, name, found.network)
+    if factory is not None or input_shape is None:
+        what = "factory: is for a model in files" if factory is not None else "input_shape: is None"
+        raise InputError(f"{what}; of a network give input_shape: channels, height, width, and no factory")
     given.hold(name, model)
     shape = _checked_shape(input_shape)
-    home = Path(folder).absolute()
     weights = _kept_weights(model, home / f"given/{name}.safetensors")
     entry = {"factory": GIVEN, "arguments": {"name": name}, "weights": str(weights)}
     entry |= _entry(model, shape, threat, mean, std, keep_accuracy)
@@ -116,9 +132,9 @@ def harden(
 
 def command(
     weights: Path,
-    factory: str,
+    factory: str | None,
     arguments: Mapping[str, Any],
-    input_shape: Sequence[int],
+    input_shape: Sequence[int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
     threat: str,
@@ -131,14 +147,23 @@ def command(
     keep_accuracy: bool,
 ) -> None:
     """The same for a model in files, on the command line; prints where the card is."""
-    place, _, function = factory.rpartition(":")
-    factory = f"{Path(place).absolute()}:{function}" if place.endswith(".py") else factory
-    network, home = call_factory(factory, arguments), folder.absolute()
-    load_weights(network, weights)
-    entry = {"factory": factory, "arguments": dict(arguments), "weights": str(weights.absolute())}
-    entry |= _entry(network, _checked_shape(input_shape), threat, mean, std, keep_accuracy)
-    _make(home, name, entry, minutes, evaluation, seed, device, {})
-    print(home / CARD.format(name=name))
+    result = harden(
+        weights,
+        input_shape,
+        threat,
+        minutes,
+        factory=factory,
+        arguments=arguments,
+        mean=mean,
+        std=std,
+        evaluation=evaluation,
+        folder=folder,
+        name=name,
+        seed=seed,
+        device=device,
+        keep_accuracy=keep_accuracy,
+    )
+    print(result.card)
 
 
 def _checked_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:

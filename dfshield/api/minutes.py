@@ -77,7 +77,7 @@ def measured(plan: Plan) -> Throughput:
     from dfshield.training import train
 
     name = next(iter(plan.config.harden))
-    place, factory = hardened_place(plan, name), plan.config.harden[name].factory
+    place, factory = hardened_place(plan, name), plan.subject(HARDEN, name).factory
     teacher = Path(plan.teacher(place).path(TEACHER))
     synthesis, training = plan.options("synthesize", place), plan.options("train", place)
     flops = Prices(plan, Throughput("nothing measured yet", rates={"synthesis": {"": 1.0}}), 0.0).network(place).flops

@@ -39,15 +39,17 @@ MAGIC: tuple[tuple[bytes, str, str], ...] = (
     (b"\xfd7zXZ", "compressed by xz", "unpack it first"),
 )
 """Beginnings of files that are no weights for PyTorch: what they are, and the remedy."""
+BRINGS = "it brings its network, so give it without a factory, or save the PyTorch network's state_dict()"
+"""The remedy for files that are more than weights."""
 NAMED: tuple[tuple[str, str, str], ...] = (
-    (r"\.onnx", "an ONNX graph", "export model.state_dict() from the PyTorch model that it was made from"),
+    (r"\.onnx", "an ONNX graph", BRINGS),
     (r"\.(h5|hdf5|keras)", "a Keras model", "bring its weights into a PyTorch network and save its state_dict()"),
     (r"\.tflite", "a TensorFlow Lite model", "give the PyTorch model's state_dict()"),
     (r"\.(pb|index|data-\d+-of-\d+)", "a TensorFlow checkpoint", "give the PyTorch model's state_dict()"),
     (r"\.msgpack", "JAX's msgpack", "convert it to PyTorch and save model.state_dict()"),
     (r"\.np[yz]", "NumPy's format", "put the arrays into the PyTorch network and save model.state_dict()"),
     (r"\.pdparams", "Paddle's format", "convert it to PyTorch and save model.state_dict()"),
-    (r"\.pt2", "an exported program", "save model.state_dict() of the Python model"),
+    (r"\.pt2", "an exported program", BRINGS),
 )
 """The same by the end of the name, a regular expression."""
 
@@ -151,8 +153,15 @@ def _zipped(path: Path) -> list[tuple[str, str]]:
         names = archive.namelist()
     tails = {name.partition("/")[2] or name for name in names}
     if "constants.pkl" in tails:
-        save = f"save its state: torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')"
-        return [("a TorchScript archive", save)]
+        return [
+            (
+                "a TorchScript archive",
+                "it brings its network, so give it without a factory, or save its state: "
+                f"torch.save(torch.jit.load({path.name!r}).state_dict(), 'weights.pt')",
+            )
+        ]
+    if "models/model.json" in tails:
+        return [("an exported program", BRINGS)]
     if "data.pkl" in tails:
         return []
     if names and all(name.endswith(".npy") for name in names):

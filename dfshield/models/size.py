@@ -5,6 +5,7 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 from dfshield import registry
+from dfshield.models.bundles import PLACES
 from dfshield.options import CotrainOptions, GenerateOptions
 
 Shape = tuple[int, int, int]
@@ -28,7 +29,9 @@ def network(model: str, input_shape: Shape, classes: int, **own: Any) -> Network
 
     from dfshield.models.factory import build_network
 
-    with torch.device("meta"), FlopCounterMode(display=False) as counter, torch.no_grad():
+    # what came as a graph may ask for values of its tensors when it runs
+    device = torch.device("cpu" if own.get("factory") in PLACES else "meta")
+    with device, FlopCounterMode(display=False) as counter, torch.no_grad():
         net = build_network(model, input_shape, classes, **own).eval()
         net(torch.zeros(1, *input_shape))
     linear = [layer.in_features for layer in net.modules() if isinstance(layer, nn.Linear)]

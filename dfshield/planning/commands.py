@@ -271,12 +271,16 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
     ),
     "report": (CONFIG, _file("--out", "page of HTML to write")),
     "harden": (
-        _file("--model", "weights of your model: .safetensors or a PyTorch state dict", "weights"),
-        _value("--factory", "its network: package.module:function or file.py:function", required=True),
+        _file("--model", "your model: weights, an ONNX graph, TorchScript, .pt2, a folder of transformers", "weights"),
+        _value("--factory", "network of weights alone: package.module:function or file.py:function"),
         _value("--arguments", "keyword arguments of the factory as JSON", convert=_json("--arguments")),
-        _value("--input-shape", "its channels, height, width", type=int, nargs=3, required=True),
-        _value("--mean", "its normalisation mean per channel, pixels in [0,1] (default: 0)", type=float, nargs="+"),
-        _value("--std", "its normalisation standard deviation per channel (default: 1)", type=float, nargs="+"),
+        _value("--input-shape", "its channels, height, width (default: what it states)", type=int, nargs=3),
+        _value(
+            "--mean", "its normalisation mean per channel, pixels in [0,1] (else stated, else 0)", type=float, nargs="+"
+        ),
+        _value(
+            "--std", "its normalisation standard deviation per channel (else stated, else 1)", type=float, nargs="+"
+        ),
         _value("--threat", "threat model to harden against, NORM:EPS", required=True),
         _value("--minutes", "time that the whole may take here, evaluation included", type=float, default=40.0),
         _file("--evaluation", "real images for the figures, .npz with x and y", required=False),

@@ -120,12 +120,12 @@ class EvaluationConfig(Options):
 class HardenConfig(StageOverrides):
     """A user's own model."""
 
-    factory: Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")]
-    """package.module:function or path/to/file.py:function that returns the network, without a normalisation layer"""
+    factory: Annotated[str, Field(pattern=r"^.+:[A-Za-z_]\w*$")] | None = None
+    """package.module:function or path/to/file.py:function that returns the network; none if its file brings it along"""
     arguments: dict[str, Any] = {}
     """keyword arguments of the factory"""
     weights: Path
-    """.safetensors or PyTorch state dict; below data_dir if not absolute"""
+    """.safetensors or PyTorch state dict, .onnx, TorchScript, .pt2 or a folder; below data_dir if not absolute"""
     input_shape: tuple[Positive, Positive, Positive]
     """channels, height, width"""
     classes: Annotated[int, Field(ge=2)]
@@ -148,6 +148,8 @@ class HardenConfig(StageOverrides):
     @model_validator(mode="after")
     def _sensible(self) -> "HardenConfig":
         _positive(self.threat, "threat")
+        if self.factory is None and self.arguments:
+            raise ValueError("arguments: are those of a factory, and none is given; give factory or leave them out")
         _number_as_text(self.arguments, "arguments")
         _once(self.evaluation.protocols if self.evaluation else (), "evaluation.protocols")
         return self

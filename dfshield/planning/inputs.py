@@ -14,6 +14,7 @@ from typing import Any
 from dfshield.core.errors import InputError
 from dfshield.core.files import data_dir, data_file, find_weights, parts_of
 from dfshield.core.hashing import canonical_json, sha256_file
+from dfshield.models.bundles import wherever
 from dfshield.planning.config import Config
 from dfshield.planning.subjects import Subject
 
@@ -110,7 +111,7 @@ def own_model(config: Config, subject: Subject) -> str:
     code, function = factory_file(subject), subject.factory.rpartition(":")[2]
     values: dict[str, Any] = {
         "factory": [code.name, function, sha256_of(code)] if code is not None else subject.factory,
-        "arguments": dict(subject.arguments),
+        "arguments": wherever(subject.factory, subject.arguments),
         "weights": _weights(below_data(config, subject.weights)),
     }
     values |= {name: getattr(subject, name) for name in ("input_shape", "classes", "mean", "std")}

@@ -7,6 +7,8 @@ from typing import Any
 
 from dfshield import registry
 from dfshield.core.errors import InputError
+from dfshield.core.files import data_dir, data_file
+from dfshield.models.bundles import factory_of
 from dfshield.planning.config import Config, EvaluationConfig, StageOverrides
 from dfshield.planning.paths import HARDEN
 
@@ -60,6 +62,9 @@ def subjects_of(config: Config) -> dict[tuple[str, str], Subject]:
                 dataset, model, grid.threat, entry.input_shape, entry.classes, sections, overrides
             )
     for name, own in config.harden.items():
+        factory, arguments = own.factory, own.arguments
+        if factory is None:
+            factory, arguments = factory_of(data_file(own.weights, data_dir(config.data_dir)), own.input_shape)
         found[HARDEN, name] = Subject(
             HARDEN,
             name,
@@ -67,8 +72,8 @@ def subjects_of(config: Config) -> dict[tuple[str, str], Subject]:
             own.input_shape,
             own.classes,
             (config, own),
-            factory=own.factory,
-            arguments=own.arguments,
+            factory=factory,
+            arguments=arguments,
             weights=own.weights,
             mean=own.mean,
             std=own.std,

@@ -21,6 +21,7 @@ from dfshield.report.broken import Tally, tallies
 from dfshield.report.card_pictures import draw, shown
 from dfshield.report.checklist import card_section
 from dfshield.report.content import card_files, hardened_place, mixed_places
+from dfshield.report.form import form_section, write_form
 from dfshield.report.items import symbols
 from dfshield.report.markdown import raised
 from dfshield.report.metadata import front_matter
@@ -68,6 +69,7 @@ def run(plan: "Plan", name: str, student: Path, out: Path) -> None:
         if source is not None:
             with atomic(out / file) as temporary:
                 shutil.copyfile(source, temporary)
+    write_form(card, student, out)
     draw(out, rows, evidence.broken, data, evidence.synthesis)
     for file, text in texts(name, evidence, out).items():
         write_text(out / file, text)
@@ -137,6 +139,7 @@ def model_card(name: str, own: Evidence) -> str:
         _pictures(own),
         card_section(own.checks) if rows else [],
         _load(card),
+        form_section(card),
         _mixed(card, own.mixture) if own.mixture else [],
         _made(card, own.synthesis),
         assurance.section(rows, own.checks),

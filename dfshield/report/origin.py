@@ -21,6 +21,7 @@ from dfshield.evaluation.certificates import read_certificates
 from dfshield.evaluation.detections import read_detection
 from dfshield.evaluation.findings import read_findings
 from dfshield.evaluation.record import read_record
+from dfshield.models.bundles import wherever
 from dfshield.models.card import Card, stated_card
 from dfshield.options import StageOptions
 from dfshield.planning.cells import Cell
@@ -201,7 +202,9 @@ def _imported_otherwise(plan: Plan, place: Place, made: Origin) -> str | None:
     assert card is not None and own.weights is not None
     for name in IMPORTED:
         asked, found = getattr(own, name), getattr(card, name)
-        if (dict(asked) if name == "arguments" else asked) != found:
+        if name == "arguments":
+            asked, found = (wherever(own.factory, values) for values in (asked, found))
+        if asked != found:
             return _said(name, found, asked)
     weights = data_file(own.weights, data_dir(plan.config.data_dir))
     if weights.is_file() and card.provenance.get("weights_sha256") != _hash_of(weights, weights.stat().st_mtime_ns):

@@ -22,6 +22,7 @@ from dfshield.core.progress import log
 from dfshield.core.rng import generator
 from dfshield.core.state import forget, run_folder
 from dfshield.data import sets
+from dfshield.models.bundles import brings_weights, pinned
 from dfshield.models.checkpoints import Card, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
@@ -86,10 +87,11 @@ def run(
         found = find_pretrained(model, dataset, folder)
     else:
         found = None
+    arguments = pinned(factory, arguments or {})
     build = partial(build_network, model, expected.input_shape, expected.classes, factory, arguments, seed=options.seed)
     classifier = Classifier(build(), expected.mean, expected.std, build)
     kept = None
-    if found:
+    if found and not brings_weights(factory, arguments, found):
         load_weights(classifier.net, found)
     said = _probed(classifier.to(device), expected, model, factory)
     if found:
@@ -106,7 +108,7 @@ def run(
         dataset=dataset,
         model=model,
         factory=factory,
-        arguments=dict(arguments or {}),
+        arguments=arguments,
         real_data="teacher",
         provenance=provenance | said | {"code": code, "package_version": dfshield.__version__},
         **expected._asdict(),

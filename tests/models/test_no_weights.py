@@ -71,7 +71,10 @@ FOREIGN = {
     ),
     "code, plain": (lambda p: p.write_bytes(pickle.dumps(Hostile())), "other pickles are never loaded"),
     "whole model": (lambda p: torch.save(nn.Linear(2, 2), p), "Python objects besides tensors"),
-    "script": (script, r"TorchScript archive, .*torch.save\(torch.jit.load\('weights.pth'\).state_dict\(\), "),
+    "script": (
+        script,
+        r"TorchScript .*a factory, or .*torch.save\(torch.jit.load\('weights.pth'\).state_dict\(\), ",
+    ),
     "truncated": (halve, "damaged or not a PyTorch file"),
     "text": (lambda p: p.write_text("hello"), "damaged or not a PyTorch file"),
     "absent": (lambda p: None, "no such file"),

@@ -1,0 +1,51 @@
+"""A hardened model in the form that its original came in, beside the weights: an ONNX graph, a folder of a hub."""
+
+import shutil
+from pathlib import Path
+
+from dfshield.core.files import atomic
+from dfshield.models.bundles import GRAPH, HUB
+from dfshield.models.card import Card
+
+ONNX_FILE = "model.onnx"
+TOLD = ("config.json", "preprocessor_config.json")
+"""What transformers and timm read of a folder besides the weights, which keep their names."""
+
+
+def write_form(card: Card, student: Path, out: Path) -> None:
+    """Write to `out` what the checkpoint `student` with `card` lacks to be what its original was.
+
+    Raises InputError where the original's files are gone or changed.
+    """
+    if card.factory == HUB:
+        for name in TOLD:
+            source = Path(card.arguments["folder"]) / name
+            if source.is_file():
+                with atomic(out / name) as temporary:
+                    shutil.copyfile(source, temporary)
+    if _is_onnx(card):
+        from dfshield.models.checkpoints import load_checkpoint
+        from dfshield.models.onnx_file import write_onnx
+
+        write_onnx(load_checkpoint(student)[0].net, out / ONNX_FILE, card.input_shape)
+
+
+def form_section(card: Card) -> list[str]:
+    """What the model card says of it."""
+    if card.factory == HUB:
+        text = (
+            "This folder is one of the kind that the original came in: `config.json` lies beside the weights, whose "
+            "names are the original's."
+        )
+    elif _is_onnx(card):
+        text = (
+            f"`{ONNX_FILE}` is the same network as an ONNX graph for any number of images, with its "
+            "input normalised as the original's; onnxruntime's answers were compared when it was written."
+        )
+    else:
+        return []
+    return [text, ""]
+
+
+def _is_onnx(card: Card) -> bool:
+    return card.factory == GRAPH and str(card.arguments["file"]).endswith(".onnx")
