@@ -1,7 +1,7 @@
 """What a config file says: the grid of data sets, models, training sets and recipes, or models to harden.
 
-The options of the stages are in `dfshield.options`; a config gives them by stage, and for single data sets, models,
-training sets, recipes and protocols. `dfshield.planning.choices` has the form of the vocabularies.
+Options of stages are in `dfshield.options`; a config gives them by stage, data set, model, source, recipe and protocol.
+`dfshield.planning.choices` has the form of the vocabularies.
 """
 
 import math
@@ -148,7 +148,7 @@ class HardenConfig(StageOverrides):
     @model_validator(mode="after")
     def _sensible(self) -> "HardenConfig":
         _positive(self.threat, "threat")
-        if self.factory is None and self.arguments:
+        if self.arguments and self.factory is None:
             raise ValueError("arguments: are those of a factory, and none is given; give factory or leave them out")
         _number_as_text(self.arguments, "arguments")
         _once(self.evaluation.protocols if self.evaluation else (), "evaluation.protocols")
@@ -195,11 +195,10 @@ class Config(StageOverrides):
     recipes: dict[Name, dict[str, Any] | None] = {}
     """recipes by name: {train: LOSS, …} or {cotrain: METHOD, …}; merged as sources"""
     protocols: dict[Name, dict[str, Any] | None] = {}
-    """evaluation protocols by name: {attack: pgd, steps: 10}, with a threat of its own if it needs one; merged as
-    sources"""
+    """evaluation protocols by name: {attack: pgd, steps: 10}, with a threat of its own if need be; merged as sources"""
     defences: dict[Name, dict[str, Any] | None] = {}
-    """defences at test time by name: {defend: tte}; one that is fitted may name the training set, {defend: mixture,
-    base: dss}; detectors of attacked images, {detect: lid}; merged as sources"""
+    """defences at test time by name: {defend: tte}, {defend: mixture, base: dss} with the training set of a fit;
+    detectors of attacked images, {detect: lid}; merged as sources"""
     harden: dict[Name, HardenConfig] = {}
     """your own models"""
     tables: Path = Path("config/tables.yaml")
