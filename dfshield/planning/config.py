@@ -219,10 +219,8 @@ class Config(StageOverrides):
     def _new_keys(cls, values: Any) -> Any:
         if isinstance(values, dict) and "autoattack" in values:
             version = str(values["autoattack"]).removeprefix("aa-")
-            raise ValueError(
-                f"autoattack: is a protocol now; write protocols: {{autoattack: {{attack: autoattack, "
-                f"version: {version}}}}}"
-            )
+            entry = f"{{autoattack: {{attack: autoattack, version: {version}}}}}"
+            raise ValueError(f"autoattack: is a protocol now; write protocols: {entry}")
         return values
 
     @model_validator(mode="after")
