@@ -145,7 +145,11 @@ CASES = (
         "student.safetensors --out results/harden/mine",
         *(
             f"results/harden/mine/{name}"
-            for name in ("model.safetensors", "report.csv", "report.json", "MODEL_CARD.md")
+            for name in (
+                *("model.safetensors", "report.csv", "report.json", "MODEL_CARD.md"),
+                *(f"{picture}.{ending}" for picture in ("accuracy", "broken") for ending in ("png", "svg")),
+                "synthetic.png",
+            )
         ),
         inside=True,
     ),
