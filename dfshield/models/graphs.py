@@ -11,11 +11,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from dfshield.core.errors import InputError, describe
 from dfshield.core.files import existing_file
 from dfshield.core.hashing import sha256_file
+from dfshield.core.progress import log
 from dfshield.core.rng import generator, seeded
 from dfshield.models.archives import PROGRAM, SCRIPT, archive_kind
 from dfshield.models.card import refuse_foreign
@@ -73,6 +74,7 @@ def _converted(file: str, sha256: str, input_shape: tuple[int, int, int]) -> nn.
             net = net.float().eval()
             _check_norms(net, path, kind)
             _compare(net, original, images, input_shape, path)
+            net = _without_softmax(net, path)
     except InputError:
         raise
     except Exception as error:  # converters and damaged files raise anything
@@ -120,6 +122,23 @@ def _compare(net: nn.Module, original: Original, images: int, shape: tuple[int, 
                 f"{path}: its converted network answers otherwise than the file, for {count} images: {far}{fixed}; "
                 "save the state_dict() of the PyTorch network and give its factory"
             )
+
+
+def _without_softmax(net: nn.Module, path: Path) -> nn.Module:
+    """`net` without the softmax over classes that an ONNX graph ends in, which is said: all losses take logits."""
+    if not isinstance(net, fx.GraphModule):
+        return net
+    output = next(node for node in reversed(net.graph.nodes) if node.op == "output")
+    last = output.args[0]
+    layer = net.get_submodule(str(last.target)) if isinstance(last, fx.Node) and last.op == "call_module" else None
+    if not type(layer).__name__.removeprefix("Onnx").startswith("Softmax"):
+        return net
+    output.args = (last.args[0],)
+    net.graph.erase_node(last)
+    net.delete_submodule(str(last.target))
+    net.recompile()
+    log(f"{path}: its graph ends in Softmax, which is left out; what is handed out gives logits")
+    return net
 
 
 def _distance(found: Tensor, expected: Tensor) -> str:

@@ -5,6 +5,7 @@ form by ONNX's own tools, without folding BatchNorm into anything. All of it is 
 """
 
 import contextlib
+import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ PIP = "pip install 'dfshield[models]'"
 TOLERANCE = 1e-3
 """Largest deviation of a written graph's logits, relative to the largest logit."""
 Original = Callable[[Tensor], Tensor]
+_OPERATORS = torch.library.Library("torchvision", "FRAGMENT")
 
 
 def read_onnx(path: Path, input_shape: tuple[int, int, int]) -> tuple[nn.Module, Original, int]:
@@ -31,6 +33,7 @@ def read_onnx(path: Path, input_shape: tuple[int, int, int]) -> tuple[nn.Module,
     Raises InputError where a package is missing, and for a graph with several inputs or outputs.
     """
     with imported(path):
+        _import_torchvision()
         import onnx
         from onnx2torch import convert
     model = onnx.load(str(path))
@@ -51,6 +54,22 @@ def imported(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: ONNX graphs need the package {error.name}; run {PIP}") from None
     except RuntimeError as error:  # torchvision, beside another build of PyTorch
         raise InputError(f"{path}: a package for ONNX graphs does not import ({describe(error)}); run {PIP}") from None
+
+
+def _import_torchvision() -> None:
+    """Import torchvision, which onnx2torch imports, also beside a build of PyTorch that its operators are not for.
+
+    It then fails to find them by name as it is imported. No converter of a classifier's operators calls them.
+    """
+    try:
+        import torchvision
+    except RuntimeError:
+        for name in ("nms", "qnms"):
+            with contextlib.suppress(RuntimeError):  # defined by an earlier try
+                _OPERATORS.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        for name in [known for known in sys.modules if known.partition(".")[0] == "torchvision"]:
+            del sys.modules[name]
+        import torchvision  # noqa: F401
 
 
 def _fixed(model: Any, path: Path, input_shape: tuple[int, int, int]) -> int:

@@ -148,6 +148,17 @@ def test_layers_statistics_and_training_are_the_original_s(torchvision, net, tmp
     assert all(p.grad is not None for p in made.parameters())
 
 
+@pytest.mark.parametrize(("end", "cut"), [(nn.Softmax(1), True), (nn.LogSoftmax(1), False)])
+def test_an_onnx_graph_gives_logits(torchvision, net, tmp_path, capsys, end, cut):
+    """A softmax over classes at its end is left out; other ends are what they are."""
+    whole = nn.Sequential(net, end)
+    made = network(str(write(whole, tmp_path / "net.onnx", SMALL, 5)), SMALL)
+    x = torch.rand(6, *SMALL)
+    with torch.no_grad():
+        assert torch.allclose(made(x), (net if cut else whole)(x), atol=1e-5)
+    assert ("ends in Softmax, which is left out" in capsys.readouterr().err) == cut
+
+
 @pytest.mark.parametrize("name", ["script.pt", "trace.pt", "net.pt2"])
 def test_programs_keep_names_and_kinds(net, tmp_path, name):
     made = network(str(write(net, tmp_path / name)), SMALL)
