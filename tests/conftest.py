@@ -11,17 +11,10 @@ torch.set_num_threads(1)
 @pytest.fixture(scope="session")
 def torchvision():
     """torchvision, also beside a PyTorch build that lacks its operators: the loaders need none of them."""
-    libraries = []
-    for name in ("nms", "qnms"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        try:
-            library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-        except RuntimeError:  # defined by torchvision itself
-            continue
-        libraries.append(library)  # a definition lives as long as its library
-    module = pytest.importorskip("torchvision", exc_type=(ImportError, RuntimeError))
-    yield module
-    del libraries
+    from dfshield.models.onnx_file import import_torchvision
+
+    import_torchvision()
+    return pytest.importorskip("torchvision")
 
 
 @pytest.fixture(autouse=True)

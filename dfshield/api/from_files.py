@@ -17,7 +17,7 @@ from dfshield.models.weights import load_weights
 
 
 @dataclass(frozen=True)
-class FromFiles:
+class Model:
     """A trained network, how a config names it, and its input."""
 
     network: nn.Module
@@ -35,7 +35,7 @@ def read(
     input_shape: Sequence[int] | None,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
-) -> FromFiles:
+) -> Model:
     """Build the network and load `weights`; what is not given is what the model itself says of its input.
 
     Without a `factory` the weights are a file or folder that brings its network. Raises InputError for what cannot be
@@ -62,7 +62,7 @@ def read(
         log(f"{weights}: the model itself says {said}; give others where they are wrong")
     found: dict[str, Any] = given | taken
     shape = _shape(found["input_shape"], weights)
-    return FromFiles(network, entry | {"weights": str(place)}, shape, found["mean"], found["std"])
+    return Model(network, entry | {"weights": str(place)}, shape, found["mean"], found["std"])
 
 
 def _shape(input_shape: Sequence[int] | None, weights: Path) -> Sequence[int]:

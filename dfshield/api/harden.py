@@ -113,21 +113,19 @@ def harden(
     home = Path(folder).absolute()
     if isinstance(model, str | Path):
         found = from_files.read(Path(model), factory, arguments or {}, input_shape, mean, std)
-        entry = found.entry | _entry(
-            found.network, _checked_shape(found.input_shape), threat, found.mean, found.std, keep_accuracy
-        )
-        _make(home, name, entry, minutes, evaluation, seed, device, settings or {})
-        return Hardened(home, name, found.network)
-    if factory is not None or input_shape is None:
-        what = "factory: is for a model in files" if factory is not None else "input_shape: is None"
-        raise InputError(f"{what}; of a network give input_shape: channels, height, width, and no factory")
-    given.hold(name, model)
-    shape = _checked_shape(input_shape)
-    weights = _kept_weights(model, home / f"given/{name}.safetensors")
-    entry = {"factory": GIVEN, "arguments": {"name": name}, "weights": str(weights)}
-    entry |= _entry(model, shape, threat, mean, std, keep_accuracy)
+    else:
+        if factory is not None or input_shape is None:
+            what = "factory: is for a model in files" if factory is not None else "input_shape: is None"
+            raise InputError(f"{what}; of a network give input_shape: channels, height, width, and no factory")
+        _checked_shape(input_shape)
+        given.hold(name, model)
+        weights = _kept_weights(model, home / f"given/{name}.safetensors")
+        entry = {"factory": GIVEN, "arguments": {"name": name}, "weights": str(weights)}
+        found = from_files.Model(model, entry, input_shape, mean, std)
+    shape = _checked_shape(found.input_shape)
+    entry = found.entry | _entry(found.network, shape, threat, found.mean, found.std, keep_accuracy)
     _make(home, name, entry, minutes, evaluation, seed, device, settings or {})
-    return Hardened(home, name, model)
+    return Hardened(home, name, found.network)
 
 
 def command(

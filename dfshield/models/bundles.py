@@ -17,6 +17,8 @@ HUB = "dfshield.models.hubs:network"
 """The factory of a folder with ``config.json`` and weights, as transformers and timm write it."""
 PLACES = {GRAPH: "file", HUB: "folder"}
 """The argument of each that says where the model lies."""
+PIP = "pip install 'dfshield[models]'"
+"""What installs the packages that read such models."""
 
 
 def factory_of(weights: Path, input_shape: Sequence[int]) -> tuple[str, dict[str, Any]]:

@@ -14,9 +14,8 @@ from torch import nn
 
 from dfshield.core.errors import InputError
 from dfshield.core.hashing import sha256_file
-from dfshield.models.bundles import network_file
+from dfshield.models.bundles import PIP, network_file
 
-PIP = "pip install 'dfshield[models]'"
 CONFIG, PROCESSOR = "config.json", "preprocessor_config.json"
 
 

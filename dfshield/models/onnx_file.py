@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from dfshield.core.errors import InputError, describe
 from dfshield.core.files import atomic
+from dfshield.models.bundles import PIP
 
 OPSET = 15
 """The newest version of ONNX's operators that all of onnx2torch's converters know."""
-PIP = "pip install 'dfshield[models]'"
 TOLERANCE = 1e-3
 """Largest deviation of a written graph's logits, relative to the largest logit."""
 Original = Callable[[Tensor], Tensor]
@@ -33,9 +33,11 @@ def read_onnx(path: Path, input_shape: tuple[int, int, int]) -> tuple[nn.Module,
     Raises InputError where a package is missing, and for a graph with several inputs or outputs.
     """
     with imported(path):
-        _import_torchvision()
+        import_torchvision()
         import onnx
         from onnx2torch import convert
+    # what onnx2torch's layers say at every pass, and no user can mend
+    warnings.filterwarnings("ignore", message="Using a non-tuple sequence for multidimensional indexing")
     model = onnx.load(str(path))
     images = _fixed(model, path, input_shape)
     ready = _prepared(model, images)
@@ -56,7 +58,7 @@ def imported(path: Path) -> Iterator[None]:
         raise InputError(f"{path}: a package for ONNX graphs does not import ({describe(error)}); run {PIP}") from None
 
 
-def _import_torchvision() -> None:
+def import_torchvision() -> None:
     """Import torchvision, which onnx2torch imports, also beside a build of PyTorch that its operators are not for.
 
     It then fails to find them by name as it is imported. No converter of a classifier's operators calls them.

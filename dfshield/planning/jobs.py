@@ -68,7 +68,7 @@ def checked_plan(config: Config, files: Sequence[Path], home: Path, words: Seque
         return plan
     jobs = Jobs(plan)
     meant = {"tables": plan.own_tables, FIGURES: own_figures(plan), HARDEN: [HARDEN]}
-    meant[PAGE] = [*plan.own_tables, *([HARDEN] if config.harden else [])]
+    meant[PAGE] = [*plan.own_tables, *own_figures(plan), *([HARDEN] if config.harden else [])]
     meant["all"] = default_tables(plan) or [HARDEN]
     known = [*plan.tables, *(f"{FIGURES}/{name}" for name in plan.figures)]
     by_file = {PurePath(RESULTS) / name: name for name in known}

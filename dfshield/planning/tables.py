@@ -17,6 +17,8 @@ from dfshield.registry.attacks import EVERYWHERE
 
 SYMBOLS = {"aggregate": "B", "data_share": "share"}
 """Training options that the paper's tables call by another name."""
+RESERVED = ("cost", "report", "robustness-checks")
+"""Names of results that are no tables of a config."""
 Scale = Literal["demo", "full"]
 """How much of a table a config computes: its ``grid``."""
 
@@ -261,6 +263,8 @@ def load_tables(path: Path) -> dict[str, TableSpec]:
     for key, given in values.items():
         own = {} if "number" in (given or {}) else {"name": str(key)}
         specs[str(key)] = build(TableSpec, (given or {}) | own, f"{path}: {key}")
+        if key in RESERVED:
+            raise InputError(f"{path}: {key}: results/{key} is made by the stage of that name; choose another name")
         if key != specs[key].key:
             number = specs[key].number
             raise InputError(f"{path}: {key}: its number is {number}, so its name must be {specs[key].key}")

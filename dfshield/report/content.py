@@ -47,9 +47,9 @@ def table_content(plan: Plan, table: str) -> str:
 
 def page_content(plan: Plan) -> str:
     """Digest of what the page of a run shows besides its tables and cards, for the rerun decision: the config."""
-    return digest(
-        plan.config.model_dump(mode="json"), plan.own_tables, [plan.tables[n].heading for n in plan.own_tables]
-    )
+    headings = [plan.tables[name].heading for name in plan.own_tables]
+    figures = [plan.figure(name).model_dump(mode="json") for name in plan.own_figures]
+    return digest(plan.config.model_dump(mode="json"), plan.own_tables, headings, figures)
 
 
 def figure_files(plan: Plan, figure: str) -> list[str]:

@@ -58,9 +58,15 @@ def run(plan: "Plan", figure: str, out: Path) -> None:
     """
     if out.suffix != ".png":
         raise InputError(f"{out}: the picture is a PNG image; give a name that ends in .png")
+    spec, made, text = drawn(plan, figure)
+    write_text(out.with_suffix(".csv"), text)
+    LAYOUTS[spec.layout].draw(spec, made, out)
+
+
+def drawn(plan: "Plan", figure: str) -> tuple[FigureSpec, list[Any], str]:
+    """A figure's specification, what it draws, and that as CSV. Raises InputError as `run`."""
     spec, cells, sets = plan.figure(figure), plan.figure_cells(figure), plan.figure_sets(figure)
     check(plan, cells, sets=[place for _, place in sets])
     layout = LAYOUTS[spec.layout]
     made = layout.data(plan, spec)
-    write_text(out.with_suffix(".csv"), layout.csv(spec, made))
-    layout.draw(spec, made, out)
+    return spec, made, layout.csv(spec, made)

@@ -15,19 +15,18 @@ from dfshield.evaluation.findings import read_findings
 from dfshield.planning import frozen
 from dfshield.planning.cells import Cell
 from dfshield.planning.jobs import CARD, TABLE
-from dfshield.planning.paths import RESULTS
+from dfshield.planning.paths import FIGURE
 from dfshield.planning.plan import Plan
 from dfshield.planning.tables import TableSpec
-from dfshield.report import card_json, cost, table
+from dfshield.report import card_json, cost, figure, table
 from dfshield.report.checklist import markdown_of
 from dfshield.report.content import all_checks
 from dfshield.report.evidence import DAMAGED, EVIDENCE
 from dfshield.report.model_card import JSON
 from dfshield.report.origin import check
-from dfshield.report.page import TYPES, body_of, data_uri, deeper, of_markdown, page
+from dfshield.report.page import body_of, data_uri, deeper, of_markdown, page
 from dfshield.report.rows import read_csv, shared
 
-FIGURES = Path(RESULTS, "figures")
 PAPERS_OWN, FURTHER = "The paper's tables", "Further tables"
 
 
@@ -45,15 +44,15 @@ class Part(NamedTuple):
 def run(plan: Plan, out: Path) -> None:
     """Write the page `out` of what the run has made so far, by files below ``results`` of the current folder.
 
-    Tables and cards that are not there are named. Raises InputError for a table or card that is of another run or was
-    made before its evidence; nothing is written then.
+    Tables, figures and cards that are not there are named. Raises InputError for one that is of another run or was made
+    before its evidence; nothing is written then.
     """
     write_text(out, text(plan))
 
 
 def text(plan: Plan) -> str:
     """The page. Raises as `run`."""
-    parts = [part for part in (*_tables(plan), _cost(plan), _figures(), _cards(plan), _checks(plan)) if part]
+    parts = [part for part in (*_tables(plan), _cost(plan), _figures(plan), _cards(plan), _checks(plan)) if part]
     parts.append(_config(plan))
     name = plan.config.name
     head = (
@@ -80,13 +79,13 @@ def _written(part: Part, level: int = 2) -> str:
 
 
 def _missing(plan: Plan) -> str:
-    files = [TABLE.format(table=name) for name in plan.own_tables] + [
-        CARD.format(name=name) for name in plan.config.harden
-    ]
+    files = [TABLE.format(table=name) for name in plan.own_tables]
+    files += [FIGURE.format(figure=name) for name in plan.own_figures]
+    files += [CARD.format(name=name) for name in plan.config.harden]
     lacking = [file for file in files if not Path(file).is_file()]
     if not lacking:
         return ""
-    said = f"{len(lacking)} of {len(files)} tables and cards of this config are not made yet"
+    said = f"{len(lacking)} of {len(files)} tables, figures and cards of this config are not made yet"
     return f"<details>\n<summary>{said}</summary>\n<p>{escape(', '.join(lacking))}</p>\n</details>\n"
 
 
@@ -166,15 +165,23 @@ def _cost(plan: Plan) -> Part | None:
 # --- pictures, cards, checks, config ---------------------------------------------------------------------------------
 
 
-def _figures() -> Part | None:
-    """The pictures in ``results/figures``, each once: SVG where there is one, else PNG."""
-    found = {path.stem: path for suffix in TYPES for path in FIGURES.glob(f"*{suffix}")}  # SVG last: it stays
-    shown = (
-        f'<figure id="figure-{escape(name)}">\n<img src="{data_uri(path)}" alt="{escape(name)}">\n'
-        f"<figcaption>{escape(name)}</figcaption>\n</figure>\n"
-        for name, path in sorted(found.items())
-    )
-    return Part("figures", "Figures", "".join(shown)) if found else None
+def _figures(plan: Plan) -> Part | None:
+    """The figures that are there, in the order of the config's, as SVG."""
+    there = [name for name in plan.own_figures if Path(FIGURE.format(figure=name)).is_file()]
+    parts = [Part(f"figure-{name}", plan.figure(name).title, _figure(plan, name)) for name in there]
+    return Part("figures", "Figures", "", parts) if parts else None
+
+
+def _figure(plan: Plan, name: str) -> str:
+    """The picture of a figure with its caption; refused unless it draws what its evidence gives now."""
+    path = Path(FIGURE.format(figure=name))
+    spec, _, drawn = figure.drawn(plan, name)
+    again = f"make the figure again: `snakemake {path}`"
+    if existing_file(path.with_suffix(".csv"), "what a figure draws", again).read_text(encoding="utf-8") != drawn:
+        raise InputError(f"{path}: is of another run, or older than its evidence; {again}")
+    picture = data_uri(existing_file(path.with_suffix(".svg"), "figure as SVG", again))
+    said = f'<img src="{picture}" alt="{escape(spec.title)}">\n<figcaption>{escape(spec.caption)}</figcaption>'
+    return f"<figure>\n{said}\n</figure>\n"
 
 
 def _cards(plan: Plan) -> Part | None:

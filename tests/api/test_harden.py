@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -196,6 +197,30 @@ def test_by_the_command_line(network, fast, tmp_path, monkeypatch, capsys):
     with pytest.raises(SystemExit):
         cli.main([*words.split(), "--minutes", "-1"])
     assert "minutes: -1.0 is no time" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["net.onnx", "net.pt2"])
+def test_a_file_that_brings_its_network(torchvision, network, fast, tmp_path, monkeypatch, capsys, name):
+    """By the command line, without a factory; what comes out is loaded without one, and answers as it is."""
+    x = torch.rand(3, *tiny.SHAPE)
+    with warnings.catch_warnings(action="ignore"):
+        if name == "net.onnx":
+            sizes, keep = {"images": {0: "n"}}, torch.onnx.TrainingMode.PRESERVE
+            given_as = {"dynamic_axes": sizes, "input_names": ["images"], "do_constant_folding": False}
+            torch.onnx.export(network, (x,), str(tmp_path / name), dynamo=False, training=keep, **given_as)
+        else:
+            free = ({0: torch.export.Dim("n")},)
+            torch.export.save(torch.export.export(network.eval(), (x,), dynamic_shapes=free), tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    make = harden._make
+    monkeypatch.setattr(harden, "_make", lambda *values: make(*values[:-1], SETTINGS))
+    words = f"harden --model {name} --input-shape 1 8 8 --threat {THREAT} --device cpu --out out --minutes 1"
+    cli.main(words.split())
+    card = Path(capsys.readouterr().out.strip().splitlines()[-1])
+    made = dfshield.load(card.parent)
+    with torch.no_grad():
+        assert made(x).shape == (3, 10) and not torch.allclose(made(x), network(x))
+    assert ((card.parent / "model.onnx").is_file()) == (name == "net.onnx") == ("`model.onnx`" in card.read_text())
 
 
 def test_what_cannot_be_loaded(network, tmp_path):

@@ -1,88 +1,27 @@
-"""Networks in one file with their graph: TorchScript, exported programs, ONNX; and folders of transformers and timm."""
+"""Networks in one file with their graph: TorchScript, exported programs, ONNX."""
 
-import contextlib
 import copy
-import io
-import json
 import sys
-import warnings
-import zipfile
-from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from support.graphs import SMALL, Net, small_net, with_statistics, write
 from torch import nn
 
 from dfshield.core.errors import InputError
-from dfshield.core.files import find_weights
-from dfshield.models import archives
-from dfshield.models.bundles import GRAPH, HUB, factory_of, pinned, wherever
+from dfshield.models.bundles import GRAPH, factory_of, pinned, wherever
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.graphs import network
-from dfshield.models.hubs import network as of_folder
-from dfshield.models.hubs import stated
-from dfshield.models.weights import load_weights
 from dfshield.options.sources import Inversion
 from dfshield.sources.inversion import ModelInversion
 
 SHAPE = (3, 32, 32)
-SMALL = (3, 8, 8)
-PRESERVE = torch.onnx.TrainingMode.PRESERVE
-
-
-class Net(nn.Module):
-    """Every kind of layer that a program has: a shared one, an unused one, dropout, a size of the batch in a view."""
-
-    def __init__(self):
-        super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6, eps=1e-3, momentum=0.2)
-        self.conv2, self.bn2 = nn.Conv2d(6, 6, 3, 2, padding="valid", groups=2), nn.BatchNorm2d(6, affine=False)
-        self.spare = nn.BatchNorm2d(6)
-        self.drop, self.fc = nn.Dropout(0.5), nn.Linear(6 * 9, 4)
-
-    def forward(self, x):
-        x = torch.relu(self.bn1(self.conv1(x)))
-        x = self.drop(torch.relu(self.bn2(self.conv2(x))))
-        return self.fc(x.view(x.shape[0], 54))
-
-
-def with_statistics(net, seed=0):
-    """`net` in eval mode, with statistics and weights of BatchNorm that are not those of a new one."""
-    random = torch.Generator().manual_seed(seed)
-    for layer in net.modules():
-        if isinstance(layer, nn.BatchNorm2d):
-            layer.running_mean.normal_(0, 0.3, generator=random)
-            layer.running_var.uniform_(0.5, 2, generator=random)
-            if layer.affine:
-                layer.weight.data.uniform_(0.5, 1.5, generator=random)
-                layer.bias.data.normal_(0, 0.2, generator=random)
-    return net.eval()
 
 
 @pytest.fixture
 def net():
-    torch.manual_seed(0)
-    return with_statistics(Net())
-
-
-def write(net, path, shape=SMALL, count=2, free=True):
-    """`net` in the form that the name of `path` says."""
-    x = torch.zeros(count, *shape)
-    with warnings.catch_warnings(action="ignore"):
-        if path.name == "script.pt":
-            torch.jit.script(net).save(str(path))
-        elif path.suffix == ".pt":
-            torch.jit.trace(net, x).save(str(path))
-        elif path.suffix == ".pt2":
-            sizes = ({0: torch.export.Dim("n")},) if free else None
-            torch.export.save(torch.export.export(net, (x,), dynamic_shapes=sizes), str(path))
-        else:
-            free = {"x": {0: "n"}} if free else {}
-            keep = {"training": PRESERVE, "do_constant_folding": False}
-            torch.onnx.export(net, (x,), str(path), dynamo=False, input_names=["x"], dynamic_axes=free, **keep)
-    return path
+    return small_net()
 
 
 class TestOneNetworkInEveryForm:
@@ -250,125 +189,6 @@ def test_a_graph_of_other_images_is_refused(torchvision, net, tmp_path):
         network(str(path), (3, 16, 16))
 
 
-# Files that could run code
-
-
-def rewritten(path, change):
-    """The archive again, its files changed by `change(name, content)`, which may give None to leave one out."""
-    with zipfile.ZipFile(path) as archive:
-        files = {name: archive.read(name) for name in archive.namelist()}
-    stream = io.BytesIO()
-    with zipfile.ZipFile(stream, "w") as archive:
-        for name, content in files.items():
-            archive.writestr(name, change(name, content))
-    path.write_bytes(stream.getvalue())
-    return path
-
-
-class Touch:
-    """A pickle of it writes a file."""
-
-    def __init__(self, path):
-        self.path = str(path)
-
-    def __reduce__(self):
-        return Path.touch, (Path(self.path),)
-
-
-def pickled(path):
-    stream = io.BytesIO()
-    torch.save(Touch(path), stream)
-    return stream.getvalue()
-
-
-def changed(name, old, new):
-    return lambda path, content: content.replace(old, new) if path.endswith(name) else content
-
-
-@pytest.mark.parametrize(
-    ("change", "says"),
-    [
-        (changed("model.json", b"torch.ops.aten.relu.default", b"torch.hub.load"), "target 'torch.hub.load'"),
-        (changed("model.json", b"Symbol(", b"__import__("), "expr_str"),
-        (changed("model_weights_config.json", b'"use_pickle": false', b'"use_pickle": true'), "use_pickle"),
-        (changed("model.json", b'"guards_code": []', b'"guards_code": ["exit()"]'), "guards_code"),
-    ],
-)
-def test_a_program_that_may_run_code_is_never_read(net, tmp_path, monkeypatch, change, says):
-    path = write(net, tmp_path / "net.pt2")
-    before = path.read_bytes()
-    rewritten(path, change)
-    assert zipfile.ZipFile(path).namelist() == zipfile.ZipFile(io.BytesIO(before)).namelist()
-    monkeypatch.setattr(torch.export, "load", lambda *given: pytest.fail("it was read"))
-    with pytest.raises(InputError, match=rf"{says}.*never loaded"):
-        network(str(path), SMALL)
-
-
-def test_pickles_in_a_program_are_never_unpickled(net, tmp_path):
-    path, mark = write(net, tmp_path / "net.pt2"), tmp_path / "mark"
-    rewritten(path, lambda name, content: pickled(mark) if name.endswith("sample_inputs/model.pt") else content)
-    with pytest.raises(InputError, match="sample inputs hold more than tensors"):
-        network(str(path), SMALL)
-    assert not mark.exists()
-    with contextlib.suppress(Exception):
-        torch.export.load(str(path))  # which is why
-    assert mark.exists()
-
-
-def test_libraries_and_second_files_of_a_name_are_refused(net, tmp_path):
-    path = write(net, tmp_path / "net.pt2")
-    folder = zipfile.ZipFile(path).namelist()[0].partition("/")[0]
-    kept = path.read_bytes()
-    for name, says in (("data/aotinductor/model/a.so", "holds"), ("models/model.json", "two files of one name")):
-        path.write_bytes(kept)
-        with zipfile.ZipFile(path, "a") as archive, warnings.catch_warnings(action="ignore"):
-            archive.writestr(f"{folder}/{name}", b"{}")
-        with pytest.raises(InputError, match=says):
-            network(str(path), SMALL)
-
-
-class Writes(nn.Module):
-    def __init__(self, place: str):
-        super().__init__()
-        self.place = place
-
-    def forward(self, x):
-        torch.save(x, self.place)
-        return x
-
-
-class Restored(nn.Module):
-    @torch.jit.export
-    def __getstate__(self):
-        return True
-
-    @torch.jit.export
-    def __setstate__(self, state: bool):
-        self.training = state
-
-    def forward(self, x):
-        return x
-
-
-@pytest.mark.parametrize(("kind", "says"), [(lambda p: Writes(str(p)), "save"), (lambda p: Restored(), "__setstate__")])
-def test_torchscript_that_may_touch_files_is_never_loaded(tmp_path, monkeypatch, kind, says):
-    path = tmp_path / "script.pt"
-    torch.jit.script(kind(tmp_path / "mark")).save(str(path))
-    monkeypatch.setattr(torch.jit, "load", lambda *given, **named: pytest.fail("it was loaded"))
-    with pytest.raises(InputError, match=f"{says}.*never loaded"):
-        network(str(path), SMALL)
-
-
-def test_kinds_are_told_by_content(net, tmp_path):
-    kinds = {name: archives.archive_kind(write(net, tmp_path / name)) for name in ("script.pt", "net.pt2")}
-    assert kinds == {"script.pt": archives.SCRIPT, "net.pt2": archives.PROGRAM}
-    torch.save(net.state_dict(), tmp_path / "weights.pt")
-    assert archives.archive_kind(tmp_path / "weights.pt") == ""
-
-
-# Factories of our own
-
-
 def test_what_a_network_is_does_not_depend_on_where_it_lies(net, tmp_path):
     path = write(net, tmp_path / "net.pt2")
     factory, arguments = factory_of(path, SMALL)
@@ -379,90 +199,6 @@ def test_what_a_network_is_does_not_depend_on_where_it_lies(net, tmp_path):
     write(with_statistics(Net(), 3), path)
     with pytest.raises(InputError, match="is another file than the one that was hardened"):
         network(**whole)
-
-
-@pytest.fixture
-def folder(torchvision, tmp_path):
-    """A folder of transformers with a small network, and its answers to an image."""
-    transformers = pytest.importorskip("transformers")
-    sizes = {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic", "num_labels": 4}
-    made = transformers.ResNetForImageClassification(transformers.ResNetConfig(**sizes))
-    with_statistics(made).save_pretrained(tmp_path / "hub")
-    processor = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.2, 0.2, 0.1], "size": {"shortest_edge": 32}}
-    (tmp_path / "hub/preprocessor_config.json").write_text(json.dumps(processor))
-    return tmp_path / "hub", made
-
-
-def test_a_folder_of_transformers(folder):
-    place, original = folder
-    factory, arguments = factory_of(place, SHAPE)
-    assert factory == HUB
-    made = of_folder(**pinned(factory, arguments)).eval()
-    load_weights(made, find_weights(place))
-    x = torch.rand(3, *SHAPE)
-    with torch.no_grad():
-        assert torch.equal(made(x), original(x).logits)
-    assert stated(place) == {"input_shape": [3, 32, 32], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.1]}
-
-
-def test_what_is_saved_of_it_loads_in_transformers(folder):
-    from transformers import AutoModelForImageClassification
-
-    place, original = folder
-    made = of_folder(str(place))
-    load_weights(made, find_weights(place))
-    state = {name: value + 1 if value.is_floating_point() else value for name, value in made.state_dict().items()}
-    save_file(state, place / "model.safetensors", metadata={"dfshield": "{}"})
-    again = AutoModelForImageClassification.from_pretrained(place, local_files_only=True)
-    assert torch.equal(again.state_dict()["classifier.1.weight"], original.classifier[1].weight + 1)
-
-
-@pytest.mark.parametrize(
-    ("processor", "found"),
-    [
-        ({"do_normalize": False, "size": {"height": 8, "width": 9}}, {"input_shape": [3, 8, 9], "mean": [0.0] * 3}),
-        ({"size": 24, "do_center_crop": True, "crop_size": 20}, {"input_shape": [3, 20, 20]}),
-        ({}, {}),
-    ],
-)
-def test_what_an_image_processor_says(tmp_path, processor, found):
-    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(processor))
-    said = stated(tmp_path)
-    assert {name: said[name] for name in found} == found
-    assert said or not found
-
-
-def test_pixels_in_another_scale_are_not_guessed(tmp_path):
-    (tmp_path / "config.json").write_text('{"model_type": "resnet"}')
-    (tmp_path / "preprocessor_config.json").write_text('{"do_rescale": false, "image_mean": [123, 117, 104]}')
-    with pytest.raises(InputError, match=r"does not scale pixels to \[0,1\]"):
-        stated(tmp_path)
-
-
-def test_a_folder_of_timm(torchvision, tmp_path):
-    timm = pytest.importorskip("timm")
-    original = timm.create_model("resnet10t", num_classes=4).eval()
-    told = {"input_size": [3, 64, 64], "mean": [0.1] * 3, "std": [0.2] * 3}
-    config = {"architecture": "resnet10t", "num_classes": 4, "pretrained_cfg": told}
-    (tmp_path / "config.json").write_text(json.dumps(config))
-    save_file(original.state_dict(), tmp_path / "model.safetensors")
-    made = of_folder(str(tmp_path)).eval()
-    load_weights(made, find_weights(tmp_path))
-    x = torch.rand(2, 3, 64, 64)
-    with torch.no_grad():
-        assert torch.equal(made(x), original(x))
-    assert stated(tmp_path) == {"input_shape": [3, 64, 64], "mean": [0.1] * 3, "std": [0.2] * 3}
-
-
-@pytest.mark.parametrize(
-    ("text", "says"),
-    [('{"a": 1}', "names no model_type"), ("no", "no JSON object"), ('{"model_type": "bert"}', "no image classifier")],
-)
-def test_other_folders_are_refused(torchvision, tmp_path, text, says):
-    (tmp_path / "config.json").write_text(text)
-    with pytest.raises(InputError, match=says):
-        of_folder(str(tmp_path))
 
 
 def test_an_onnx_graph_is_written_with_its_batchnorm(torchvision, net, tmp_path, monkeypatch):

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import yaml
 from support.configs import GRID
 
 from dfshield.core.errors import InputError
@@ -146,3 +147,11 @@ def test_a_distance_under_another_protocol_is_refused(tmp_path: Path, metric: st
     with pytest.raises(InputError, match=message) as error:
         distances(tmp_path, metric).cells("own")
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["cost", "report", "robustness-checks"])
+def test_a_table_by_the_name_of_another_result_is_refused(tmp_path: Path, name: str) -> None:
+    own = yaml.safe_load(FILE.read_text())["losses"]
+    (tmp_path / "tables.yaml").write_text(yaml.safe_dump({name: own}))
+    with pytest.raises(InputError, match=f"{name}: results/{name} is made by the stage of that name"):
+        load_tables(tmp_path / "tables.yaml")

@@ -21,7 +21,7 @@ from dfshield.planning.config import check_config
 from dfshield.planning.jobs import PAGE
 from dfshield.planning.paths import HARDEN, STUDENT
 from dfshield.planning.plan import Plan
-from dfshield.report import html, markdown, model_card, report_page, table
+from dfshield.report import figure, html, markdown, model_card, report_page, table
 from dfshield.report.page import body_of, deeper, of_markdown, page
 from dfshield.report.table import build
 
@@ -29,6 +29,7 @@ ENTRY = {
     **{"factory": "my_model:build", "weights": "w.pt", "input_shape": [1, 8, 8], "classes": 10, "mean": [0.3]},
     **{"std": [0.38], "threat": "linf:8/255", "evaluation": {"file": "eval.npz"}},
 }
+FRONT = Path("results/figures/front.png")
 VOID = {"meta", "link", "img", "br", "hr"}
 
 
@@ -60,12 +61,16 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Plan]:
     few = {name: specs[name] for name in ("table4", "table2")}
     few["table4"]["rows"] = [row for row in few["table4"]["rows"] if row["method"] in ("Undefended", "DaST", "Ours")]
     (folder / "few.yaml").write_text(yaml.safe_dump(few, sort_keys=False))
+    front = yaml.safe_load(Path(CONFIG["tables"]).with_name("figures.yaml").read_text())["front"]
+    (folder / "front.yaml").write_text(yaml.safe_dump({"front": front}))
+    of = {"tables": "few.yaml", "figures": "front.yaml", "seeds": [0], "harden": {"mine": ENTRY}}
     with contextlib.chdir(folder):
-        plan = Plan.of(check_config(CONFIG | {"tables": "few.yaml", "seeds": [0], "harden": {"mine": ENTRY}}))
+        plan = Plan.of(check_config(CONFIG | of))
         fake_run(plan, [*plan.cells("table4"), *plan.harden_cells("mine")])
         frozen.keep(frozen.folder_of(plan.config.name), frozen.texts_of(plan.config))
         for name in ("table4", "table2"):
             table.run(plan, name, Path(f"results/{name}.csv"))
+        figure.run(plan, "front", FRONT)
         student = Path(plan.place(HARDEN, "mine", source="dss", recipe="dfshield").path(STUDENT))
         model_card.run(plan, "mine", student, Path("results/harden/mine"))
     return folder, plan
@@ -81,22 +86,24 @@ def run(made: tuple[Path, Plan], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_page_has_all_that_the_run_made(run: Plan):
-    Path("results/figures").mkdir()
-    for name in ("b.png", "a.png"):
-        shutil.copy("results/harden/mine/accuracy.png", f"results/figures/{name}")
-    shutil.copy("results/harden/mine/accuracy.svg", "results/figures/a.svg")
     report_page.run(run, Path(PAGE))
     text = Path(PAGE).read_text()
     tags = Tags(text).seen
     anchors = {attrs["id"] for _, attrs in tags if "id" in attrs}
     links = [attrs["href"] for tag, attrs in tags if tag == "a"]
     assert {link.removeprefix("#") for link in links} <= anchors
-    assert {"table4", "table2", "figures", "model-mine", "config"} <= anchors
+    assert {"table4", "table2", "figure-front", "model-mine", "config"} <= anchors
     pictures = [attrs["src"].partition(";")[0] for tag, attrs in tags if tag == "img"]
     shown = len(re.findall(r"^!\[", Path("results/harden/mine/MODEL_CARD.md").read_text(), re.MULTILINE))
-    assert shown >= 2 and pictures == ["data:image/svg+xml"] + ["data:image/png"] * (1 + shown)
+    assert shown >= 2 and pictures == ["data:image/svg+xml"] + ["data:image/png"] * shown
     assert all(attrs["alt"] for tag, attrs in tags if tag == "img")
-    for said in ("Table 4. Robustness without training data", "DaST", "95 % Wilson interval", "Student minimises"):
+    for said in (
+        "Table 4. Robustness without training data",
+        "DaST",
+        "95 % Wilson interval",
+        "Student minimises",
+        run.figure("front").caption,
+    ):
         assert said in text
     assert "name: " + run.config.name in text  # the config in force
     assert "are not made yet" not in text and "pipeline_tag" not in text
@@ -117,7 +124,7 @@ def test_what_is_not_there_is_named(run: Plan):
     shutil.rmtree("results/harden")
     Path("results/table2.csv").unlink()
     text = report_page.text(run)
-    assert "2 of 3 tables and cards of this config are not made yet" in text
+    assert "2 of 4 tables, figures and cards of this config are not made yet" in text
     assert "results/table2.csv, results/harden/mine/MODEL_CARD.md" in text
     assert 'id="table4"' in text and 'id="table2"' not in text and 'id="models"' not in text
 
@@ -136,6 +143,16 @@ def test_a_table_of_other_evidence_is_refused(run: Plan):
     with pytest.raises(InputError, match=r"table4\.csv: is of another run"):
         report_page.run(run, Path(PAGE))
     assert Path(PAGE).read_text() == "an earlier page"
+
+
+def test_a_figure_of_other_evidence_is_refused(run: Plan):
+    made = FRONT.with_suffix(".csv")
+    made.write_text(made.read_text().replace("Ours", "Theirs"))
+    with pytest.raises(InputError, match=r"front\.png: is of another run, or older than its evidence; make the figure"):
+        report_page.text(run)
+    made.unlink()
+    with pytest.raises(InputError, match=r"front\.csv: no such file"):
+        report_page.text(run)
 
 
 def test_a_table_without_its_page_is_refused(run: Plan):
@@ -224,8 +241,6 @@ in_browser = pytest.mark.skipif(
 @in_browser
 @pytest.mark.parametrize("width", [390, 1280])
 def test_in_a_browser_the_page_fits_and_is_whole(run: Plan, tmp_path: Path, width: int):
-    Path("results/figures").mkdir()
-    shutil.copy("results/harden/mine/broken.svg", "results/figures/broken.svg")
     report_page.run(run, Path(PAGE))
     found = browser.measured(Path(PAGE), width, tmp_path)
     assert (found["width"], found["scrolled"], found["wide"]) == (width, width, [])

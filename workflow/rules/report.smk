@@ -140,6 +140,7 @@ rule report_html:
     input:
         current("report", PAGE),
         expand(TABLE, table=plan.own_tables),
+        expand(FIGURE, figure=plan.own_figures),
         expand(CARD, name=plan.config.harden),
     output:
         html=report(PAGE, category="Report"),
