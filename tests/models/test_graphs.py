@@ -87,6 +87,25 @@ def test_layers_statistics_and_training_are_the_original_s(torchvision, net, tmp
     assert all(p.grad is not None for p in made.parameters())
 
 
+class Product(nn.Module):
+    """A network whose last layer is written as a product and a sum."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6)
+        self.matrix, self.offset = nn.Parameter(torch.rand(6, 4)), nn.Parameter(torch.rand(4))
+
+    def forward(self, x):
+        return self.bn(self.conv(x)).mean((2, 3)) @ self.matrix + self.offset
+
+
+def test_products_and_sums_of_a_graph_are_trained(torchvision, tmp_path):
+    original = with_statistics(Product())
+    made = network(str(write(original, tmp_path / "net.onnx")), SMALL)
+    sizes = sorted(tuple(p.shape) for p in made.parameters())
+    assert (6, 4) in sizes and len(sizes) == len(list(original.parameters()))
+
+
 @pytest.mark.parametrize(("end", "cut"), [(nn.Softmax(1), True), (nn.LogSoftmax(1), False)])
 def test_an_onnx_graph_gives_logits(torchvision, net, tmp_path, capsys, end, cut):
     """A softmax over classes at its end is left out; other ends are what they are."""
