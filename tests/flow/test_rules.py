@@ -231,16 +231,16 @@ def test_the_commands_of_every_stage_are_looked_at(folder, more):
 
 
 @pytest.mark.parametrize("config", ["own.yaml", "kept.yaml"])
-def test_the_page_of_a_run_waits_for_its_tables_and_cards(folder, more, config):
+def test_the_page_of_a_run_waits_for_its_tables_figures_and_cards(folder, more, config):
     plan = plan_of(folder, config)
     run = snakemake(folder, "results/report.html", "-n", "--configfile", config, *SHOWN)
-    targets = [*plan.own_tables, *([HARDEN] if plan.config.harden else [])]
+    figures = [f"figures/{name}" for name in plan.own_figures]
+    targets = [*plan.own_tables, *figures, *([HARDEN] if plan.config.harden else [])]
     assert targets and jobs(run) == counted(plan, *targets) | {"report_html": 1}
     words, inputs = printed(run)["logs/report.log"]
     assert parsed(words).out == Path("results/report.html")
-    assert inputs == {f"results/{name}.csv" for name in plan.own_tables} | {
-        f"results/harden/{name}/MODEL_CARD.md" for name in plan.config.harden
-    }
+    expected = {f"results/{name}.csv" for name in plan.own_tables} | {f"results/{name}.png" for name in figures}
+    assert inputs == expected | {f"results/harden/{name}/MODEL_CARD.md" for name in plan.config.harden}
 
 
 @pytest.mark.parametrize(
