@@ -3,6 +3,7 @@
 import contextlib
 import csv
 import os
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -110,7 +111,7 @@ def harden(
     All files are below `folder`, in which the process works meanwhile. The same call again goes on where it was.
     Raises `dfshield.InputError`, whose message is one line, for what cannot be hardened.
     """
-    home = Path(folder).absolute()
+    start, home = time.perf_counter(), Path(folder).absolute()
     if isinstance(model, str | Path):
         found = from_files.read(Path(model), factory, arguments or {}, input_shape, mean, std)
     else:
@@ -124,7 +125,7 @@ def harden(
         found = from_files.Model(model, entry, input_shape, mean, std)
     shape = _checked_shape(found.input_shape)
     entry = found.entry | _entry(found.network, shape, threat, found.mean, found.std, keep_accuracy)
-    _make(home, name, entry, minutes, evaluation, seed, device, settings or {})
+    _make(home, name, entry, minutes, start, evaluation, seed, device, settings or {})
     return Hardened(home, name, found.network)
 
 
@@ -190,6 +191,7 @@ def _make(
     name: str,
     entry: dict[str, Any],
     minutes: float,
+    start: float,
     evaluation: Evaluation | None,
     seed: int,
     device: str,
@@ -205,19 +207,23 @@ def _make(
         entry["evaluation"] = {"file": str(path)}
     home.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(home):
-        _make_here(name, entry, minutes, evaluated, seed, device, settings)
+        _make_here(name, entry, minutes, start, evaluated, seed, device, settings)
 
 
 def _make_here(
     name: str,
     entry: Mapping[str, Any],
     minutes: float,
+    start: float,
     evaluated: int,
     seed: int,
     device: str,
     settings: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    """The settings that are once chosen for a time are kept, since no machine is as fast in two runs."""
+    """The settings that are once chosen for a time are kept, since no machine is as fast in two runs.
+
+    `start` is the time of `time.perf_counter` from which the minutes count.
+    """
     config: dict[str, Any] = {"name": f"{name}-run", "seeds": [seed], "device": device, HARDEN: {name: dict(entry)}}
 
     def plan_of(sections: Mapping[str, Mapping[str, Any]]) -> Plan:
@@ -236,7 +242,8 @@ def _make_here(
     kept = sealed.read(place, CHOICE) if place.is_file() else {}
     if kept.get("asked") != asked:
         run(first, ["teacher"])
-        sections = chosen(plan_of, minutes, measured(first), evaluated)
+        rates = measured(first)
+        sections = chosen(plan_of, minutes, rates, evaluated, time.perf_counter() - start)
         kept = {"asked": asked, "chosen": sections}
         sealed.write(place, CHOICE, kept)
     plan = plan_of(kept["chosen"])

@@ -35,6 +35,8 @@ FEWEST_STEPS = 60
 """Of synthesis: fewer leave noise."""
 TRIAL_SECONDS = 1.5
 """Of the steps that are timed."""
+SLOW_SECONDS = 20
+"""Of a step, beside which what it takes to start is nothing."""
 EVALUATION = 0.25
 """Largest share of the minutes that the evaluation may take."""
 FEWEST_EVALUATED = 100
@@ -80,6 +82,7 @@ def measured(plan: Plan) -> Throughput:
     place, factory = hardened_place(plan, name), plan.subject(HARDEN, name).factory
     teacher = Path(plan.teacher(place).path(TEACHER))
     synthesis, training = plan.options("synthesize", place), plan.options("train", place)
+    used = min(synthesis.batch, training.batch * training.aggregate)  # an update of the weights an epoch
     flops = Prices(plan, Throughput("nothing measured yet", rates={"synthesis": {"": 1.0}}), 0.0).network(place).flops
     log("timing a few steps of synthesis and of training")
     with TemporaryDirectory() as folder, contextlib.redirect_stderr(io.StringIO()):
@@ -91,9 +94,9 @@ def measured(plan: Plan) -> Throughput:
             return synthesis_passes(own)
 
         def fit(epochs: int) -> float | None:
-            own = training.model_copy(update={"epochs": epochs, "holdout": 0})
+            own = training.model_copy(update={"epochs": epochs, "holdout": 0, "data_share": used / synthesis.batch})
             train.run(teacher, data, student, own, factory=factory)
-            return training_passes(own, synthesis.batch)
+            return training_passes(own, used)
 
         rates = {stage: {name: flops * _rate(work)} for stage, work in (("synthesis", make), ("training", fit))}
     return Throughput("measured on a few steps", plan.options("train", place).device, rates)
@@ -102,7 +105,9 @@ def measured(plan: Plan) -> Throughput:
 def _rate(work: Callable[[int], float | None]) -> float:
     """Passes a second of `work`, by the difference of two sizes of it: a stage's start is no part of it."""
     _timed(work, 1)  # the first use of a library takes longer
-    size, (before, least) = 4, _timed(work, 2)
+    size, (before, least) = 2, _timed(work, 1)
+    if before > SLOW_SECONDS:
+        return least / before
     while True:
         after, passes = _timed(work, size)
         if after - before > TRIAL_SECONDS or size >= 512:
@@ -118,10 +123,13 @@ def _timed(work: Callable[[int], float | None], size: int) -> tuple[float, float
     return time.perf_counter() - start, passes
 
 
-def chosen(plan_of: Callable[[Mapping[str, Any]], Plan], minutes: float, rates: Throughput, evaluated: int) -> Sections:
+def chosen(
+    plan_of: Callable[[Mapping[str, Any]], Plan], minutes: float, rates: Throughput, evaluated: int, spent: float
+) -> Sections:
     """The sections for the largest run within so many minutes; `plan_of` makes the plan of some.
 
-    `evaluated` is the number of real images to attack, 0 for none. Raises InputError if the smallest run takes longer.
+    `evaluated` is the number of real images to attack, 0 for none; `spent` are the seconds that have gone already.
+    Raises InputError if the smallest run takes longer.
     """
 
     def seconds(sections: Sections, stages: tuple[str, ...]) -> float:
@@ -135,7 +143,7 @@ def chosen(plan_of: Callable[[Mapping[str, Any]], Plan], minutes: float, rates: 
                 total += max(START, price.seconds - START_SECONDS + START) if price else 0.0
         return total
 
-    whole = 60 * minutes * RESERVE
+    available = whole = 60 * minutes * RESERVE - spent
     attack: Sections = {}
     if evaluated:
         limit = evaluated
@@ -145,9 +153,10 @@ def chosen(plan_of: Callable[[Mapping[str, Any]], Plan], minutes: float, rates: 
         attack = _limited(limit)
         whole -= seconds(attack, judging)
     low, high = 1, PAPER[0] // BATCH
-    if seconds(sized(BATCH), MAKING) > whole:
-        least = seconds(sized(BATCH), MAKING) / 60 + (60 * minutes * RESERVE - whole) / 60
-        raise InputError(f"minutes: {minutes:g} are too few for this network here; give {least / RESERVE:.0f} or more")
+    least = seconds(sized(BATCH), MAKING)
+    if least > whole:
+        needed = math.ceil((spent + least + available - whole) / 60 / RESERVE)
+        raise InputError(f"minutes: {minutes:g} are too few for this network here; give {needed} or more")
     while low < high:
         middle = (low + high + 1) // 2
         if seconds(sized(middle * BATCH), MAKING) <= whole:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -155,6 +156,32 @@ class TestBudget:
         monkeypatch.setattr(harden, "measured", lambda plan: Throughput("assumed", "cpu", rates))
         with pytest.raises(dfshield.InputError, match=r"minutes: 1 are too few .* give \d+ or more"):
             hardened(network, tmp_path, settings={})
+
+    @pytest.mark.parametrize(("start", "step", "calls"), [(3.0, 0.1, [1, 1, 2, 8, 32]), (1.0, 40.0, [1, 1])])
+    def test_a_rate_is_of_the_steps_alone(self, monkeypatch, start, step, calls):
+        """A quick step is timed apart from what it takes to start; a slow one is not taken a second time."""
+        now, sizes = [0.0], []
+        monkeypatch.setattr(minutes.time, "perf_counter", lambda: now[0])
+
+        def work(size):
+            sizes.append(size)
+            now[0] += start + size * step
+            return 10.0 * size
+
+        assert minutes._rate(work) == pytest.approx(10 / step, rel=0.03)
+        assert sizes == calls
+
+    def test_what_has_gone_already_is_not_planned_for(self, network, tmp_path, monkeypatch):
+        rates = {stage: {"model": 1e9} for stage in ("synthesis", "training")}
+        monkeypatch.setattr(harden, "measured", lambda plan: Throughput("assumed", "cpu", rates))
+        monkeypatch.setattr(harden, "run", lambda *given: None)
+        images = []
+        for spent in (0, 120):
+            monkeypatch.setattr(harden, "time", SimpleNamespace(perf_counter=iter([0.0, spent]).__next__))
+            with pytest.raises(FileNotFoundError):
+                _ = hardened(network, tmp_path / str(spent), minutes=4, settings={}).report
+            images.append(chosen(tmp_path / str(spent))["synthesize"]["images"])
+        assert images[1] < 0.75 * images[0]
 
     @pytest.mark.slow
     def test_what_is_measured_is_near_what_a_run_takes(self, network, tmp_path):
