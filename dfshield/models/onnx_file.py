@@ -9,6 +9,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,8 @@ from dfshield.models.bundles import PIP
 
 OPSET = 15
 """The newest version of ONNX's operators that all of onnx2torch's converters know."""
+WRITTEN_OPSET = 17
+"""The version of ONNX's operators that graphs are written in."""
 TOLERANCE = 1e-3
 """Largest deviation of a written graph's logits, relative to the largest logit."""
 Original = Callable[[Tensor], Tensor]
@@ -187,7 +190,8 @@ def _runtime(path: Path) -> Original:
 def write_onnx(network: nn.Module, path: Path, input_shape: Sequence[int]) -> None:
     """Write `network` as an ONNX graph of any number of images (N,*input_shape), BatchNorm left as it is.
 
-    Raises InputError where onnxruntime does not answer as the network does, and where a package is missing.
+    Raises InputError where it has no such form, where onnxruntime does not answer as the network does, and where a
+    package is missing.
     """
     with imported(path):
         import onnx  # noqa: F401
@@ -195,18 +199,41 @@ def write_onnx(network: nn.Module, path: Path, input_shape: Sequence[int]) -> No
     network = network.eval()
     x = torch.rand((3, *input_shape), generator=torch.Generator().manual_seed(0))
     with atomic(path) as temporary:
-        with warnings.catch_warnings(action="ignore"), torch.no_grad():
-            torch.onnx.export(
-                network,
-                (x[:2],),
-                str(temporary),
-                dynamo=False,
-                input_names=["images"],
-                output_names=["logits"],
-                dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}},
-                training=torch.onnx.TrainingMode.PRESERVE,
-                do_constant_folding=False,
-            )
+        with warnings.catch_warnings(action="ignore"), _opset_known(), torch.no_grad():
+            try:
+                torch.onnx.export(
+                    network,
+                    (x[:2],),
+                    str(temporary),
+                    dynamo=False,
+                    opset_version=WRITTEN_OPSET,
+                    input_names=["images"],
+                    output_names=["logits"],
+                    dynamic_axes={"images": {0: "N"}, "logits": {0: "N"}},
+                    training=torch.onnx.TrainingMode.PRESERVE,
+                    do_constant_folding=False,
+                )
+            except Exception as error:  # the exporter may raise anything
+                raise InputError(f"{path}: not written: {describe(error)}") from None
             found, expected = _runtime(temporary)(x), network(x)
         if not bool((found - expected).abs().max() <= TOLERANCE * expected.abs().max()):
             raise InputError(f"{path}: not written: onnxruntime answers otherwise than the network")
+
+
+@contextlib.contextmanager
+def _opset_known() -> Iterator[None]:
+    """Inside the block onnx2torch's layers find the version that a graph is written in.
+
+    They look for it where older versions of PyTorch have it: `torch.onnx.symbolic_helper.GLOBALS`.
+    """
+    from torch.onnx import symbolic_helper
+
+    before = vars(symbolic_helper).get("GLOBALS")
+    symbolic_helper.GLOBALS = SimpleNamespace(export_onnx_opset_version=WRITTEN_OPSET)  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        if before is None:
+            del symbolic_helper.GLOBALS
+        else:
+            symbolic_helper.GLOBALS = before

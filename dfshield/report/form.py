@@ -3,7 +3,9 @@
 import shutil
 from pathlib import Path
 
+from dfshield.core.errors import InputError
 from dfshield.core.files import atomic
+from dfshield.core.progress import log
 from dfshield.models.bundles import GRAPH, HUB
 from dfshield.models.card import Card
 
@@ -15,7 +17,8 @@ TOLD = ("config.json", "preprocessor_config.json")
 def write_form(card: Card, student: Path, out: Path) -> None:
     """Write to `out` what the checkpoint `student` with `card` lacks to be what its original was.
 
-    Raises InputError where the original's files are gone or changed.
+    Raises InputError where the original's files are gone or changed. A network that cannot be written as an ONNX graph
+    is handed out without one, which is said.
     """
     if card.factory == HUB:
         for name in TOLD:
@@ -27,16 +30,23 @@ def write_form(card: Card, student: Path, out: Path) -> None:
         from dfshield.models.checkpoints import load_checkpoint
         from dfshield.models.onnx_file import write_onnx
 
-        write_onnx(load_checkpoint(student)[0].net, out / ONNX_FILE, card.input_shape)
+        network = load_checkpoint(student)[0].net
+        try:
+            write_onnx(network, out / ONNX_FILE, card.input_shape)
+        except InputError as error:
+            (out / ONNX_FILE).unlink(missing_ok=True)  # of another network
+            log(str(error))
 
 
-def form_section(card: Card) -> list[str]:
-    """What the model card says of it."""
+def form_section(card: Card, onnx: bool) -> list[str]:
+    """What the model card says of it; `onnx`: there is a graph."""
     if card.factory == HUB:
         text = (
             "This folder is one of the kind that the original came in: `config.json` lies beside the weights, whose "
             "names are the original's."
         )
+    elif _is_onnx(card) and not onnx:
+        text = "The original is an ONNX graph; this network could not be written as one, so only its weights are here."
     elif _is_onnx(card):
         text = (
             f"`{ONNX_FILE}` is the same network as an ONNX graph for any number of images, with its "

@@ -21,7 +21,7 @@ from dfshield.report.broken import Tally, tallies
 from dfshield.report.card_pictures import draw, shown
 from dfshield.report.checklist import card_section
 from dfshield.report.content import card_files, hardened_place, mixed_places
-from dfshield.report.form import form_section, write_form
+from dfshield.report.form import ONNX_FILE, form_section, write_form
 from dfshield.report.items import symbols
 from dfshield.report.markdown import raised
 from dfshield.report.metadata import front_matter
@@ -124,11 +124,15 @@ def texts(name: str, own: Evidence, folder: Path) -> dict[str, str]:
     files = [path for p in shown(own.rows, own.synthesis) for path in sorted(folder.glob(f"{p.name}.???"))]
     pictures = {path.name: sha256_file(path) for path in files}
     given = (own.card, own.rows, own.broken, own.synthesis, own.checks, own.mixture, pictures)
-    return {REPORT: csv_of(own.rows), JSON: card_json.text(name, *given), CARD: model_card(name, own)}
+    return {
+        REPORT: csv_of(own.rows),
+        JSON: card_json.text(name, *given),
+        CARD: model_card(name, own, (folder / ONNX_FILE).is_file()),
+    }
 
 
-def model_card(name: str, own: Evidence) -> str:
-    """The card in Markdown."""
+def model_card(name: str, own: Evidence, onnx: bool = False) -> str:
+    """The card in Markdown; `onnx` says whether an ONNX graph lies beside it."""
     card, rows = own.card, own.rows
     sections = (
         front_matter(name, card, rows, own.broken).splitlines(),
@@ -139,7 +143,7 @@ def model_card(name: str, own: Evidence) -> str:
         _pictures(own),
         card_section(own.checks) if rows else [],
         _load(card),
-        form_section(card),
+        form_section(card, onnx),
         _mixed(card, own.mixture) if own.mixture else [],
         _made(card, own.synthesis),
         assurance.section(rows, own.checks),

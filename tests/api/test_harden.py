@@ -250,6 +250,23 @@ def test_a_file_that_brings_its_network(torchvision, network, fast, tmp_path, mo
     assert ((card.parent / "model.onnx").is_file()) == (name == "net.onnx") == ("`model.onnx`" in card.read_text())
 
 
+def test_weights_alone_where_a_graph_cannot_be_written(torchvision, network, fast, tmp_path, monkeypatch, capsys):
+    from support.graphs import write
+
+    from dfshield.models import onnx_file
+
+    def refuse(*given, **named):
+        raise RuntimeError("no such operator")
+
+    file = write(network.eval(), tmp_path / "net.onnx", tiny.SHAPE)
+    monkeypatch.setattr(onnx_file.torch.onnx, "export", refuse)
+    result = hardened(str(file), tmp_path / "out")
+    assert "model.onnx: not written: RuntimeError: no such operator" in capsys.readouterr().err
+    assert "could not be written as one" in result.card.read_text()
+    assert {path.name for path in result.results.iterdir()} >= {"model.safetensors", "MODEL_CARD.md"}
+    assert not (result.results / "model.onnx").exists()
+
+
 def test_what_cannot_be_loaded(network, tmp_path):
     path = tiny.teacher(tmp_path / "t.safetensors")
     assert dfshield.load(path)(torch.rand(1, *tiny.SHAPE)).shape == (1, 10)

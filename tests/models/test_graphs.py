@@ -232,3 +232,44 @@ def test_an_onnx_graph_is_written_with_its_batchnorm(torchvision, net, tmp_path,
     with pytest.raises(InputError, match="not written: onnxruntime answers otherwise"):
         onnx_file.write_onnx(net, tmp_path / "other.onnx", SMALL)
     assert not (tmp_path / "other.onnx").exists()
+
+
+class Reshaped(nn.Module):
+    """Operators whose form depends on the version of ONNX: sizes that are gathered, means over axes, squeezes."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 6, 3), nn.BatchNorm2d(6), nn.Linear(6, 4)
+
+    def forward(self, x):
+        x = self.bn(self.conv(x))
+        x = x.reshape(x.shape[0], x.shape[1], -1).mean(2, keepdim=True)
+        return self.fc(x.squeeze(2)[:, [5, 1, 2, 3, 4, 0]])
+
+
+def test_a_graph_that_was_read_is_written_again(torchvision, tmp_path):
+    """onnx2torch's layers ask for the version of ONNX that they are written in."""
+    from dfshield.models import onnx_file
+
+    original = with_statistics(Reshaped())
+    read = network(str(write(original, tmp_path / "net.onnx")), SMALL)
+    onnx_file.write_onnx(read, tmp_path / "again.onnx", SMALL)
+    x = torch.rand(5, *SMALL)
+    with torch.no_grad():
+        assert torch.allclose(network(str(tmp_path / "again.onnx"), SMALL)(x), original(x), atol=1e-5)
+    assert not hasattr(torch.onnx.symbolic_helper, "GLOBALS")
+
+
+class Fourier(nn.Module):
+    """What ONNX has no operator for."""
+
+    def forward(self, x):
+        return torch.linalg.svd(x.flatten(2))[1]
+
+
+def test_what_has_no_form_in_onnx(torchvision, tmp_path):
+    from dfshield.models import onnx_file
+
+    with pytest.raises(InputError, match=r"net\.onnx: not written: ") as refused:
+        onnx_file.write_onnx(Fourier(), tmp_path / "net.onnx", SMALL)
+    assert not list(tmp_path.iterdir()) and "\n" not in str(refused.value)
