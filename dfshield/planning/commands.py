@@ -11,6 +11,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.validation import build
 from dfshield.options.common import StageOptions
 from dfshield.options.defences import DefendOptions
+from dfshield.options.privacy import PrivacyOptions
 from dfshield.options.quality import QualityOptions
 
 
@@ -309,6 +310,14 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         FITTED,
         FACTORY,
     ),
+    "privacy": (
+        _file("--model", "checkpoint of the teacher", "model_path"),
+        _file("--data", "training set of synthetic images"),
+        _file("--training", "images that the classifier was trained on, .npz with x and y", "training_npz"),
+        _file("--others", "images of the same kind that it was not trained on", "others_npz"),
+        _file("--out", "CSV of the nearest real images of each synthetic one; the record, JSON, goes beside it"),
+        FACTORY,
+    ),
     "inspect": (
         _file("file", "file to look into"),
         _file("--sheet", "contact sheet to write (PNG)", required=False),
@@ -344,6 +353,10 @@ TOOLS = {
         "compare what a classifier behind a defence sees with the images themselves: SSIM, PSNR, LPIPS",
         "dfshield.evaluation.quality:run",
     ),
+    "privacy": (
+        "audit synthetic images: do they lie nearer to training images than to others of their kind?",
+        "dfshield.evaluation.privacy:run",
+    ),
     "inspect": ("say what a training set, checkpoint, ledger or record holds", "dfshield.tools.inspect:run"),
     "verify": (
         "trace every cell of a table to ledger or record, student, data and teacher by hash",
@@ -355,7 +368,7 @@ TOOLS = {
     "doctor": ("check this machine: versions, devices, data", "dfshield.tools.doctor:run"),
 }
 """Commands that answer a question: what they do, and where their code is."""
-TOOL_OPTIONS: dict[str, type[StageOptions]] = {"quality": QualityOptions}
+TOOL_OPTIONS: dict[str, type[StageOptions]] = {"quality": QualityOptions, "privacy": PrivacyOptions}
 """Options of those among them that have a class of options, which have no section in a config."""
 PROFILED = ("synthesize", "train")
 """Stages that the released code does otherwise than the paper's text."""
