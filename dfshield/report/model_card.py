@@ -181,8 +181,8 @@ def _data_free(card: Card) -> list[str]:
         *_untrained(card),
         "This is not a claim of privacy. Synthetic images are made from what the original model remembers and may "
         "reveal information about its training data, as may the model itself (`dfshield privacy` compares them). "
-        "Nor is it a certificate: the figures are upper bounds found by the attacks named, and hold for the given threat "
-        "model and test images only.",
+        "Nor is it a certificate: the figures are upper bounds found by the attacks named, and hold for the given "
+        "threat model and test images only.",
         "",
     ]
 

@@ -4,7 +4,9 @@ import shlex
 from pathlib import Path
 
 import pytest
-from support.own_model import write_own_model
+import torch
+from safetensors.torch import load_file
+from support.own_model import bring_network, write_own_model
 from support.snakemake import ROOT, snakemake, workspace
 
 from dfshield.api import run
@@ -31,7 +33,10 @@ def plain(value):
     return value or None
 
 
-def test_the_workflow_calls_the_stages_with_the_same(folder):
+@pytest.mark.parametrize("form", ["weights of a factory", "a file that brings its network"])
+def test_the_workflow_calls_the_stages_with_the_same(folder, form):
+    if form == "a file that brings its network":
+        bring_network(folder)
     printed = snakemake(folder, "harden", "-n", "-p", "--configfile", "mine.yaml")
     assert printed.returncode == 0, printed.stdout
     lines = [line for line in (printed.stdout + printed.stderr).splitlines() if " -m dfshield " in line]
@@ -55,6 +60,23 @@ def test_the_workflow_calls_the_stages_with_the_same(folder):
                 apart = {"device", "threads"}
                 one, other = one.model_dump(exclude=apart), other.model_dump(exclude=apart)
             assert plain(one) == plain(other), (job.stage, name)
+
+
+def test_an_entry_without_a_factory(folder):
+    """The student of a file that brings its network is that of the factory's weights but for the order of sums."""
+    students = []
+    for number in range(2):
+        plan = Plan.of(load_config(Path("mine.yaml")))
+        run.run(plan, run.MAKING)
+        jobs = Jobs(plan)
+        jobs.target("harden")
+        (path,) = (Path(job.output) for job in jobs.jobs.values() if job.stage == "train")
+        students.append((load_file(path), path.read_bytes()))
+        if not number:
+            bring_network(folder)
+    one, other = (torch.cat([value.flatten().float() for _, value in sorted(s.items())]) for s, _ in students)
+    assert students[0][1] != students[1][1]  # made anew: its card has another teacher
+    assert torch.allclose(one, other, atol=1e-3)
 
 
 def test_it_makes_what_is_missing(folder):

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from support.snakemake import TINY
 
 MODEL = """
@@ -42,3 +42,20 @@ def write_own_model(folder: Path, protocols: list[str], **entry: Any) -> None:
     }
     values = {key: value for key, value in TINY.items() if key != "datasets"}
     (folder / "mine.yaml").write_text(yaml.safe_dump(values | {"name": "own", "harden": {"mine": mine | entry}}))
+
+
+def bring_network(folder: Path) -> None:
+    """Make of such an entry one whose file brings its network, a ``.pt2`` program, and that names no factory."""
+    namespace: dict[str, Any] = {}
+    exec(MODEL, namespace)
+    network = namespace["build"](4).eval()
+    network.load_state_dict(load_file(folder / "data/mine.safetensors"))
+    sizes = ({0: torch.export.Dim("n")},)
+    program = torch.export.export(network, (torch.rand(2, 1, 8, 8),), dynamic_shapes=sizes)
+    torch.export.save(program, str(folder / "data/mine.pt2"))
+    config = yaml.safe_load((folder / "mine.yaml").read_text())
+    entry = config["harden"]["mine"] | {"weights": "mine.pt2"}
+    config["harden"]["mine"] = {key: value for key, value in entry.items() if key not in ("factory", "arguments")}
+    (folder / "mine.yaml").write_text(yaml.safe_dump(config))
+    for name in ("mine.py", "data/mine.safetensors"):
+        (folder / name).unlink()
