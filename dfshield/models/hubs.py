@@ -97,6 +97,17 @@ def stated_by_timm(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: list(config[key]) for name, key in names.items() if config.get(key)}
 
 
+def class_names(folder: Path, classes: int) -> list[str]:
+    """The names of the classes 0, 1, … that a folder states; none where it states none, or not one for each."""
+    config = _json(network_file(folder))
+    names = config.get("label_names") or config.get("id2label")
+    if isinstance(names, Mapping):
+        names = [names.get(str(index)) for index in range(classes)]
+    if not isinstance(names, list) or len(names) != classes or not all(isinstance(name, str) for name in names):
+        return []
+    return [] if names == [f"LABEL_{index}" for index in range(classes)] else names
+
+
 def _side(size: Any) -> list[int]:
     """Height and width of an image processor's size, which has several forms; empty for none of them."""
     if isinstance(size, Mapping):

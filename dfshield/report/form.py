@@ -12,6 +12,8 @@ from dfshield.models.card import Card
 ONNX_FILE = "model.onnx"
 TOLD = ("config.json", "preprocessor_config.json")
 """What transformers and timm read of a folder besides the weights, which keep their names."""
+MOST_NAMES = 20
+"""Names of classes that a card lists."""
 
 
 def write_form(card: Card, student: Path, out: Path) -> None:
@@ -41,10 +43,17 @@ def write_form(card: Card, student: Path, out: Path) -> None:
 def form_section(card: Card, onnx: bool) -> list[str]:
     """What the model card says of it; `onnx`: there is a graph."""
     if card.factory == HUB:
+        from dfshield.models.hubs import class_names
+
         text = (
             "This folder is one of the kind that the original came in: `config.json` lies beside the weights, whose "
             "names are the original's."
         )
+        folder = Path(card.arguments["folder"])
+        if names := class_names(folder, card.classes) if folder.exists() else []:
+            said = ", ".join(f"{index} {name}" for index, name in enumerate(names[:MOST_NAMES]))
+            more = f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else ""
+            text += f" It names its classes: {said}{more}."
     elif _is_onnx(card) and not onnx:
         text = "The original is an ONNX graph; this network could not be written as one, so only its weights are here."
     elif _is_onnx(card):

@@ -1,6 +1,7 @@
 """Models in folders, as transformers and timm write them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ from support.graphs import with_statistics
 from dfshield.core.errors import InputError
 from dfshield.core.files import find_weights
 from dfshield.models.bundles import HUB, factory_of, pinned
+from dfshield.models.hubs import class_names, stated
 from dfshield.models.hubs import network as of_folder
-from dfshield.models.hubs import stated
 from dfshield.models.weights import load_weights
+from dfshield.report.form import form_section
 
 SHAPE = (3, 32, 32)
 
@@ -51,6 +53,34 @@ def test_what_is_saved_of_it_loads_in_transformers(folder):
     save_file(state, place / "model.safetensors", metadata={"dfshield": "{}"})
     again = AutoModelForImageClassification.from_pretrained(place, local_files_only=True)
     assert torch.equal(again.state_dict()["classifier.1.weight"], original.classifier[1].weight + 1)
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"id2label": {"0": "cat", "1": "dog"}}, ["cat", "dog"]),
+        ({"id2label": {"1": "dog", "0": "cat"}}, ["cat", "dog"]),
+        ({"architecture": "resnet18", "label_names": ["cat", "dog"]}, ["cat", "dog"]),
+        ({"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}, []),
+        ({"id2label": {"0": "cat"}}, []),
+        ({"label_names": ["a", "b", "c"]}, []),
+        ({}, []),
+    ],
+)
+def test_names_of_classes(tmp_path, config, names):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert class_names(tmp_path, 2) == names
+
+
+def test_the_card_names_the_classes(tmp_path):
+    values = {f"{index}": f"kind {index}" for index in range(22)}
+    (tmp_path / "config.json").write_text(json.dumps({"id2label": values}))
+    card = SimpleNamespace(factory=HUB, arguments={"folder": str(tmp_path)}, classes=22)
+    text, _ = form_section(card, False)
+    assert "classes: 0 kind 0, 1 kind 1, " in text and "19 kind 19 and 2 more." in text
+    (tmp_path / "config.json").unlink()
+    tmp_path.rename(tmp_path.with_name("gone"))
+    assert "classes" not in form_section(card, False)[0]
 
 
 @pytest.mark.parametrize(
