@@ -189,7 +189,10 @@ class Grid:
                 )
 
     def _check_evidence(self, table: str, row: RowSpec, metric: str) -> None:
-        """InputError for metrics of a detector without one, of others behind one, and for certificates of no noise."""
+        """InputError for metrics of a detector without one, of others behind one, and for certificates of no noise.
+
+        And for landscapes of what is more than a network.
+        """
         choice = self.config.choices["defences"].get(row.defence)
         found = "detection" if choice and choice.stage == "detect" else "ledger"
         kind = metric_entry(metric).evidence
@@ -198,6 +201,11 @@ class Grid:
             why = what if kind == "detection" else "is no metric of a detector, which its defence is"
             raise InputError(
                 f"{table}: its row {row.method!r} has defence {row.defence!r}, but metric {metric!r} {why}"
+            )
+        if kind == "landscape" and row.defence != NONE:
+            raise InputError(
+                f"{table}: its row {row.method!r} has defence {row.defence!r}, but metric {metric!r} is of a network "
+                "alone; take the defence out"
             )
         if kind == "certificates" and (choice is None or choice.name != "smoothing"):
             raise InputError(

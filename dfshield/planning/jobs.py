@@ -27,6 +27,7 @@ from dfshield.planning.paths import (
     FIGURES,
     HARDEN,
     IMAGES_DIVERSITY,
+    LANDSCAPE,
     LEDGER,
     NONE,
     RESULTS,
@@ -153,6 +154,7 @@ class Jobs:
             DETECTION: self._detection,
             DIVERSITY: self._diversity,
             IMAGES_DIVERSITY: self._diversity_of_images,
+            LANDSCAPE: self._landscape,
         }
         places = ((Place.parse(template, cell.ledger), job) for template, job in made.items())
         return next(job(place) for place, job in places if place)
@@ -169,6 +171,9 @@ class Jobs:
 
     def _diversity_of_images(self, place: Place) -> str:
         return self._add("diversity", place.path(IMAGES_DIVERSITY), [self.teacher(place), self.images(place)], place)
+
+    def _landscape(self, place: Place) -> str:
+        return self._add("landscape", place.path(LANDSCAPE), [self.classifier(place)], place)
 
     def ledger(self, place: Place) -> str:
         """The ledger of an attack."""

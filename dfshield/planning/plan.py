@@ -26,6 +26,7 @@ from dfshield.planning.paths import (
     DIVERSITY,
     HARDEN,
     IMAGES_DIVERSITY,
+    LANDSCAPE,
     LEDGER,
     NONE,
     Place,
@@ -225,6 +226,8 @@ class Plan(Settings):
             return place.path(CERTIFICATES)
         if kind == "detection":
             return place.at(threat=threat_name(threat)).path(DETECTION)
+        if kind == "landscape":
+            return place.at(threat=threat_name(threat)).path(LANDSCAPE)
         name = threat_name(self._threat(protocol, threat))
         return place.at(protocol=protocol_of(protocol), threat=name).path(LEDGER)
 
