@@ -116,7 +116,13 @@ class Grid:
     def own_figures(self) -> list[str]:
         """The figures that this config has cells for: those of its own tables, but for `misfits`."""
         named = [name for name, figure in self.figures.items() if figure.table in self.own_tables]
-        return [name for name in named if name not in self.misfits]
+        return [name for name in named if name not in self.misfits and any(self.figure_models(name).values())]
+
+    def figure_models(self, name: str) -> dict[str, tuple[str, ...]]:
+        """Models of a figure by data set: its table's, or the one of them that it names by its number, if there is."""
+        figure = self.figures[name]
+        first, last = (figure.model - 1, figure.model) if figure.model else (0, None)
+        return {dataset: models[first:last] for dataset, models in self.blocks(self.tables[figure.table])}
 
     @cached_property
     def misfits(self) -> dict[str, str]:

@@ -246,7 +246,9 @@ class Plan(Settings):
         spec = self.figure(name)
         if not spec.metrics:
             return []
-        wanted = [cell for cell in self.cells(spec.table) if cell.metric in spec.metrics]
+        models = self.figure_models(name)
+        cells = (cell for cell in self.cells(spec.table) if cell.model in models[cell.dataset])
+        wanted = [cell for cell in cells if cell.metric in spec.metrics]
         found = [cell for cell in wanted if not spec.methods or cell.method in spec.methods]
         if not found:
             raise InputError(f"{self.config.figures}: {name}: the config has no cell of it in {spec.table}")
