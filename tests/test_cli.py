@@ -46,6 +46,7 @@ REQUIRED = {
     "certify": ["--model", "m", "--out", "o"],
     "detect": ["--model", "m", "--data", "d", "--out", "o"],
     "checks": ["--model", "m", "--out", "o"],
+    "landscape": ["--model", "m", "--out", "o"],
 }
 
 

@@ -40,6 +40,7 @@ CHOSEN = {
     "certify": (MODELS["cnn-s"],),
     "detect": (MODELS["cnn-s"], DETECTORS["lid"]),
     "checks": (MODELS["cnn-s"],),
+    "landscape": (MODELS["cnn-s"],),
     "public": (MODELS["cnn-s"], DATASETS["photographs"]),
     "export": (),
     "merge": (),
