@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from dfshield.evaluation.landscapes import LandscapeRecord, read_landscape
 from dfshield.planning.cells import Cell
@@ -72,7 +73,10 @@ def draw(spec: FigureSpec, made: Sequence[Surface], path: Path) -> None:
         blocks.setdefault((one.dataset, one.model), []).append(one)
     across = max(map(len, blocks.values()))
     width = 2.75 * across
-    with drawing.canvas(width, 3.0 * len(blocks) + 1.1) as figure:
+    with drawing.canvas(width, 2.7 * len(blocks) + 1.0) as figure:
+        engine = figure.get_layout_engine()
+        assert isinstance(engine, ConstrainedLayoutEngine)
+        engine.set(rect=(0, 0, 0.97, 1))  # the label of the last panel's height is not counted in
         parts = figure.subfigures(len(blocks), 1, squeeze=False)
         for (key, own), part in zip(blocks.items(), parts.flat, strict=True):
             if len(blocks) > 1:
@@ -106,13 +110,17 @@ def _panel(axes: Any, one: Surface, limits: tuple[float, float]) -> None:
         edgecolor="#404040",
         linewidth=0.15,
     )
+    axes.set_facecolor("none")  # else it covers the label of its neighbour
     axes.set_zlim(*limits)
     axes.view_init(**VIEW)
-    axes.set_box_aspect((1, 1, 0.8), zoom=0.86)
-    axes.tick_params(labelsize=7, pad=0)
-    axes.set_xlabel("first direction", fontsize=8, labelpad=0)
-    axes.set_ylabel("second direction", fontsize=8, labelpad=0)
-    axes.set_zlabel("loss in nat", fontsize=8, labelpad=0)
+    axes.set_box_aspect((1, 1, 0.85), zoom=0.9)
+    axes.tick_params(labelsize=7, pad=-1)
+    ends = [along[0], 0.0, along[-1]]
+    axes.set_xticks(ends, [f"{end:g}" for end in ends])
+    axes.set_yticks(ends, [f"{end:g}" for end in ends])
+    axes.set_xlabel("first direction", fontsize=8, labelpad=-3)
+    axes.set_ylabel("second direction", fontsize=8, labelpad=-3)
+    axes.set_zlabel("loss in nat", fontsize=8, labelpad=-4)
     rise = one.sharpness
     interval = f" [{rise.low:.2f}, {rise.high:.2f}]" if rise.has_interval else ""
     axes.set_title(f"{one.method}{marks(rise.flags)}\nsharpness {rise.value:.2f}{interval} nat", fontsize=8.5)

@@ -4,7 +4,16 @@ import pytest
 from support.configs import GRID, MINE, ROOT, changed, job, paper, plan
 
 from dfshield.core.errors import InputError
-from dfshield.planning.paths import CERTIFICATES, DETECTION, DIVERSITY, IMAGES, IMAGES_DIVERSITY, LANDSCAPE, LEDGER, Place
+from dfshield.planning.paths import (
+    CERTIFICATES,
+    DETECTION,
+    DIVERSITY,
+    IMAGES,
+    IMAGES_DIVERSITY,
+    LANDSCAPE,
+    LEDGER,
+    Place,
+)
 from dfshield.planning.plan import Plan
 from dfshield.registry.metrics import METRICS
 
@@ -92,7 +101,7 @@ DEMO = {
 }
 CERTIFIED = {"l2": (0.1, 0.25, 0.5), "l1": (0.25, 0.5, 1)}
 """Radii of the table of certificates."""
-BOTH = tuple(f"table{number}" for number in (1, 4, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20)) + ("landscape",)
+BOTH = {"landscape"} | {f"table{number}" for number in (1, 4, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20)}
 TWO = {"datasets__digits__models": ["cnn-s", "cnn-m"]}
 
 

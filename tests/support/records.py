@@ -1,4 +1,4 @@
-"""Records of certificates, of detectors and of loss landscapes with chosen figures, for tests of what is made from them."""
+"""Records of certificates, detectors and landscapes with chosen figures, for tests of what is made from them."""
 
 from dfshield.evaluation.certificates import CertificateRecord
 from dfshield.evaluation.detections import DetectionRecord, Outcome
