@@ -21,8 +21,13 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "sheet": (),
     "heatmap": ("y", "series"),
     "surface": ("y", "model"),
+    "embedding": (),
 }
 """Layouts and what a figure has to say for them; it says none of the others."""
+OF_SETS = ("sheet", "embedding")
+"""Layouts that draw the training sets of a table's rows in place of what the table measures."""
+OF_TEACHERS = ("embedding",)
+"""Layouts among them that need the teachers of these sets, too."""
 
 
 class FigureSpec(Options):
@@ -34,10 +39,10 @@ class FigureSpec(Options):
     caption: str
     table: Name
     """the table that it is drawn from: its cells, its rows, its part of the config's grid"""
-    layout: Literal["lines", "scatter", "sheet", "heatmap", "surface"]
+    layout: Literal["lines", "scatter", "sheet", "heatmap", "surface", "embedding"]
     """lines: a metric over numbers · scatter: two metrics of every method · sheet: training images, methods below one
     another, classes side by side · heatmap: a metric, methods side by side · surface: loss landscapes, methods side by
-    side"""
+    side · embedding: the teacher's features of training sets, methods side by side"""
     x: Name | None = None
     """of lines: a training option that the table sweeps, or ``threat``, where clean accuracy stands at ε = 0; of a
     scatter plot: the metric along the x axis"""

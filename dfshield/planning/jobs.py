@@ -122,7 +122,8 @@ class Jobs:
         if folder == FIGURES:
             sets = [self.images(place) for _, place in self.plan.figure_sets(figure)]
             files = self.files(self.plan.figure_cells(figure))
-            self._add("figure", FIGURE.format(figure=figure), [*files, *sets])
+            teachers = [self.teacher(place) for place in self.plan.figure_teachers(figure)]
+            self._add("figure", FIGURE.format(figure=figure), [*files, *sets, *teachers])
             return
         if name != HARDEN:
             self._add("table", TABLE.format(table=name), self.files(self.plan.cells(name)))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dfshield.core.errors import InputError
 from dfshield.core.files import write_text
 from dfshield.planning.figures import FigureSpec
-from dfshield.report import figure_sheet, figure_surface, plots, points
+from dfshield.planning.paths import TEACHER
+from dfshield.report import figure_embedding, figure_sheet, figure_surface, plots, points
 from dfshield.report.origin import check
 from dfshield.report.table import build
 
@@ -46,11 +47,17 @@ def _surfaces(plan: "Plan", spec: FigureSpec) -> list[figure_surface.Surface]:
     return figure_surface.surfaces(cells, build(cells))
 
 
+def _panels(plan: "Plan", spec: FigureSpec) -> list[figure_embedding.Panel]:
+    teachers = [Path(place.path(TEACHER)) for place in plan.figure_teachers(spec.name)]
+    return figure_embedding.panels(plan.figure_sets(spec.name), teachers)
+
+
 LAYOUTS: dict[str, Layout] = {
     "lines": Layout(partial(_measured, points.lines), points.csv_of, plots.draw_lines),
     "scatter": Layout(partial(_measured, points.scatter), points.csv_of, plots.draw_scatter),
     "heatmap": Layout(partial(_measured, points.heatmap), points.csv_of, plots.draw_heatmap),
     "surface": Layout(_surfaces, lambda spec, made: figure_surface.csv_of(made), figure_surface.draw),
+    "embedding": Layout(_panels, lambda spec, made: figure_embedding.csv_of(made), figure_embedding.draw),
     "sheet": Layout(_tiles, lambda spec, made: figure_sheet.csv_of(made), figure_sheet.draw),
 }
 """How figures are made, by their layouts."""

@@ -2,7 +2,6 @@
 
 import csv
 import io
-import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,8 +71,7 @@ def draw(spec: FigureSpec, made: Sequence[Surface], path: Path) -> None:
     for one in made:
         blocks.setdefault((one.dataset, one.model), []).append(one)
     across = max(map(len, blocks.values()))
-    width = 2.75 * across
-    with drawing.canvas(width, 2.7 * len(blocks) + 1.0) as figure:
+    with drawing.canvas(2.75 * across, 2.7 * len(blocks) + 1.0) as figure:
         engine = figure.get_layout_engine()
         assert isinstance(engine, ConstrainedLayoutEngine)
         engine.set(rect=(0, 0, 0.97, 1))  # the label of the last panel's height is not counted in
@@ -90,7 +88,7 @@ def draw(spec: FigureSpec, made: Sequence[Surface], path: Path) -> None:
         first = made[0]
         subject = f", {dataset_title(first.dataset)}, {model_title(first.model)}" if len(blocks) == 1 else ""
         drawing.title(figure, spec.title + subject)
-        figure.supxlabel(_below(made, width), fontsize=7, x=0.01, ha="left")
+        drawing.note(figure, _below(made))
         drawing.save(figure, path)
 
 
@@ -126,8 +124,8 @@ def _panel(axes: Any, one: Surface, limits: tuple[float, float]) -> None:
     axes.set_title(f"{one.method}{marks(rise.flags)}\nsharpness {rise.value:.2f}{interval} nat", fontsize=8.5)
 
 
-def _below(made: Sequence[Surface], width: float) -> str:
-    """What the surfaces and their sharpness are, in lines for a picture of `width` inches."""
+def _below(made: Sequence[Surface]) -> list[str]:
+    """What the surfaces and their sharpness are, and what the marks mean."""
     first = made[0]
     own, options = first.record, first.record.options
     attacked = f", attacked at the centre by PGD-{options['steps']} ({threat_title(options['threat'])})"
@@ -142,5 +140,4 @@ def _below(made: Sequence[Surface], width: float) -> str:
         f"Sharpness: rise of the loss on a circle of radius {options['radius']:g}, mean of {options['pairs']} pairs of "
         f"directions{spread}."
     )
-    texts = (f"{loss} {axes} {rise}", *footnotes(flag for one in made for flag in one.sharpness.flags))
-    return "\n".join(line for text in texts for line in textwrap.wrap(text, int(19 * width)))
+    return [f"{loss} {axes} {rise}", *footnotes(flag for one in made for flag in one.sharpness.flags)]
