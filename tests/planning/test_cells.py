@@ -54,6 +54,7 @@ FULL = {  # data sets x models x methods or swept values x metrics, and x threat
     "transfer-table2": 2 * 2,
     "transfer-table3": 2 * 6 * 5,
     "landscape": 3 * 4 * 3,
+    "coefficients": 3 * 5 * 4,
 }
 DEMO = {
     "table1": 2 * 6 * 3,
@@ -76,6 +77,7 @@ DEMO = {
     "certified": 3 * 4 + 2 * 3 * 3,  # Gaussian noise in l2; Laplace and uniform in l1, where AutoAttack has no version
     "detection": 4 * 6,
     "landscape": 2 * 4 * 3,
+    "coefficients": 2 * 5 * 4,
     "transformation-table1": 3 * 2,
     "transformation-table2": 3 * 4 - 1,  # as below
     "transformation-table3": 7 * 3 - 1,
@@ -101,7 +103,7 @@ DEMO = {
 }
 CERTIFIED = {"l2": (0.1, 0.25, 0.5), "l1": (0.25, 0.5, 1)}
 """Radii of the table of certificates."""
-BOTH = {"landscape"} | {f"table{number}" for number in (1, 4, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20)}
+BOTH = {"landscape", "coefficients"} | {f"table{number}" for number in (1, 4, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20)}
 TWO = {"datasets__digits__models": ["cnn-s", "cnn-m"]}
 
 

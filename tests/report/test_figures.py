@@ -43,7 +43,7 @@ FIGURES = load_figures(ROOT / "config/figures.yaml")
 OWN = Plan.of(check_config(CONFIG)).own_figures
 """Figures that a data set with one model has."""
 LAYOUTS = {"lines": "epsilons", "scatter": "front", "sheet": "samples", "heatmap": "medical-sources"}
-LAYOUTS |= {"surface": "figure4"}
+LAYOUTS |= {"surface": "figure4", "embedding": "figure8"}
 """One figure of each layout."""
 
 Made = Callable[[str], tuple[Plan, Path]]

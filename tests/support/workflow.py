@@ -25,6 +25,7 @@
 # AutoAttack ledgers that they read.
 # Table landscape: 3 models, 4 students, PGD-10 and a landscape of each; each has its checks in other tables, and the
 # AutoAttack ledgers that they read.
+# Table coefficients: 3 models, 4 synthetic sources and the real images, a record of each.
 # Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
 PAPER = {
     "table1": {
@@ -126,6 +127,7 @@ PAPER = {
         **{"teacher": 3, "synthesize": 18, "merge": 3, "train": 12, "landscape": 12},
         **{"attack": 24, "checks": 12, "table": 1},
     },
+    "coefficients": {"teacher": 3, "synthesize": 72, "merge": 12, "export": 3, "diversity": 15, "table": 1},
     "table25": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 111, "checks": 3, "table": 1},
     "table26": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 111, "checks": 3, "table": 1},
 }
