@@ -74,7 +74,7 @@ def mean_loss(model: nn.Module, x: Tensor, y: Tensor, batch: int) -> float:
 
 
 def measure(model: nn.Module, x: Tensor, y: Tensor, options: LandscapeOptions) -> dict[str, object]:
-    """Coordinates, surface, centre and rises, as `LandscapeRecord` has them, of images (N,C,H,W) of classes (N,).
+    """What a `LandscapeRecord` says of a model, on images (N,C,H,W) of classes (N,): accuracy, surface, circles.
 
     BatchNorm keeps its running statistics. With the adversarial loss the images are attacked once, at the model's own
     weights: the surface is of one function of the weights. Raises InputError for a loss that is not finite.
@@ -84,6 +84,8 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, options: LandscapeOptions) -
     turns = [2 * math.pi * index / options.angles for index in range(options.angles)]
     total = options.points**2 + options.pairs * options.angles
     with frozen(model), progress(total, "landscape", "point") as bar:
+        with torch.no_grad():
+            answers = torch.cat([model(some).argmax(1) for some in x.split(options.batch)])
         if options.loss == "adversarial":
             x = _attacked(model, x, y, options)
 
@@ -107,6 +109,8 @@ def measure(model: nn.Module, x: Tensor, y: Tensor, options: LandscapeOptions) -
                 surface = [[loss((a, first), (b, second)) for b in coordinates] for a in coordinates]
             rises.append(_rise(loss, first, second, options.radius, turns) - centre)
     return {
+        "accuracy": float((answers == y).double().mean()),
+        "predicted": len(answers.unique()),
         "coordinates": tuple(coordinates),
         "surface": tuple(map(tuple, surface)),
         "centre": centre,

@@ -23,6 +23,10 @@ class LandscapeRecord:
     model: str
     n: Annotated[int, Field(ge=1)]
     """Images."""
+    accuracy: FiniteFloat
+    """Share of the images, as they are, that the model itself classifies rightly."""
+    predicted: Annotated[int, Field(ge=1)]
+    """Classes that it answers for them: a model that always answers one is flat, and of no use."""
     coordinates: tuple[FiniteFloat, ...]
     """Places of the surface's points along either direction, in norms of the filters; rising, 0 in the middle."""
     surface: tuple[tuple[FiniteFloat, ...], ...]

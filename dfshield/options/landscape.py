@@ -46,6 +46,6 @@ class LandscapeOptions(StageOptions):
 
     @property
     def passes(self) -> int:
-        """Forward passes of an image: the attack, the surface, the circles and their centre."""
+        """Forward passes of an image: the answer, the attack, the surface, the circles and their centre."""
         attacked = GRADIENT * self.steps if self.loss == "adversarial" else 0
-        return attacked + self.points**2 + self.pairs * self.angles + 1
+        return attacked + self.points**2 + self.pairs * self.angles + 2

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ from dfshield.report.rows import Row
 
 COLUMNS = (
     *("dataset", "model", "method", "seed", "protocol", "threat", "first", "second", "loss"),
-    *("sharpness", "sharpness_low", "sharpness_high", "seeds", "n", "flags", "record_sha256"),
+    *("sharpness", "sharpness_low", "sharpness_high", "accuracy", "seeds", "n", "flags", "record_sha256"),
 )
 VIEW = {"elev": 28, "azim": -58}
 """Degrees above the plane and around it that surfaces are seen from."""
@@ -36,6 +37,8 @@ class Surface:
     method: str
     record: LandscapeRecord
     sharpness: Figure
+    accuracy: float
+    """Clean accuracy in percent of the same images, mean over the seeds."""
 
 
 def surfaces(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Surface]:
@@ -43,10 +46,12 @@ def surfaces(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Surface]:
     found: dict[tuple[str, str, str], list[tuple[Cell, Row]]] = {}
     for cell, row in zip(cells, rows, strict=True):
         found.setdefault((cell.dataset, cell.model, cell.method), []).append((cell, row))
-    return [
-        Surface(*key, read_landscape(Path(own[0][0].ledger)), Figure.of([row for _, row in own]))
-        for key, own in found.items()
-    ]
+    made = []
+    for key, own in found.items():
+        records = [read_landscape(Path(cell.ledger)) for cell, _ in own]
+        accuracy = 100 * statistics.fmean(record.accuracy for record in records)
+        made.append(Surface(*key, records[0], Figure.of([row for _, row in own]), accuracy))
+    return made
 
 
 def csv_of(made: Sequence[Surface]) -> str:
@@ -58,7 +63,7 @@ def csv_of(made: Sequence[Surface]) -> str:
         own = one.record
         before = (one.dataset, one.model, one.method, own.seed, own.protocol, own.options["threat"])
         spread, flags = one.sharpness.texts(), ";".join(one.sharpness.flags)
-        after = (*spread, one.sharpness.seeds, own.n, flags, own.content_sha256)
+        after = (*spread, f"{one.accuracy:.2f}", one.sharpness.seeds, own.n, flags, own.content_sha256)
         for first, losses in zip(own.coordinates, own.surface, strict=True):
             for second, loss in zip(own.coordinates, losses, strict=True):
                 writer.writerow((*before, f"{first:.6g}", f"{second:.6g}", f"{loss:.6g}", *after))
@@ -121,7 +126,10 @@ def _panel(axes: Any, one: Surface, limits: tuple[float, float]) -> None:
     axes.set_zlabel("loss in nat", fontsize=8, labelpad=-4)
     rise = one.sharpness
     interval = f" [{rise.low:.2f}, {rise.high:.2f}]" if rise.has_interval else ""
-    axes.set_title(f"{one.method}{marks(rise.flags)}\nsharpness {rise.value:.2f}{interval} nat", fontsize=8.5)
+    axes.set_title(
+        f"{one.method}{marks(rise.flags)}\nsharpness {rise.value:.2f}{interval} nat\nclean accuracy {one.accuracy:.0f} %",
+        fontsize=8.5,
+    )
 
 
 def _below(made: Sequence[Surface]) -> list[str]:

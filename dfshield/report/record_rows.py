@@ -104,10 +104,14 @@ def detection_row(cell: Cell, record: DetectionRecord, paper: float | None) -> R
 
 
 def landscape_row(cell: Cell, record: LandscapeRecord, paper: float | None) -> Row:
-    """The row of a model's sharpness; InputError if the record is of another cell."""
+    """The row of a model's sharpness; InputError if the record is of another cell.
+
+    It is flagged as ``diverged`` where the model answers one class for all images, which nothing is flatter than.
+    """
     _check_subject(cell, record)
     _check_threat(cell, record)
-    return _row(cell, record, paper, value=record.sharpness, n=record.n, protocol=record.protocol)
+    flags = ("diverged",) if record.predicted == 1 else ()
+    return _row(cell, record, paper, value=record.sharpness, n=record.n, protocol=record.protocol, flags=flags)
 
 
 def _check_threat(cell: Cell, record: DetectionRecord | LandscapeRecord) -> None:

@@ -244,7 +244,7 @@ def describe_landscape(found: landscapes.LandscapeRecord) -> Lines:
     return [
         ("data set, model", f"{found.dataset}, {found.model} (real data: {found.real_data})"),
         ("threat", f"{found.options['threat']}, seed {found.seed}"),
-        ("images", str(found.n)),
+        ("images", f"{found.n}, {100 * found.accuracy:.2f} % classified rightly, as {found.predicted} classes"),
         ("loss", f"{found.centre:.4g} nat, {min(heights):.4g} to {max(heights):.4g} on the surface"),
         ("surface", f"{points}×{points} points, to ±{reach:g} norms of the filters"),
         ("sharpness", f"{found.sharpness:.4g} nat, {found.protocol}"),

@@ -115,6 +115,8 @@ def test_attacked_images_have_a_higher_loss_at_the_centre(threat: str) -> None:
     clean = measure(net, x, y, options())
     attacked = measure(net, x, y, options(loss="adversarial", threat=threat))
     stronger = measure(net, x, y, options(loss="adversarial", threat=threat, steps=1))
+    assert clean["accuracy"] == attacked["accuracy"] == 1.0  # of the images as they are
+    assert clean["predicted"] == len(y.unique()) > 1
     assert clean["centre"] < stronger["centre"] < attacked["centre"]
     assert clean["centre"] == pytest.approx(mean_loss(net, x, y, 30))
     whole = measure(net, x, y, options(loss="adversarial", threat="linf:0", steps=1))

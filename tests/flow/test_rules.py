@@ -64,8 +64,9 @@ def test_tables_share_what_they_can(folder):
     found = jobs(snakemake(folder, "tables", "-n", "--configfile", "config/paper.yaml"))
     plan = plan_of(folder, "config/paper.yaml")
     assert found == counted(plan, *plan.own_tables) | {"tables": 1}
-    # 9 teachers; dss for 9, fixed for 3 of SVHN and 3 of CIFAR-10, IntraQ for 1, two sources of table coefficients; the base recipe is one student for all
-    # and of the medical sets 16 teachers, dss, public images and, but for OCT, real ones
+    # 9 teachers; dss for 9, fixed for 3 of SVHN and 3 of CIFAR-10, IntraQ for 1; two sources of table
+    # coefficients for 3 of CIFAR-10; the base recipe is one student for all; and of the medical sets 16 teachers,
+    # dss, public images and, but for OCT, real ones
     assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16 + 2 * 3) * 6)
     assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 40)
     diversified = 15 + (15 - 6) + 3  # of CIFAR-10, table 8 has the base and the DSS row

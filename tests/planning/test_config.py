@@ -102,7 +102,7 @@ from dfshield.planning.stages import sections
             GRID,
             "sources",
             {"a": {"augment": "mixup", "base": "b"}},
-            r"sources\.a\.base: 'b' is not one of dss, fixed",
+            r"sources\.a\.base: 'b' is not one of class-high, class-low, dss, fixed",
         ),
         (GRID, "sources", {"a": {"augment": "mixup", "base": "real"}}, r"sources\.a\.base: 'real' is not one of"),
         (GRID, "sources", {"a": {"augment": "mixup", "base": "a"}}, r"sources\.a\.base: 'a' is not one of"),

@@ -231,6 +231,7 @@ def test_surfaces_are_those_of_the_first_seed_with_the_sharpness_of_all(made: Ma
         assert float(row["loss"]) == pytest.approx(records[0].surface[along[0]][along[1]], rel=1e-5)
         values = [record.sharpness for record in records]
         assert (row["seed"], row["seeds"], row["record_sha256"]) == ("0", "2", records[0].content_sha256)
+        assert row["accuracy"] == "75.00"
         expected = (statistics.fmean(values), min(values), max(values))
         for name, value in zip(("sharpness", "sharpness_low", "sharpness_high"), expected, strict=True):
             assert float(row[name]) == pytest.approx(value, abs=6e-4)

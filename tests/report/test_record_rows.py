@@ -110,6 +110,7 @@ def test_a_row_of_sharpness():
     assert (row.value, row.unit, row.n, row.protocol) == (0.25, "nat", 40, "sharpness[PGD-10 r=0.5 3x8]")
     assert row.text("value") == "0.250" and row.flags == ()
     assert landscape_row(SHARP, landscape(real_data="train"), None).flags == ("not-data-free",)
+    assert landscape_row(SHARP, landscape((0.0,), predicted=1), None).flags == ("diverged",)
     for changes in ({"seed": 3}, {"model": "cnn-m"}, {"threat": "linf:1/16"}):
         with pytest.raises(InputError, match=r"l\.json: .*make it again"):
             landscape_row(SHARP, landscape(**changes), None)

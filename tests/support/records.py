@@ -40,7 +40,7 @@ def landscape(rises=(0.5, 0.25), threat="linf:2/16", **changes):
     along = (-1.0, 0.0, 1.0)
     height = sum(rises) / len(rises)
     own = {
-        **{"n": 40, "coordinates": along, "centre": 1.0, "rises": tuple(rises)},
+        **{"n": 40, "accuracy": 0.75, "predicted": 4, "coordinates": along, "centre": 1.0, "rises": tuple(rises)},
         **{"surface": tuple(tuple(1.0 + height * (a * a + b * b) for b in along) for a in along)},
         **{"model_sha256": "m", "real_data": "none"},
         **{"options": {"loss": "adversarial", "threat": threat, "steps": 10, "radius": 0.5, "split": "test"}},
