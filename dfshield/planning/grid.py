@@ -42,7 +42,9 @@ class Grid:
         if not spec.stands_in:
             return []
         first = self.grid(spec).models == "first"
-        return [(d, c.models[:1] if first else c.models) for d, c in self.config.datasets.items()]
+        own = [name for name in self.config.datasets if registry.DATASETS[name].stands_in]
+        models = {name: self.config.datasets[name].models for name in own}
+        return [(name, models[name][:1] if first else models[name]) for name in own]
 
     def stand_in(self, spec: TableSpec) -> bool:
         """Whether the config's own data sets take the place of the paper's, of which it has none."""

@@ -126,10 +126,8 @@ def _panel(axes: Any, one: Surface, limits: tuple[float, float]) -> None:
     axes.set_zlabel("loss in nat", fontsize=8, labelpad=-4)
     rise = one.sharpness
     interval = f" [{rise.low:.2f}, {rise.high:.2f}]" if rise.has_interval else ""
-    axes.set_title(
-        f"{one.method}{marks(rise.flags)}\nsharpness {rise.value:.2f}{interval} nat\nclean accuracy {one.accuracy:.0f} %",
-        fontsize=8.5,
-    )
+    figures = f"sharpness {rise.value:.2f}{interval} nat\nclean accuracy {one.accuracy:.0f} %"
+    axes.set_title(f"{one.method}{marks(rise.flags)}\n{figures}", fontsize=8.5)
 
 
 def _below(made: Sequence[Surface]) -> list[str]:
