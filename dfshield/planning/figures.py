@@ -22,11 +22,12 @@ NEEDED: dict[str, tuple[str, ...]] = {
     "heatmap": ("y", "series"),
     "surface": ("y", "model"),
     "embedding": (),
+    "plane": (),
 }
 """Layouts and what a figure has to say for them; it says none of the others."""
-OF_SETS = ("sheet", "embedding")
+OF_SETS = ("sheet", "embedding", "plane")
 """Layouts that draw the training sets of a table's rows in place of what the table measures."""
-OF_TEACHERS = ("embedding",)
+OF_TEACHERS = ("embedding", "plane")
 """Layouts among them that need the teachers of these sets, too."""
 
 
@@ -39,10 +40,11 @@ class FigureSpec(Options):
     caption: str
     table: Name
     """the table that it is drawn from: its cells, its rows, its part of the config's grid"""
-    layout: Literal["lines", "scatter", "sheet", "heatmap", "surface", "embedding"]
+    layout: Literal["lines", "scatter", "sheet", "heatmap", "surface", "embedding", "plane"]
     """lines: a metric over numbers · scatter: two metrics of every method · sheet: training images, methods below one
     another, classes side by side · heatmap: a metric, methods side by side · surface: loss landscapes, methods side by
-    side · embedding: the teacher's features of training sets, methods side by side"""
+    side · embedding: the teacher's features of training sets, methods side by side · plane: training sets of
+    points, and the teacher's regions"""
     x: Name | None = None
     """of lines: a training option that the table sweeps, or ``threat``, where clean accuracy stands at ε = 0; of a
     scatter plot: the metric along the x axis"""
