@@ -76,10 +76,12 @@ def draw(spec: FigureSpec, made: Sequence[Surface], path: Path) -> None:
     for one in made:
         blocks.setdefault((one.dataset, one.model), []).append(one)
     across = max(map(len, blocks.values()))
-    with drawing.canvas(2.75 * across, 2.7 * len(blocks) + 1.0) as figure:
+    height = 2.9 * len(blocks) + 1.2
+    with drawing.canvas(2.75 * across, height) as figure:
         engine = figure.get_layout_engine()
         assert isinstance(engine, ConstrainedLayoutEngine)
-        engine.set(rect=(0, 0, 0.97, 1))  # the label of the last panel's height is not counted in
+        # Neither the title of all panels nor the label of the last one's height is counted in.
+        engine.set(rect=(0, 0, 0.97, 1 - 0.3 / height))
         parts = figure.subfigures(len(blocks), 1, squeeze=False)
         for (key, own), part in zip(blocks.items(), parts.flat, strict=True):
             if len(blocks) > 1:

@@ -19,7 +19,8 @@ from dfshield.planning.tables import load_tables
 FILE = ROOT / "config/figures.yaml"
 SPECS = load_figures(FILE)
 TABLES = load_tables(ROOT / "config/tables.yaml")
-DIGITS = {"datasets": {"digits": {"models": ["cnn-s", "cnn-m", "resnet18"], "threat": "linf:2/16"}}}
+TOY = {"models": ["toy"], "threat": "linf:0.05"}
+DIGITS = {"datasets": {"digits": {"models": ["cnn-s", "cnn-m", "resnet18"], "threat": "linf:2/16"}, "toy": TOY}}
 
 
 def plan(**changes: object) -> Plan:
@@ -145,3 +146,19 @@ def test_a_figure_that_does_not_fit_a_configs_own_tables_is_left_out_and_said(
     made = checked_plan(config, [], ROOT, ["figures"])
     assert made.own_figures == ["samples"]
     assert "front: metric 'autoattack' is none of table4's: clean, pgd10; it is left out" in capsys.readouterr().err
+
+
+def test_points_are_a_figure_of_the_toy_alone_which_stands_in_for_nothing() -> None:
+    made, without = plan(), plan(datasets={"digits": {"models": ["cnn-s"], "threat": "linf:2/16"}})
+    assert "figure3" in made.own_figures and not {"figure3", "toy"} & {*without.own_figures, *without.own_tables}
+    assert [(method, place.dataset, place.source) for method, place in made.figure_sets("figure3")] == [
+        ("Real", "toy", "real"), ("Fixed", "toy", "fixed"), ("DSS", "toy", "dss"),
+    ]  # fmt: skip
+    assert {cell.dataset for table in made.own_tables if table != "toy" for cell in made.cells(table)} == {"digits"}
+
+
+def test_the_jobs_of_an_embedding_have_every_models_sets_and_teacher() -> None:
+    jobs = Jobs(plan())
+    jobs.target("figures/figure8")
+    inputs = jobs.jobs["results/figures/figure8.png"].inputs
+    assert Counter(Path(path).name for path in inputs) == {"data.h5": 3 * 5, "teacher.safetensors": 3}
