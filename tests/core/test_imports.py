@@ -33,7 +33,7 @@ LIGHT = ("registry", "options", "planning")
 """Folders that are read at every start of Snakemake: no PyTorch at import."""
 SAME_SUBJECT = {
     *("__init__", "attack", "attacks", "defences", "losses", "baselines", "sources", "models", "teacher", "training"),
-    *("diversity", "checks", "inversion", "generator", "tables", "metrics", "detectors", "quality", "landscape"),
+    *("diversity", "checks", "inversion", "generator", "tables", "metrics", "detectors", "quality", "landscape", "toy"),
 }
 """Names that several folders have because they are about one thing: its code, its options, its entries."""
 
