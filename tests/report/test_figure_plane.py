@@ -20,9 +20,9 @@ from dfshield.report import figure_plane
 
 @pytest.fixture
 def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, list[tuple[str, Place]]]:
-    """A teacher of points and a training set of 60 of them."""
+    """A teacher of points, which answers either class, and a training set of 60 of them."""
     monkeypatch.chdir(tmp_path)
-    own = {"shape": (2, 1, 1), "classes": 2, "mean": (0.5, 0.5), "std": (0.25, 0.25), "seed": 10}  # it answers either class
+    own = {"shape": (2, 1, 1), "classes": 2, "mean": (0.5, 0.5), "std": (0.25, 0.25), "seed": 10}
     teacher = tiny.teacher(tmp_path / "teacher.safetensors", dataset="toy", model="toy", **own)
     place = Place("run", "toy", "toy", source="dss")
     Path(place.path(DATA)).parent.mkdir(parents=True)
