@@ -46,6 +46,7 @@ REQUIRED = {
     "certify": ["--model", "m", "--out", "o"],
     "detect": ["--model", "m", "--data", "d", "--out", "o"],
     "checks": ["--model", "m", "--out", "o"],
+    "landscape": ["--model", "m", "--out", "o"],
 }
 
 
@@ -95,7 +96,7 @@ def other(which: tuple[str, str], name: str, chance: random.Random) -> object:
     if name == "bits":  # likewise
         return default - chance.randint(1, 3)
     if annotation is int:
-        values = default + chance.randint(1, 9), 304, default + 1  # with a least, multiples of 8, with a most
+        values = default + chance.randint(1, 9), 304, default + 1, default + 2  # a least, multiples of 8, a most, odd
         return next((v for v in values if fits(which, **{name: v})), values[0])
     assert annotation is float, (name, annotation)
     if name in ("far", "adaptation"):  # the least of which is near, and a factor of growth

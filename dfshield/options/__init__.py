@@ -15,6 +15,7 @@ from dfshield.options.defences import DefendOptions
 from dfshield.options.defences_smoothing import CertifyOptions
 from dfshield.options.detectors import DetectOptions
 from dfshield.options.diversity import DiversityOptions
+from dfshield.options.landscape import LandscapeOptions
 from dfshield.options.sources import AugmentOptions, GenerateOptions, PublicOptions, SynthesizeOptions
 from dfshield.options.teacher import TeacherOptions
 from dfshield.options.training import TrainOptions
@@ -60,6 +61,7 @@ __all__ = [
     "DetectOptions",
     "DiversityOptions",
     "GenerateOptions",
+    "LandscapeOptions",
     "PublicOptions",
     "StageOptions",
     "SynthesizeOptions",

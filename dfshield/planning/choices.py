@@ -59,7 +59,7 @@ ELSEWHERE = {
 }
 """Options with a config key of their own. Inside a stage's section they would be overridden silently."""
 ELSEWHERE_BY_STAGE = {
-    **dict.fromkeys(("attack", "detect"), ("seed", "threat", "split")),
+    **dict.fromkeys(("attack", "detect", "landscape"), ("seed", "threat", "split")),
     **dict.fromkeys(("train", "cotrain"), ("seed", "threat")),
     "certify": ("seed", "split", "distribution", "sigma"),
 }

@@ -253,6 +253,7 @@ ARGUMENTS: dict[str, tuple[Argument, ...]] = {
         FACTORY,
         CODE,
     ),
+    "landscape": (_file("--model", "checkpoint to measure", "model_path"), OUT, *IMAGES, FACTORY, CODE),
     "table": (_value("table", "name of the table, such as table4"), CONFIG, TABLE_OUT),
     "figure": (
         _value("figure", "name of the figure, such as front"),

@@ -60,6 +60,8 @@ class StageOverrides(Options):
     """options of the robustness checks"""
     diversity: dict[str, Any] = {}
     """options of the diversity metrics"""
+    landscape: dict[str, Any] = {}
+    """options of loss landscapes"""
     train: dict[str, Any] = {}
     """training options"""
     cotrain: dict[str, Any] = {}
@@ -395,5 +397,4 @@ def check_config(
     values: dict[str, Any], where: str = "config", folders: Mapping[str, Path] | None = None, home: Path | None = None
 ) -> Config:
     """Check a config that is already parsed; raises InputError naming the key. `folders` and `home` as in `located`."""
-    config: Config = build(Config, located(values, where, folders or {}, home), where)
-    return config
+    return build(Config, located(values, where, folders or {}, home), where)

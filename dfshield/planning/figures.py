@@ -5,14 +5,30 @@ from typing import Literal
 
 from pydantic import model_validator
 
+from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.files import read_yaml
 from dfshield.core.validation import Options, build
-from dfshield.options.common import Name
+from dfshield.options.common import Name, Positive
 from dfshield.planning.tables import TableSpec
 
 THREAT = "threat"
 """The `x` of lines over the size of the perturbations."""
+
+NEEDED: dict[str, tuple[str, ...]] = {
+    "lines": ("x", "y", "series"),
+    "scatter": ("x", "y"),
+    "sheet": (),
+    "heatmap": ("y", "series"),
+    "surface": ("y", "model"),
+    "embedding": (),
+    "plane": (),
+}
+"""Layouts and what a figure has to say for them; it says none of the others."""
+OF_SETS = ("sheet", "embedding", "plane")
+"""Layouts that draw the training sets of a table's rows in place of what the table measures."""
+OF_TEACHERS = ("embedding", "plane")
+"""Layouts among them that need the teachers of these sets, too."""
 
 
 class FigureSpec(Options):
@@ -24,9 +40,11 @@ class FigureSpec(Options):
     caption: str
     table: Name
     """the table that it is drawn from: its cells, its rows, its part of the config's grid"""
-    layout: Literal["lines", "scatter", "sheet", "heatmap"]
+    layout: Literal["lines", "scatter", "sheet", "heatmap", "surface", "embedding", "plane"]
     """lines: a metric over numbers · scatter: two metrics of every method · sheet: training images, methods below one
-    another, classes side by side · heatmap: a metric, methods side by side"""
+    another, classes side by side · heatmap: a metric, methods side by side · surface: loss landscapes, methods side by
+    side · embedding: the teacher's features of training sets, methods side by side · plane: training sets of
+    points, and the teacher's regions"""
     x: Name | None = None
     """of lines: a training option that the table sweeps, or ``threat``, where clean accuracy stands at ε = 0; of a
     scatter plot: the metric along the x axis"""
@@ -34,15 +52,16 @@ class FigureSpec(Options):
     """the metric that is drawn; in a scatter plot the one along the y axis"""
     series: Literal["dataset", "model", "method"] | None = None
     """of lines: what a line is of; of a heat map: what its rows are of. What else differs has a panel of its own"""
+    model: Positive | None = None
+    """of surfaces: which model of each data set, counted from 1; a config without one has no such figure"""
     methods: tuple[str, ...] = ()
     """rows of the table that are drawn; none: all"""
 
     @model_validator(mode="after")
     def _layout_fits(self) -> "FigureSpec":
-        needed = {"lines": ("x", "y", "series"), "scatter": ("x", "y"), "sheet": (), "heatmap": ("y", "series")}
-        for key in ("x", "y", "series"):
-            if (getattr(self, key) is None) == (key in needed[self.layout]):
-                said = "needs it" if key in needed[self.layout] else "has none"
+        for key in ("x", "y", "series", "model"):
+            if (getattr(self, key) is None) == (key in NEEDED[self.layout]):
+                said = "needs it" if key in NEEDED[self.layout] else "has none"
                 raise ValueError(f"{key}: layout {self.layout} {said}")
         if self.layout == "heatmap" and self.series == "method":
             raise ValueError("series: the methods of a heat map stand side by side; name dataset or model")
@@ -71,6 +90,8 @@ class FigureSpec(Options):
                 raise InputError(f"{where}: x is threat, and {spec.key} has no evaluations at several")
             if len({text.partition(":")[0] for text in (*stated.demo, *stated.full)}) > 1:
                 raise InputError(f"{where}: x is threat, and the evaluations of {spec.key} are in several norms")
+        if self.layout == "surface" and registry.metric(str(self.y)).evidence != "landscape":
+            raise InputError(f"{where}: y is {self.y!r}, which is measured on no surface; name sharpness")
         unknown = [name for name in self.methods if name not in {row.method for row in spec.rows}]
         if unknown:
             raise InputError(f"{where}: method {unknown[0]!r} is no row of {spec.key}")

@@ -42,7 +42,9 @@ class Grid:
         if not spec.stands_in:
             return []
         first = self.grid(spec).models == "first"
-        return [(d, c.models[:1] if first else c.models) for d, c in self.config.datasets.items()]
+        own = [name for name in self.config.datasets if registry.DATASETS[name].stands_in]
+        models = {name: self.config.datasets[name].models for name in own}
+        return [(name, models[name][:1] if first else models[name]) for name in own]
 
     def stand_in(self, spec: TableSpec) -> bool:
         """Whether the config's own data sets take the place of the paper's, of which it has none."""
@@ -116,7 +118,13 @@ class Grid:
     def own_figures(self) -> list[str]:
         """The figures that this config has cells for: those of its own tables, but for `misfits`."""
         named = [name for name, figure in self.figures.items() if figure.table in self.own_tables]
-        return [name for name in named if name not in self.misfits]
+        return [name for name in named if name not in self.misfits and any(self.figure_models(name).values())]
+
+    def figure_models(self, name: str) -> dict[str, tuple[str, ...]]:
+        """Models of a figure by data set: its table's, or the one of them that it names by its number, if there is."""
+        figure = self.figures[name]
+        first, last = (figure.model - 1, figure.model) if figure.model else (0, None)
+        return {dataset: models[first:last] for dataset, models in self.blocks(self.tables[figure.table])}
 
     @cached_property
     def misfits(self) -> dict[str, str]:
@@ -189,7 +197,10 @@ class Grid:
                 )
 
     def _check_evidence(self, table: str, row: RowSpec, metric: str) -> None:
-        """InputError for metrics of a detector without one, of others behind one, and for certificates of no noise."""
+        """InputError for metrics of a detector without one, of others behind one, and for certificates of no noise.
+
+        And for landscapes of what is more than a network.
+        """
         choice = self.config.choices["defences"].get(row.defence)
         found = "detection" if choice and choice.stage == "detect" else "ledger"
         kind = metric_entry(metric).evidence
@@ -198,6 +209,11 @@ class Grid:
             why = what if kind == "detection" else "is no metric of a detector, which its defence is"
             raise InputError(
                 f"{table}: its row {row.method!r} has defence {row.defence!r}, but metric {metric!r} {why}"
+            )
+        if kind == "landscape" and row.defence != NONE:
+            raise InputError(
+                f"{table}: its row {row.method!r} has defence {row.defence!r}, but metric {metric!r} is of a network "
+                "alone; take the defence out"
             )
         if kind == "certificates" and (choice is None or choice.name != "smoothing"):
             raise InputError(

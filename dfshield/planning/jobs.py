@@ -27,6 +27,7 @@ from dfshield.planning.paths import (
     FIGURES,
     HARDEN,
     IMAGES_DIVERSITY,
+    LANDSCAPE,
     LEDGER,
     NONE,
     RESULTS,
@@ -121,7 +122,8 @@ class Jobs:
         if folder == FIGURES:
             sets = [self.images(place) for _, place in self.plan.figure_sets(figure)]
             files = self.files(self.plan.figure_cells(figure))
-            self._add("figure", FIGURE.format(figure=figure), [*files, *sets])
+            teachers = [self.teacher(place) for place in self.plan.figure_teachers(figure)]
+            self._add("figure", FIGURE.format(figure=figure), [*files, *sets, *teachers])
             return
         if name != HARDEN:
             self._add("table", TABLE.format(table=name), self.files(self.plan.cells(name)))
@@ -153,6 +155,7 @@ class Jobs:
             DETECTION: self._detection,
             DIVERSITY: self._diversity,
             IMAGES_DIVERSITY: self._diversity_of_images,
+            LANDSCAPE: self._landscape,
         }
         places = ((Place.parse(template, cell.ledger), job) for template, job in made.items())
         return next(job(place) for place, job in places if place)
@@ -169,6 +172,9 @@ class Jobs:
 
     def _diversity_of_images(self, place: Place) -> str:
         return self._add("diversity", place.path(IMAGES_DIVERSITY), [self.teacher(place), self.images(place)], place)
+
+    def _landscape(self, place: Place) -> str:
+        return self._add("landscape", place.path(LANDSCAPE), [self.classifier(place)], place)
 
     def ledger(self, place: Place) -> str:
         """The ledger of an attack."""

@@ -17,7 +17,7 @@ from dfshield.planning.cells import Cell, variant
 from dfshield.planning.choices import MIXTURE
 from dfshield.planning.companions import checked_ledgers, own_surrogate
 from dfshield.planning.config import Config, shipped
-from dfshield.planning.figures import load_figures
+from dfshield.planning.figures import OF_SETS, OF_TEACHERS, load_figures
 from dfshield.planning.inputs import check_files
 from dfshield.planning.paths import (
     CERTIFICATES,
@@ -26,6 +26,7 @@ from dfshield.planning.paths import (
     DIVERSITY,
     HARDEN,
     IMAGES_DIVERSITY,
+    LANDSCAPE,
     LEDGER,
     NONE,
     Place,
@@ -225,6 +226,8 @@ class Plan(Settings):
             return place.path(CERTIFICATES)
         if kind == "detection":
             return place.at(threat=threat_name(threat)).path(DETECTION)
+        if kind == "landscape":
+            return place.at(threat=threat_name(threat)).path(LANDSCAPE)
         name = threat_name(self._threat(protocol, threat))
         return place.at(protocol=protocol_of(protocol), threat=name).path(LEDGER)
 
@@ -243,7 +246,9 @@ class Plan(Settings):
         spec = self.figure(name)
         if not spec.metrics:
             return []
-        wanted = [cell for cell in self.cells(spec.table) if cell.metric in spec.metrics]
+        models = self.figure_models(name)
+        cells = (cell for cell in self.cells(spec.table) if cell.model in models[cell.dataset])
+        wanted = [cell for cell in cells if cell.metric in spec.metrics]
         found = [cell for cell in wanted if not spec.methods or cell.method in spec.methods]
         if not found:
             raise InputError(f"{self.config.figures}: {name}: the config has no cell of it in {spec.table}")
@@ -252,28 +257,34 @@ class Plan(Settings):
     def figure_sets(self, name: str) -> list[tuple[str, Place]]:
         """Methods of a figure of training images, with the places of their sets; none for another figure.
 
-        Every set comes once, of the first model and the first seed of each data set.
+        Every set comes once, of the first seed of each data set; a sheet has those of the first model.
         """
         spec = self.figure(name)
-        if spec.layout != "sheet":
+        if spec.layout not in OF_SETS:
             return []
-        table = self.tables[spec.table]
+        table, most = self.tables[spec.table], 1 if spec.layout == "sheet" else None
         found: dict[str, tuple[str, Place]] = {}
         rows = [row for row in self.rows(table) if not spec.methods or row.method in spec.methods]
         self.check_rows(spec.table, rows)
-        for dataset, models in self.blocks(table):
-            for row in rows if models else ():
+        blocks = ((dataset, model) for dataset, models in self.blocks(table) for model in models[:most])
+        for dataset, model in blocks:
+            for row in rows:
                 if (row.source, row.recipe) == (NONE, NONE):
                     continue
                 threat = self.table_threats(table, dataset)[0]
                 place = self.place(
-                    dataset, models[0], source=row.source, recipe=row.recipe,
+                    dataset, model, source=row.source, recipe=row.recipe,
                     train_threat=train_name(row.recipe, threat), seed=self.config.seeds[0],
                 )  # fmt: skip
                 found.setdefault(place.training_images, (row.method, place))
         if not found:
             raise InputError(f"{self.config.figures}: {name}: the config has no training set of {spec.table}")
         return list(found.values())
+
+    def figure_teachers(self, name: str) -> list[Place]:
+        """The teacher of every set of `figure_sets`, for a figure that shows what they see; none for another."""
+        needed = self.figure(name).layout in OF_TEACHERS
+        return [self.teacher(place) for _, place in self.figure_sets(name)] if needed else []
 
     # --- models to harden --------------------------------------------------------------------------------------------
 

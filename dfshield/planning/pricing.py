@@ -242,6 +242,12 @@ def _diversity(prices: Prices, place: Place, options: Any) -> Work:
     return Work(0, 0, flops=diversity_flops(prices.network(place), real, synthetic))
 
 
+def _landscape(prices: Prices, place: Place, options: Any) -> Work:
+    """A record has some twenty characters for every point of the surface."""
+    tested = min(options.limit or math.inf, prices.tested(place, options.split))
+    return Work(tested * options.passes, 20 * options.points**2)
+
+
 WORK: dict[str, Callable[[Prices, Place, Any], Work | None]] = {
     "teacher": _teacher,
     "synthesize": _synthesize,
@@ -255,6 +261,7 @@ WORK: dict[str, Callable[[Prices, Place, Any], Work | None]] = {
     "detect": _detect,
     "checks": _checks,
     "diversity": _diversity,
+    "landscape": _landscape,
 }
 """Stages that compute, and what; None where the cost model does not know the chosen entry."""
 

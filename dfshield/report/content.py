@@ -8,7 +8,7 @@ from dfshield.core.hashing import digest
 from dfshield.planning.cells import Cell
 from dfshield.planning.choices import MIXTURE
 from dfshield.planning.jobs import Job, Jobs
-from dfshield.planning.paths import DATA, DEFENCE, HARDEN, NONE, STUDENT, Place, benchmark_of
+from dfshield.planning.paths import DATA, DEFENCE, HARDEN, NONE, STUDENT, TEACHER, Place, benchmark_of
 from dfshield.planning.plan import Plan
 from dfshield.planning.tables import formulas
 from dfshield.report.published import printed_notes, published
@@ -53,9 +53,10 @@ def page_content(plan: Plan) -> str:
 
 
 def figure_files(plan: Plan, figure: str) -> list[str]:
-    """All that a figure is drawn from: evidence of its cells, and training images."""
+    """All that a figure is drawn from: evidence of its cells, training images, and the teachers that see them."""
     sets = [place.training_images for _, place in plan.figure_sets(figure)]
-    return [*evidence(plan.figure_cells(figure)), *sets]
+    teachers = dict.fromkeys(place.path(TEACHER) for place in plan.figure_teachers(figure))
+    return [*evidence(plan.figure_cells(figure)), *sets, *teachers]
 
 
 def figure_content(plan: Plan, figure: str) -> str:

@@ -57,6 +57,16 @@ def title(figure: Figure, text: str) -> None:
     figure.suptitle(textwrap.fill(text, int(11 * figure.get_figwidth())), fontsize=11)
 
 
+def note(figure: Figure, texts: Sequence[str]) -> None:
+    """Write texts below a whole figure, each in as many lines as its width asks for."""
+    figure.supxlabel("\n".join(wrapped(texts, figure.get_figwidth())), fontsize=7, x=0.01, ha="left")
+
+
+def wrapped(texts: Sequence[str], width: float) -> list[str]:
+    """The lines of `note` for texts below a figure of `width` inches."""
+    return [line for text in texts for line in textwrap.wrap(text, int(19 * width))]
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write a figure to `path` with the suffixes ``.png`` and ``.svg``; inside its `canvas`."""
     for suffix, metadata in ((".png", {"Software": None}), (".svg", {"Date": None, "Creator": None})):

@@ -11,11 +11,12 @@ import h5py
 
 from dfshield.evaluation.certificates import read_certificates
 from dfshield.evaluation.detections import read_detection
+from dfshield.evaluation.landscapes import read_landscape
 from dfshield.evaluation.ledger import read_ledger
 from dfshield.evaluation.record import read_record
 from dfshield.planning.cells import Cell
-from dfshield.planning.paths import CERTIFICATES, DETECTION, DIVERSITY, IMAGES_DIVERSITY, LEDGER, Place
-from dfshield.report.record_rows import certified_row, detection_row, diversity_row
+from dfshield.planning.paths import CERTIFICATES, DETECTION, DIVERSITY, IMAGES_DIVERSITY, LANDSCAPE, LEDGER, Place
+from dfshield.report.record_rows import certified_row, detection_row, diversity_row, landscape_row
 from dfshield.report.rows import Row, ledger_row
 
 
@@ -69,5 +70,6 @@ EVIDENCE: Mapping[str, Evidence] = {
         "record", (CERTIFICATES,), read_certificates, certified_row, _record_states, traces="model"
     ),
     "detection": Evidence("record", (DETECTION,), read_detection, detection_row, _record_states, traces="model"),
+    "landscape": Evidence("record", (LANDSCAPE,), read_landscape, landscape_row, _record_states, traces="model"),
 }
 """Evidence by the kind that `registry.Metric.evidence` names."""

@@ -51,6 +51,7 @@ def facts(rows: Sequence[Row], spec: TableSpec, intervals: bool) -> list[str]:
         if not spec.sweep and max(row.majority for row in own) >= UNBALANCED * _even_share(dataset):
             lines += _balanced([row for row in own if not math.isnan(row.macro_f1)])
     lines += [*_distance_facts(rows, intervals), *_diversity_facts(rows), *_detection_facts(rows, intervals)]
+    lines += _landscape_facts(rows)
     lines.append(f"Protocols: {', '.join(dict.fromkeys(row.protocol for row in rows))}.")
     return lines
 
@@ -133,6 +134,18 @@ def _detection_facts(rows: Sequence[Row], intervals: bool) -> list[str]:
         "the threshold lets the wanted share of held-out training images be flagged. Detected: share flagged of the "
         "images that the attack fools the network with. Evaded: share, of all that are rightly classified without "
         f"attack, that fool the network and are not flagged.{bracket}"
+    ]
+
+
+def _landscape_facts(rows: Sequence[Row]) -> list[str]:
+    own = [row for row in rows if metric(row.metric).evidence == "landscape"]
+    if not own:
+        return []
+    counts = ", ".join(dict.fromkeys(f"{row.n} of {dataset_title(row.dataset)}" for row in own))
+    return [
+        f"Sharpness: how much the mean cross entropy of images ({counts}) rises, in nats, where the weights move by a "
+        "given share r of each filter's norm along random directions, BatchNorm and biases staying; a mean over pairs "
+        "of directions and points on the circle of radius r. The smaller, the flatter."
     ]
 
 

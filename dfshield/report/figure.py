@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from dfshield.core.errors import InputError
 from dfshield.core.files import write_text
 from dfshield.planning.figures import FigureSpec
-from dfshield.report import figure_sheet, plots, points
+from dfshield.planning.paths import TEACHER
+from dfshield.report import figure_embedding, figure_plane, figure_sheet, figure_surface, plots, points
 from dfshield.report.origin import check
 from dfshield.report.table import build
 
@@ -41,10 +42,27 @@ def _tiles(plan: "Plan", spec: FigureSpec) -> list[figure_sheet.Tile]:
     return figure_sheet.tiles(plan.figure_sets(spec.name))
 
 
+def _surfaces(plan: "Plan", spec: FigureSpec) -> list[figure_surface.Surface]:
+    cells = plan.figure_cells(spec.name)
+    return figure_surface.surfaces(cells, build(cells))
+
+
+def _seen(make: Callable[..., list[Any]], plan: "Plan", spec: FigureSpec) -> list[Any]:
+    teachers = [Path(place.path(TEACHER)) for place in plan.figure_teachers(spec.name)]
+    return make(plan.figure_sets(spec.name), teachers)
+
+
 LAYOUTS: dict[str, Layout] = {
     "lines": Layout(partial(_measured, points.lines), points.csv_of, plots.draw_lines),
     "scatter": Layout(partial(_measured, points.scatter), points.csv_of, plots.draw_scatter),
     "heatmap": Layout(partial(_measured, points.heatmap), points.csv_of, plots.draw_heatmap),
+    "surface": Layout(_surfaces, lambda spec, made: figure_surface.csv_of(made), figure_surface.draw),
+    "embedding": Layout(
+        partial(_seen, figure_embedding.panels), lambda spec, made: figure_embedding.csv_of(made), figure_embedding.draw
+    ),
+    "plane": Layout(
+        partial(_seen, figure_plane.panels), lambda spec, made: figure_plane.csv_of(made), figure_plane.draw
+    ),
     "sheet": Layout(_tiles, lambda spec, made: figure_sheet.csv_of(made), figure_sheet.draw),
 }
 """How figures are made, by their layouts."""

@@ -20,6 +20,7 @@ from dfshield.evaluation import ledger as ledgers
 from dfshield.evaluation.certificates import read_certificates
 from dfshield.evaluation.detections import read_detection
 from dfshield.evaluation.findings import read_findings
+from dfshield.evaluation.landscapes import read_landscape
 from dfshield.evaluation.record import read_record
 from dfshield.models.bundles import wherever
 from dfshield.models.card import Card, stated_card
@@ -120,6 +121,11 @@ def _of_detection(path: Path) -> Origin:
     return Origin(own.content_sha256, hashes, own.real_data, own.code, own.seed, own.options, defence=own.options)
 
 
+def _of_landscape(path: Path) -> Origin:
+    own = read_landscape(path)
+    return Origin(own.content_sha256, (own.model_sha256,), own.real_data, own.code, own.seed, own.options)
+
+
 READERS: Mapping[str, Callable[[Path], Origin]] = {
     **dict.fromkeys(("teacher", "train", "cotrain"), _of_checkpoint),
     **dict.fromkeys(("synthesize", "merge", "generate", "augment", "public", "export", "images"), _of_trainset),
@@ -129,6 +135,7 @@ READERS: Mapping[str, Callable[[Path], Origin]] = {
     "detect": _of_detection,
     "checks": _of_findings,
     "diversity": _of_record,
+    "landscape": _of_landscape,
 }
 """How the statements of a stage's output are read; raises InputError for a file that is not whole."""
 
@@ -227,7 +234,7 @@ def broken_link(job: Job, made: Mapping[str, Origin]) -> str | None:
         if made[path].content not in own.made_of:
             return f"it was not made from {path} as it is now"
         # The first model is what was attacked; others that the attack needs may have seen any data.
-        attacked = job.stage in ("attack", "checks", "certify") and path == job.inputs[0]
+        attacked = job.stage in ("attack", "checks", "certify", "landscape") and path == job.inputs[0]
         trained_on = made[path].card is None or attacked
         if made[path].real_data != own.real_data and trained_on and not own.defence:
             return f"real_data is {own.real_data}, that of {path} is {made[path].real_data}"

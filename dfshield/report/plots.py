@@ -4,7 +4,6 @@ Every picture says in a line below what its intervals are, and what the marks of
 """
 
 import math
-import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,7 +75,7 @@ def _panels(
     across = min(len(keys), ACROSS)
     down = math.ceil(len(keys) / across)
     width = max(across * size[0], 4.6)
-    text = [line for part in below for line in textwrap.wrap(part, int(19 * width))]
+    text = drawing.wrapped(below, width)
     with drawing.canvas(width, down * size[1] + 0.7 + 0.14 * len(text)) as figure:
         grid = figure.subplots(down, across, squeeze=False, sharex=shared, sharey=shared)
         axes = list(grid.flat)
@@ -86,7 +85,7 @@ def _panels(
             unused.set_visible(False)
         drawing.title(figure, spec.title)
         if text:
-            figure.supxlabel("\n".join(text), fontsize=7, x=0.01, ha="left")
+            drawing.note(figure, below)
         yield figure, axes
 
 

@@ -1,4 +1,4 @@
-"""Rows of a table that are read from records: of diversity, of certificates, of a detector's evaluation."""
+"""Rows of a table that are read from records: diversity, certificates, a detector's evaluation, loss landscapes."""
 
 import math
 from collections.abc import Callable
@@ -12,11 +12,13 @@ from dfshield.core.threat import parse_threat
 from dfshield.evaluation import record as diversity
 from dfshield.evaluation.certificates import CertificateRecord
 from dfshield.evaluation.detections import DetectionRecord
+from dfshield.evaluation.landscapes import LandscapeRecord
 from dfshield.evaluation.ledger import confidence_interval, read_ledger
 from dfshield.evaluation.record import Record
 from dfshield.planning.cells import Cell
 from dfshield.report.rows import REAL, Row, metric_of, shared
 
+Subject = CertificateRecord | DetectionRecord | LandscapeRecord
 ABOVE = "certified-above-attacked"
 """Flag of a certified accuracy that an attack within the same radius shows to be too high."""
 
@@ -31,7 +33,7 @@ def diversity_row(cell: Cell, record: Record, paper: float | None) -> Row:
     return _row(cell, record, paper, value=value, n=record.n_real, protocol=protocol)
 
 
-def _row(cell: Cell, record: Record | CertificateRecord | DetectionRecord, paper: float | None, **own: Any) -> Row:
+def _row(cell: Cell, record: Record | Subject, paper: float | None, **own: Any) -> Row:
     """A row with the figures of its `own`; others have no value."""
     unknown = dict.fromkeys(("ci_low", "ci_high", "majority", "balanced", "macro_f1"), math.nan)
     flags = (*(("not-data-free",) if record.real_data in REAL else ()), *own.pop("flags", ()))
@@ -93,8 +95,7 @@ DETECTION: dict[str, Callable[[DetectionRecord], tuple[float | None, int]]] = {
 def detection_row(cell: Cell, record: DetectionRecord, paper: float | None) -> Row:
     """The row of one figure of a detector; InputError if the record is of another cell."""
     _check_subject(cell, record)
-    if parse_threat(cell.threat) != parse_threat(record.options["threat"]):
-        raise InputError(f"{cell.ledger}: its threat is {record.options['threat']}, not {cell.threat}; make it again")
+    _check_threat(cell, record)
     figure, n = DETECTION[cell.metric](record)
     value = math.nan if figure is None else figure * (100 if shared(cell)["unit"] == "%" else 1)
     low, high = confidence_interval(round(figure * n), n) if n and figure is not None else (math.nan, math.nan)
@@ -102,7 +103,23 @@ def detection_row(cell: Cell, record: DetectionRecord, paper: float | None) -> R
     return _row(cell, record, paper, protocol=record.protocol, **figures)
 
 
-def _check_subject(cell: Cell, record: CertificateRecord | DetectionRecord) -> None:
+def landscape_row(cell: Cell, record: LandscapeRecord, paper: float | None) -> Row:
+    """The row of a model's sharpness; InputError if the record is of another cell.
+
+    It is flagged as ``diverged`` where the model answers one class for all images, which nothing is flatter than.
+    """
+    _check_subject(cell, record)
+    _check_threat(cell, record)
+    flags = ("diverged",) if record.predicted == 1 else ()
+    return _row(cell, record, paper, value=record.sharpness, n=record.n, protocol=record.protocol, flags=flags)
+
+
+def _check_threat(cell: Cell, record: DetectionRecord | LandscapeRecord) -> None:
+    if parse_threat(cell.threat) != parse_threat(record.options["threat"]):
+        raise InputError(f"{cell.ledger}: its threat is {record.options['threat']}, not {cell.threat}; make it again")
+
+
+def _check_subject(cell: Cell, record: Subject) -> None:
     if (record.dataset, record.model, record.seed) != (cell.dataset, cell.model, cell.seed):
         raise InputError(
             f"{cell.ledger}: is of {record.dataset}/{record.model} seed {record.seed}, not of "

@@ -13,7 +13,7 @@ from dfshield.core.files import existing_file
 from dfshield.core.sealed import Kind
 from dfshield.core.threat import parse_threat
 from dfshield.defences.fit_file import FitCard, check_fit_file, is_fit
-from dfshield.evaluation import certificates, detections, distances, findings, record
+from dfshield.evaluation import certificates, detections, distances, findings, landscapes, record
 from dfshield.evaluation import ledger as ledgers
 from dfshield.evaluation.ledger import Ledger
 from dfshield.evaluation.record import Record
@@ -237,6 +237,25 @@ def describe_detection(found: detections.DetectionRecord) -> Lines:
     ]
 
 
+def describe_landscape(found: landscapes.LandscapeRecord) -> Lines:
+    """What a record of a loss landscape says."""
+    reach, points = found.coordinates[-1], len(found.coordinates)
+    heights = [loss for row in found.surface for loss in row]
+    return [
+        ("data set, model", f"{found.dataset}, {found.model} (real data: {found.real_data})"),
+        ("threat", f"{found.options['threat']}, seed {found.seed}"),
+        ("images", f"{found.n}, {100 * found.accuracy:.2f} % classified rightly, as {found.predicted} classes"),
+        ("loss", f"{found.centre:.4g} nat, {min(heights):.4g} to {max(heights):.4g} on the surface"),
+        ("surface", f"{points}×{points} points, to ±{reach:g} norms of the filters"),
+        ("sharpness", f"{found.sharpness:.4g} nat, {found.protocol}"),
+        ("of the pairs", ", ".join(f"{rise:.4g}" for rise in found.rises)),
+        ("options", _options(found.options)),
+        ("model", found.model_sha256),
+        ("data", found.data_sha256),
+        ("content", f"{found.content_sha256} (checked)"),
+    ]
+
+
 def _detected(found: detections.Outcome) -> str:
     said = f"fools {100 * found.fooled:.2f} %, evades with {100 * found.evaded:.2f} %"
     if found.detected is None or found.auroc is None:
@@ -249,6 +268,7 @@ RECORDS: tuple[tuple[Kind, Callable[[Path], Lines]], ...] = (
     (findings.KIND, lambda file: describe_findings(findings.read_findings(file))),
     (certificates.KIND, lambda file: describe_certificates(certificates.read_certificates(file))),
     (detections.KIND, lambda file: describe_detection(detections.read_detection(file))),
+    (landscapes.KIND, lambda file: describe_landscape(landscapes.read_landscape(file))),
 )
 """Kinds of JSON records, and what each says; a file of none is read as the first, which says what it lacks."""
 

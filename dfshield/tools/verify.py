@@ -16,6 +16,7 @@ from dfshield.defences.fit_file import check_fit_file
 from dfshield.evaluation.certificates import read_certificates
 from dfshield.evaluation.detections import read_detection
 from dfshield.evaluation.findings import read_findings
+from dfshield.evaluation.landscapes import read_landscape
 from dfshield.evaluation.ledger import read_ledger
 from dfshield.models.card import read_card
 from dfshield.planning import frozen
@@ -43,6 +44,7 @@ WHOLE: Mapping[str, Callable[[Path], object]] = {
     "certify": read_certificates,
     "detect": read_detection,
     "checks": read_findings,
+    "landscape": read_landscape,
 }
 """How all values of a stage's output are checked; `verify_data` for stages that make training sets."""
 

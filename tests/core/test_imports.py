@@ -34,6 +34,7 @@ LIGHT = ("registry", "options", "planning")
 SAME_SUBJECT = {
     *("__init__", "attack", "attacks", "defences", "losses", "baselines", "sources", "models", "teacher", "training"),
     *("diversity", "checks", "inversion", "generator", "tables", "metrics", "detectors", "quality", "privacy"),
+    *("landscape", "toy"),
 }
 """Names that several folders have because they are about one thing: its code, its options, its entries."""
 

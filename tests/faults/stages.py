@@ -120,6 +120,12 @@ CASES = (
         " --limit 20 --steps 5 --queries 50 --inner 50",
         "checks.json",
     ),
+    case(
+        "landscape",
+        "--model {world}/student.safetensors --evaluation {world}/images.npz --out landscape.json --threat linf:2/16"
+        " --points 5 --pairs 2 --limit 20",
+        "landscape.json",
+    ),
     case("diversity", f"{TEACHER} --data {{world}}/data.h5 --out diversity.json --bins 10", "diversity.json"),
     case(
         "table",

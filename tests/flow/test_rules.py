@@ -64,10 +64,11 @@ def test_tables_share_what_they_can(folder):
     found = jobs(snakemake(folder, "tables", "-n", "--configfile", "config/paper.yaml"))
     plan = plan_of(folder, "config/paper.yaml")
     assert found == counted(plan, *plan.own_tables) | {"tables": 1}
-    # 9 teachers; dss for 9, fixed for 3 of SVHN and 3 of CIFAR-10, IntraQ for 1; the base recipe is one student for all
-    # and of the medical sets 16 teachers, dss, public images and, but for OCT, real ones
-    assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16) * 6)
-    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 38)
+    # 9 teachers; dss for 9, fixed for 3 of SVHN and 3 of CIFAR-10, IntraQ for 1; two sources of table
+    # coefficients for 3 of CIFAR-10; the base recipe is one student for all; and of the medical sets 16 teachers,
+    # dss, public images and, but for OCT, real ones
+    assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16 + 2 * 3) * 6)
+    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 40)
     diversified = 15 + (15 - 6) + 3  # of CIFAR-10, table 8 has the base and the DSS row
     losses = 2 * 3 * 5  # tables 7, 16 and 17 share all; their L_DFShield row is tables 19's and 20's DSS row
     sizes = 9 + 2 * 2 * 3 * 3  # table 5, and tables 14 and 15 but for the size of table 4
@@ -78,7 +79,7 @@ def test_tables_share_what_they_can(folder):
     transfer = 2 * 3  # of two models at 8/255; AT is table 15's Original
     assert found["train"] == former + sizes + medical + shares + further + transfer
     assert found["cotrain"] == 36 + 9 + 2 * 4 * 3 * 3 + 64
-    assert (found["augment"], found["generate"], found["diversity"]) == (18, 2, 15 + 15 + 3)
+    assert (found["augment"], found["generate"], found["diversity"]) == (18, 2, 15 + 15 + 3 + 9)
 
 
 def test_benchmark_files_are_no_tables(folder):
@@ -200,6 +201,8 @@ TARGETS = {
     "checked": ("table9", "checked.yaml"),
     "certified": ("certified", "config/config.yaml"),
     "detection": ("detection", "config/config.yaml"),
+    "surfaces": ("figures/figure4", "config/config.yaml"),
+    "embedding": ("figures/figure8", "config/config.yaml"),
     "front": ("figures/front", "config/config.yaml"),
     "samples": ("figures/samples", "config/config.yaml"),
 }

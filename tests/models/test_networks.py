@@ -39,6 +39,7 @@ def test_every_model_takes_every_size(model, shape):
         ("shufflenetv2", (3, 32, 32), 10, 1_263_854),
         ("cnn-s", (1, 8, 8), 10, 1_602),
         ("cnn-m", (1, 8, 8), 10, 2_194),
+        ("toy", (2, 1, 1), 2, 2_370),
     ],
 )
 def test_parameter_counts(model, shape, classes, count):

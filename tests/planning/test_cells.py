@@ -4,7 +4,16 @@ import pytest
 from support.configs import GRID, MINE, ROOT, changed, job, paper, plan
 
 from dfshield.core.errors import InputError
-from dfshield.planning.paths import CERTIFICATES, DETECTION, DIVERSITY, IMAGES, IMAGES_DIVERSITY, LEDGER, Place
+from dfshield.planning.paths import (
+    CERTIFICATES,
+    DETECTION,
+    DIVERSITY,
+    IMAGES,
+    IMAGES_DIVERSITY,
+    LANDSCAPE,
+    LEDGER,
+    Place,
+)
 from dfshield.planning.plan import Plan
 from dfshield.registry.metrics import METRICS
 
@@ -44,6 +53,8 @@ FULL = {  # data sets x models x methods or swept values x metrics, and x threat
     "transfer-table1": 6 * 3,  # WRN-28-10 alone, as the config has no ResNet-18 for CIFAR-10
     "transfer-table2": 2 * 2,
     "transfer-table3": 2 * 6 * 5,
+    "landscape": 3 * 4 * 3,
+    "coefficients": 3 * 5 * 4,
 }
 DEMO = {
     "table1": 2 * 6 * 3,
@@ -65,6 +76,8 @@ DEMO = {
     "static-adaptive": 23 * 6,
     "certified": 3 * 4 + 2 * 3 * 3,  # Gaussian noise in l2; Laplace and uniform in l1, where AutoAttack has no version
     "detection": 4 * 6,
+    "landscape": 2 * 4 * 3,
+    "coefficients": 2 * 5 * 4,
     "transformation-table1": 3 * 2,
     "transformation-table2": 3 * 4 - 1,  # as below
     "transformation-table3": 7 * 3 - 1,
@@ -90,7 +103,7 @@ DEMO = {
 }
 CERTIFIED = {"l2": (0.1, 0.25, 0.5), "l1": (0.25, 0.5, 1)}
 """Radii of the table of certificates."""
-BOTH = tuple(f"table{number}" for number in (1, 4, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20))
+BOTH = {"landscape", "coefficients"} | {f"table{number}" for number in (1, 4, 8, 11, 12, 14, 15, 16, 17, 18, 19, 20)}
 TWO = {"datasets__digits__models": ["cnn-s", "cnn-m"]}
 
 
@@ -345,6 +358,9 @@ def test_every_path_of_a_cell_is_within_the_vocabulary():
             elif cell.evidence == "detection":
                 place = Place.parse(DETECTION, cell.ledger)
                 fields += ("recipe", "train_threat", "defence", "threat")
+            elif cell.evidence == "landscape":
+                place = Place.parse(LANDSCAPE, cell.ledger)
+                fields += ("recipe", "train_threat", "threat")
             elif cell.metric not in DIVERSITY_METRICS:
                 place = Place.parse(LEDGER, cell.ledger)
                 fields += ("recipe", "train_threat", "defence", "protocol", "threat")

@@ -19,7 +19,8 @@ from dfshield.planning.tables import load_tables
 FILE = ROOT / "config/figures.yaml"
 SPECS = load_figures(FILE)
 TABLES = load_tables(ROOT / "config/tables.yaml")
-DIGITS = {"datasets": {"digits": {"models": ["cnn-s", "cnn-m"], "threat": "linf:2/16"}}}
+TOY = {"models": ["toy"], "threat": "linf:0.05"}
+DIGITS = {"datasets": {"digits": {"models": ["cnn-s", "cnn-m", "resnet18"], "threat": "linf:2/16"}, "toy": TOY}}
 
 
 def plan(**changes: object) -> Plan:
@@ -42,6 +43,9 @@ def test_every_figure_fits_its_table_and_has_a_place_of_its_own(name: str) -> No
         ("epsilons", {"series": None}, "series: layout lines needs it"),
         ("medical-sources", {"series": "method"}, "name dataset or model"),
         ("front", {"colour": "red"}, "unknown key"),
+        ("figure4", {"model": None}, "model: layout surface needs it"),
+        ("figure4", {"model": 0}, "model"),
+        ("front", {"model": 1}, "model: layout scatter has none"),
     ],
 )
 def test_bad_specification_is_refused(tmp_path: Path, name: str, change: dict, message: str) -> None:
@@ -58,12 +62,29 @@ def test_bad_specification_is_refused(tmp_path: Path, name: str, change: dict, m
         ("figure5", "table24", "x is 'data_share', table24 sweeps tau"),
         ("epsilons", "table14", "x is threat, and table14 has no evaluations at several"),
         ("medical-sources", "table11", "metric 'pgd10' is none of table11's: clean"),
+        ("figure4", "table4", "metric 'sharpness' is none of table4's: clean, pgd10, autoattack"),
     ],
 )
 def test_a_table_that_lacks_what_a_figure_draws(name: str, table: str, message: str) -> None:
     spec = SPECS[name].model_copy(update={"table": table})
     with pytest.raises(InputError, match=f"figures: {name}: {message}"):
         spec.check(TABLES[table])
+
+
+def test_a_surface_is_of_a_metric_of_surfaces() -> None:
+    spec = SPECS["figure4"].model_copy(update={"y": "pgd10"})
+    with pytest.raises(InputError, match="figures: figure4: y is 'pgd10', which is measured on no surface"):
+        spec.check(TABLES["landscape"])
+
+
+def test_a_figure_of_a_model_by_its_number_is_of_configs_that_have_it() -> None:
+    three, one = plan(), plan(datasets={"digits": {"models": ["cnn-m"], "threat": "linf:2/16"}})
+    drawn = {name: {cell.model for cell in three.figure_cells(name)} for name in ("figure4", "figure6", "figure7")}
+    assert drawn == {"figure4": {"cnn-s"}, "figure6": {"cnn-m"}, "figure7": {"resnet18"}}
+    assert {"figure4"} == {"figure4", "figure6", "figure7"} & set(one.own_figures)
+    assert {cell.model for cell in one.figure_cells("figure4")} == {"cnn-m"}
+    with pytest.raises(InputError, match=r"figures.yaml: figure6: the config has no cell of it in landscape"):
+        one.figure_cells("figure6")
 
 
 def test_a_row_that_the_table_lacks() -> None:
@@ -125,3 +146,19 @@ def test_a_figure_that_does_not_fit_a_configs_own_tables_is_left_out_and_said(
     made = checked_plan(config, [], ROOT, ["figures"])
     assert made.own_figures == ["samples"]
     assert "front: metric 'autoattack' is none of table4's: clean, pgd10; it is left out" in capsys.readouterr().err
+
+
+def test_points_are_a_figure_of_the_toy_alone_which_stands_in_for_nothing() -> None:
+    made, without = plan(), plan(datasets={"digits": {"models": ["cnn-s"], "threat": "linf:2/16"}})
+    assert "figure3" in made.own_figures and not {"figure3", "toy"} & {*without.own_figures, *without.own_tables}
+    assert [(method, place.dataset, place.source) for method, place in made.figure_sets("figure3")] == [
+        ("Real", "toy", "real"), ("Fixed", "toy", "fixed"), ("DSS", "toy", "dss"),
+    ]  # fmt: skip
+    assert {cell.dataset for table in made.own_tables if table != "toy" for cell in made.cells(table)} == {"digits"}
+
+
+def test_the_jobs_of_an_embedding_have_every_models_sets_and_teacher() -> None:
+    jobs = Jobs(plan())
+    jobs.target("figures/figure8")
+    inputs = jobs.jobs["results/figures/figure8.png"].inputs
+    assert Counter(Path(path).name for path in inputs) == {"data.h5": 3 * 5, "teacher.safetensors": 3}

@@ -1,4 +1,4 @@
-"""The counts of fits, certificates and detectors against the operations that PyTorch executes in them."""
+"""The counts of fits, certificates, detectors and landscapes against the operations that PyTorch executes in them."""
 
 import pytest
 import torch
@@ -11,7 +11,8 @@ from dfshield import registry
 from dfshield.defences.fitted import Fitting
 from dfshield.evaluation.certify import certify
 from dfshield.evaluation.detection import fit
-from dfshield.options import CertifyOptions, DefendOptions, DetectOptions
+from dfshield.evaluation.landscape import measure
+from dfshield.options import CertifyOptions, DefendOptions, DetectOptions, LandscapeOptions
 from dfshield.registry.entry import named
 
 N = 60
@@ -100,6 +101,17 @@ def test_certificates():
     with Operations() as counter:
         certify(net, x, options)
     assert counter.total == 3 * options.passes * operations(net, x)
+
+
+@pytest.mark.parametrize("loss", ["adversarial", "clean"])
+def test_landscapes(loss):
+    options = LandscapeOptions(loss=loss, threat="linf:0.1", steps=4, points=5, pairs=2, angles=3)
+    net = network(10)
+    x, y = images(net, 8)
+    with Operations() as counter:
+        measure(net, x, y, options)
+    assert options.passes == (2 * 4 if loss == "adversarial" else 0) + 25 + 6 + 2
+    assert 0.85 * options.passes <= counter.total / (8 * operations(net, x)) <= options.passes
 
 
 @pytest.mark.parametrize("detector", registry.DETECTORS)

@@ -40,6 +40,7 @@ CHOSEN = {
     "certify": (MODELS["cnn-s"],),
     "detect": (MODELS["cnn-s"], DETECTORS["lid"]),
     "checks": (MODELS["cnn-s"],),
+    "landscape": (MODELS["cnn-s"],),
     "public": (MODELS["cnn-s"], DATASETS["photographs"]),
     "export": (),
     "merge": (),
@@ -51,7 +52,7 @@ READS_SHARDS = {
     *("cotrain", "synthesize", "generate", "augment", "diversity", "train", "public", "export", "merge", "defend"),
     "detect",
 }
-ATTACKED = {"attack", "checks", "defend", "detect"}
+ATTACKED = {"attack", "checks", "defend", "detect", "landscape"}
 TRAINS = {"train", "cotrain"}
 USES_MODELS = ATTACKED | {"certify", "teacher", "synthesize", "generate", "diversity", "train", "cotrain", "public"}
 TABLES = (
@@ -140,7 +141,7 @@ EDITS = {
     "the shard contract": ("sources/trainset.py", "_content_hash", READS_SHARDS),
     "the merge": ("sources/trainset.py", "merge", {"merge"}),
     "a re-exported function": ("models/factory.py", "build_network", USES_MODELS | {"card"}),
-    "an import in a function": ("data/sets.py", "load_npz", {"attack", "checks", "certify", "detect"}),
+    "an import in a function": ("data/sets.py", "load_npz", {"attack", "checks", "certify", "detect", "landscape"}),
     "the writing of ledgers": ("evaluation/ledger.py", "write_ledger", {"attack"}),
     "the fitted defence": ("defences/mixture.py", "choose", {"defend"}),
     "the writing of a fit": ("defences/fit_file.py", "write_fit", {"defend"}),

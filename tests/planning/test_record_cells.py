@@ -1,4 +1,4 @@
-"""Cells that are read from certificates and from evaluations of detectors, and their jobs."""
+"""Cells that are read from certificates, evaluations of detectors and loss landscapes, and their jobs."""
 
 import pytest
 from support.configs import ROOT, job, plan
@@ -39,6 +39,7 @@ def test_options_of_certificates_are_those_of_the_defence():
         ("table4", {"defence": "detect-lid"}, "pgd10", "is no metric of a detector, which its defence is"),
         ("detection", {"defence": "tte"}, "evaded", "is of a detector: its defence is one that is"),
         ("certified", {"defence": "tte"}, "certified", "which nothing certifies"),
+        ("landscape", {"defence": "tte"}, "sharpness", "is of a network alone; take the defence out"),
     ],
 )
 def test_metrics_and_defences_that_do_not_go_together(table, row, metric, why):
@@ -59,3 +60,24 @@ def test_a_detector_waits_for_its_training_set():
     assert (detect.options.neighbours, detect.options.threat) == (7, "linf:8/255")
     with pytest.raises(InputError, match="is a detector, which nothing is attacked behind"):
         made.defence("detect-lid")
+
+
+def test_a_landscape_is_of_a_student_at_the_threat_of_its_training():
+    jobs = Jobs(made := plan(landscape={"points": 5}, seeds=[0, 7], split="dev"))
+    cells = [c for c in made.cells("landscape") if c.metric == "sharpness"]
+    assert {(c.method, c.seed) for c in cells} == {
+        (f"{loss}{refined}", seed)
+        for loss in ("TRADES", "L_DFShield") for refined in ("", " with GradRefine") for seed in (0, 7)
+    }  # fmt: skip
+    measured = jobs.jobs[jobs.evidence(cells[-1])]
+    home = "results/run/digits/cnn-s/dss/dfshield/linf-8-255/seed-7"
+    assert (measured.stage, measured.output) == ("landscape", f"{home}/landscape@linf-8-255.json")
+    assert measured.inputs == (f"{home}/student.safetensors",)
+    options = measured.options
+    assert (options.points, options.threat, options.split, options.seed) == (5, "linf:8/255", "dev", 7)
+    recipes = {c.method: c.ledger.split("/")[5] for c in cells}
+    assert [made.options("train", made.place("digits", "cnn-s", source="dss", recipe=name)).aggregate
+            for name in recipes.values()] == [1, 20, 1, 20]  # fmt: skip
+    for key, value in {"threat": "linf:0.1", "split": "dev", "seed": 3}.items():
+        with pytest.raises(InputError, match=rf"landscape\.{key}: cannot be set here"):
+            plan(landscape={key: value})

@@ -20,13 +20,14 @@ from support.snakemake import ROOT
 from dfshield import cli
 from dfshield.core.errors import InputError
 from dfshield.core.threat import parse_threat
+from dfshield.evaluation.landscapes import LandscapeRecord, read_landscape
 from dfshield.evaluation.ledger import confidence_interval, read_ledger
 from dfshield.planning.cells import swept
 from dfshield.planning.config import check_config
 from dfshield.planning.figures import load_figures
 from dfshield.planning.paths import LEDGER, Place
 from dfshield.planning.plan import Plan
-from dfshield.report import figure_sheet, plots, points
+from dfshield.report import figure_sheet, figure_surface, plots, points
 from dfshield.report.figure import run
 from dfshield.report.table import build
 
@@ -39,7 +40,10 @@ CONFIG = {
     "seeds": [0, 1],
 }
 FIGURES = load_figures(ROOT / "config/figures.yaml")
+OWN = Plan.of(check_config(CONFIG)).own_figures
+"""Figures that a data set with one model has."""
 LAYOUTS = {"lines": "epsilons", "scatter": "front", "sheet": "samples", "heatmap": "medical-sources"}
+LAYOUTS |= {"surface": "figure4", "embedding": "figure8"}
 """One figure of each layout."""
 
 Made = Callable[[str], tuple[Plan, Path]]
@@ -72,7 +76,7 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-@pytest.mark.parametrize("name", FIGURES)
+@pytest.mark.parametrize("name", OWN)
 def test_a_figure_is_a_picture_in_two_forms_and_its_data_the_same_each_time(made: Made, name: str) -> None:
     plan, out = made(name)
     pixels = np.asarray(Image.open(out).convert("L"))
@@ -213,6 +217,36 @@ def test_a_heat_map_has_a_row_of_each_data_set_and_a_column_of_each_method(made:
     assert {row["dataset"] for row in read(out)} == {"digits"} and len(expected) == 6
 
 
+def test_surfaces_are_those_of_the_first_seed_with_the_sharpness_of_all(made: Made) -> None:
+    plan, out = made("figure4")
+    found: dict[str, list[LandscapeRecord]] = {}
+    for cell in plan.figure_cells("figure4"):
+        found.setdefault(cell.method, []).append(read_landscape(Path(cell.ledger)))
+    assert [len(own) for own in found.values()] == [2] * 4
+    rows = read(out)
+    assert len(rows) == 4 * 9 and list(dict.fromkeys(row["method"] for row in rows)) == list(found)
+    for row in rows:
+        records = found[row["method"]]
+        along = [records[0].coordinates.index(float(row[name])) for name in ("first", "second")]
+        assert float(row["loss"]) == pytest.approx(records[0].surface[along[0]][along[1]], rel=1e-5)
+        values = [record.sharpness for record in records]
+        assert (row["seed"], row["seeds"], row["record_sha256"]) == ("0", "2", records[0].content_sha256)
+        assert row["accuracy"] == "75.00"
+        expected = (statistics.fmean(values), min(values), max(values))
+        for name, value in zip(("sharpness", "sharpness_low", "sharpness_high"), expected, strict=True):
+            assert float(row[name]) == pytest.approx(value, abs=6e-4)
+
+
+def test_all_surfaces_of_a_picture_have_one_range_of_losses(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan, _ = made("figure4")
+    ranges = []
+    monkeypatch.setattr(figure_surface, "_panel", lambda axes, one, limits: ranges.append(limits))
+    run(plan, "figure4", Path("ranges/figure4.png"))
+    heights = [max(map(max, read_landscape(Path(cell.ledger)).surface)) for cell in plan.figure_cells("figure4")]
+    first = heights[::2]  # of the two seeds
+    assert ranges == [(0.0, max(first))] * 4 and len(set(first)) == 4
+
+
 # What is refused
 
 
@@ -232,7 +266,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *words: str, **cha
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     line = refused(tmp_path, capsys, "frnt", "--out", "a.png")
-    assert line.endswith("no 'frnt'; figures are figure5, epsilons, front, samples, samples-medical, medical-sources")
+    assert line.endswith(f"no 'frnt'; figures are {', '.join(FIGURES)}")
     assert "front.pdf: the picture is a PNG image" in refused(tmp_path, capsys, "front", "--out", "front.pdf")
     assert "ledger.h5" in refused(tmp_path, capsys, "front", "--out", "a.png")  # it is missing
     assert "data.h5" in refused(tmp_path, capsys, "samples", "--out", "a.png", methods=["ours"])

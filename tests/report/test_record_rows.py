@@ -1,20 +1,23 @@
-"""Rows of certificates and of detectors, by hand, and what is flagged."""
+"""Rows of certificates, of detectors and of loss landscapes, by hand, and what is flagged."""
 
 import dataclasses
 import math
 
 import numpy as np
 import pytest
+from support.cells import SPECS
 from support.ledgers import make_ledger
-from support.records import certificates, detection
+from support.records import certificates, detection, landscape
 
 from dfshield.core.errors import InputError
 from dfshield.evaluation.certificates import read_certificates, write_certificates
 from dfshield.evaluation.detections import Outcome, read_detection, write_detection
+from dfshield.evaluation.landscapes import read_landscape, write_landscape
 from dfshield.evaluation.ledger import read_ledger
 from dfshield.planning.cells import Cell
+from dfshield.report.facts import facts
 from dfshield.report.layout import measured
-from dfshield.report.record_rows import ABOVE, DETECTION, certified_row, detection_row
+from dfshield.report.record_rows import ABOVE, DETECTION, certified_row, detection_row, landscape_row
 from dfshield.report.rows import csv_of, read_csv
 from dfshield.tools import inspect
 
@@ -97,3 +100,30 @@ def test_records_are_sealed_and_inspected(tmp_path, capsys):
     (tmp_path / "d.json").write_text((tmp_path / "d.json").read_text().replace("0.28", "0.02"))
     with pytest.raises(InputError, match="does not match its SHA-256"):
         read_detection(tmp_path / "d.json")
+
+
+SHARP = Cell("landscape", "digits", "cnn-s", "TRADES", "", "none", "linf:2/16", "sharpness", 0, "l.json")
+
+
+def test_a_row_of_sharpness():
+    row = landscape_row(SHARP, landscape((0.5, 0.25, 0.0)), None)
+    assert (row.value, row.unit, row.n, row.protocol) == (0.25, "nat", 40, "sharpness[PGD-10 r=0.5 3x8]")
+    assert row.text("value") == "0.250" and row.flags == ()
+    assert landscape_row(SHARP, landscape(real_data="train"), None).flags == ("not-data-free",)
+    assert landscape_row(SHARP, landscape((0.0,), predicted=1), None).flags == ("diverged",)
+    for changes in ({"seed": 3}, {"model": "cnn-m"}, {"threat": "linf:1/16"}):
+        with pytest.raises(InputError, match=r"l\.json: .*make it again"):
+            landscape_row(SHARP, landscape(**changes), None)
+    (line,) = (line for line in facts([row], SPECS["landscape"], False) if line.startswith("Sharpness"))
+    assert "images (40 of Digits)" in line and line.endswith("The smaller, the flatter.")
+
+
+def test_a_landscape_that_is_not_whole_is_refused(tmp_path):
+    write_landscape(tmp_path / "l.json", landscape(surface=((1.0, 2.0), (1.0, 2.0))))
+    with pytest.raises(InputError, match="its surface is no square"):
+        read_landscape(tmp_path / "l.json")
+    write_landscape(tmp_path / "l.json", landscape())
+    text = (tmp_path / "l.json").read_text()
+    (tmp_path / "l.json").write_text(text.replace("0.25", "0.05"))
+    with pytest.raises(InputError, match="does not match its SHA-256"):
+        read_landscape(tmp_path / "l.json")

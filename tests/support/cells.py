@@ -4,10 +4,11 @@ from itertools import product
 from pathlib import Path
 
 from support.ledgers import make_ledger, make_record
-from support.records import certificates, detection
+from support.records import certificates, detection, landscape
 
 from dfshield.evaluation.certificates import write_certificates
 from dfshield.evaluation.detections import write_detection
+from dfshield.evaluation.landscapes import write_landscape
 from dfshield.planning.cells import Cell, variant
 from dfshield.planning.tables import TableSpec, load_tables
 from dfshield.registry import DIVERSITY_METRICS
@@ -53,6 +54,11 @@ def grid(folder: Path, spec: TableSpec, dataset: str, models: list[str], seeds: 
             if metric in DETECTION:
                 path = folder / f"{dataset}-{model}-{i}-{seed}.json"
                 write_detection(path, detection(threat=threat, **subject))
+                found.append(cell(path, **own))
+                continue
+            if metric == "sharpness":
+                path = folder / f"{dataset}-{model}-{i}-{seed}.json"
+                write_landscape(path, landscape((0.5 + i, 0.25 + seed), threat=threat, **subject))
                 found.append(cell(path, **own))
                 continue
             path = folder / f"{dataset}-{model}-{i}-{j}-{k}-{metric}-{seed}.h5"

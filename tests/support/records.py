@@ -1,7 +1,8 @@
-"""Records of certificates and of detectors with chosen figures, for tests of what is made from them."""
+"""Records of certificates, detectors and landscapes with chosen figures, for tests of what is made from them."""
 
 from dfshield.evaluation.certificates import CertificateRecord
 from dfshield.evaluation.detections import DetectionRecord, Outcome
+from dfshield.evaluation.landscapes import LandscapeRecord
 
 MADE = {"seed": 0, "data_sha256": "d", "package_version": "1", "code": "c", "dataset": "digits", "model": "cnn-s"}
 
@@ -32,3 +33,17 @@ def detection(threat="linf:2/16", **changes):
         **{"model_sha256": "m", "training_sha256": "t", "real_data": "teacher"},
     }
     return DetectionRecord(**(own | MADE | changes))
+
+
+def landscape(rises=(0.5, 0.25), threat="linf:2/16", **changes):
+    """A paraboloid over 3x3 points, as high as the rises' mean at a distance of 1."""
+    along = (-1.0, 0.0, 1.0)
+    height = sum(rises) / len(rises)
+    own = {
+        **{"n": 40, "accuracy": 0.75, "predicted": 4, "coordinates": along, "centre": 1.0, "rises": tuple(rises)},
+        **{"surface": tuple(tuple(1.0 + height * (a * a + b * b) for b in along) for a in along)},
+        **{"model_sha256": "m", "real_data": "none"},
+        **{"options": {"loss": "adversarial", "threat": threat, "steps": 10, "radius": 0.5, "split": "test"}},
+    }
+    own["options"] |= {"pairs": len(rises), "angles": 8}
+    return LandscapeRecord(**(own | MADE | changes))

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 from support.ledgers import make_findings, make_ledger, make_record
+from support.records import landscape
 
 from dfshield.core.hashing import canonical_json, sha256_file
+from dfshield.evaluation.landscapes import write_landscape
 from dfshield.models.checkpoints import Card, build_network, save_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.planning.companions import checked_ledgers, checks_others
@@ -16,6 +18,7 @@ from dfshield.planning.paths import (
     DIVERSITY,
     IMAGES,
     IMAGES_DIVERSITY,
+    LANDSCAPE,
     LEDGER,
     METRICS,
     NONE,
@@ -28,6 +31,7 @@ from dfshield.registry import DIVERSITY_METRICS
 from dfshield.sources.trainset import Writer
 
 SHAPE = (1, 8, 8)
+EVIDENCE = (LEDGER, DIVERSITY, IMAGES_DIVERSITY, LANDSCAPE)
 HISTORY = "epoch,loss\n1,0.5\n"
 
 
@@ -73,7 +77,7 @@ def fake_run(plan: Plan, cells: list) -> None:
     hashes_of: dict[str, str] = {}
     checked: dict[str, tuple[str, str]] = {}
     for number, cell in enumerate(cells):
-        parsed = (Place.parse(template, cell.ledger) for template in (LEDGER, DIVERSITY, IMAGES_DIVERSITY))
+        parsed = (Place.parse(template, cell.ledger) for template in EVIDENCE)
         place = next(filter(None, parsed))
         first = plan.teacher(place)
         if first not in teachers:
@@ -106,6 +110,12 @@ def fake_run(plan: Plan, cells: list) -> None:
                     recipe=plan.recipes[place.recipe][0], seed=cell.seed, **hashes,
                 )  # fmt: skip
             sha = students[student]
+        if cell.evidence == "landscape":
+            own = {"dataset": place.dataset, "model": place.model, "seed": place.seed, "real_data": real_data}
+            rises = (number / 8, number / 4)
+            options = described(plan, "landscape", place)
+            write_landscape(Path(cell.ledger), landscape(rises, options=options, model_sha256=sha, **own))
+            continue
         robust = 150 if place.protocol == "clean" else 60 + number
         hashes_of[cell.ledger] = save_ledger(plan, place, cell.threat, robust, sha, real_data)
         if cell.checks:

@@ -33,6 +33,7 @@ TINY = {
     "certify": {"limit": 10, "n": 200},
     "detect": {"limit": 20, "steps": 5, "restarts": 1},
     "diversity": {"features": "pixels"},
+    "landscape": {"points": 3, "limit": 20},
     "sources": {"public": {"public": "photographs", "images": 100}},
 }
 

@@ -23,6 +23,9 @@
 # 8/255, which is AT, is table 15's, so its checks and the 2 attacks that they read come along.
 # Table epsilons: 3 models, Undefended and Ours, PGD-10 at 5 sizes; at that of table 4 its checks come along, with the
 # AutoAttack ledgers that they read.
+# Table landscape: 3 models, 4 students, PGD-10 and a landscape of each; each has its checks in other tables, and the
+# AutoAttack ledgers that they read.
+# Table coefficients: 3 models, 4 synthetic sources and the real images, a record of each.
 # Tables 14 and 15: 3 models at 4 sizes, Original, Ours and four rivals. Figure 5: 3 models, 6 shares of the images.
 PAPER = {
     "table1": {
@@ -120,6 +123,11 @@ PAPER = {
         **{"teacher": 2, "synthesize": 12, "merge": 2, "export": 2, "train": 8, "defend": 2},
         **{"attack": 60, "table": 1},
     },
+    "landscape": {
+        **{"teacher": 3, "synthesize": 18, "merge": 3, "train": 12, "landscape": 12},
+        **{"attack": 24, "checks": 12, "table": 1},
+    },
+    "coefficients": {"teacher": 3, "synthesize": 72, "merge": 12, "export": 3, "diversity": 15, "table": 1},
     "table25": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 111, "checks": 3, "table": 1},
     "table26": {"teacher": 3, "synthesize": 18, "merge": 3, "train": 108, "attack": 111, "checks": 3, "table": 1},
 }

@@ -19,7 +19,7 @@ from dfshield.planning.inputs import below_data, own_model, sha256_of
 from dfshield.planning.jobs import CARD, PAGE, TABLE, default_tables
 from dfshield.planning.paths import CERTIFICATES, CHECKS, DATA, DEFENCE, DETECTION, DIVERSITY, HARDEN, IMAGES
 from dfshield.planning.paths import IMAGES_DIVERSITY, LEDGER, METRICS, NONE, RESULTS, SHARD, STUDENT, TEACHER, Place
-from dfshield.planning.paths import benchmark_of, log_of
+from dfshield.planning.paths import LANDSCAPE, benchmark_of, log_of
 from dfshield.planning.provenance import job_digest
 from dfshield.planning.stages import STAGES
 from dfshield.report.content import all_checks, card_files, evidence, measurements, page_content, table_content, timings

@@ -1,5 +1,5 @@
 # Fits of defences; then the first real images that are read: attacks, one ledger per model and protocol; certificates,
-# detectors; the diversity of training images, one record per set.
+# detectors, loss landscapes; the diversity of training images, one record per set.
 
 
 rule defend:
@@ -162,6 +162,34 @@ rule checks:
         "{params.dfshield} checks --model {input.model} --out {output} {params.images} {params.data}"
         " --subject {params.subject:q} {params.defence} {params.read} {params.factory} {params.flags}"
         " --code {params.code} 2>&1 | tee {log}"
+
+
+rule landscape:
+    input:
+        current("landscape", LANDSCAPE),
+        model=attacked,
+    output:
+        LANDSCAPE,
+    log:
+        log_of(LANDSCAPE),
+    benchmark:
+        benchmark_of(LANDSCAPE)
+    message:
+        "Loss landscape of {wildcards.dataset}/{wildcards.model}/{wildcards.source}/{wildcards.recipe}"
+        " seed {wildcards.seed}"
+    threads: cores("landscape")
+    resources:
+        **ask("landscape"),
+    conda:
+        "../../envs/dfshield.yaml"
+    params:
+        **common("landscape"),
+        images=images_flags,
+        images_sha256=images_sha256,
+        factory=factory_flags,
+    shell:
+        "{params.dfshield} landscape --model {input.model} --out {output} {params.images}"
+        " {params.data} {params.factory} {params.flags} --code {params.code} 2>&1 | tee {log}"
 
 
 rule diversity:
