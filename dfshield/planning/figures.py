@@ -10,6 +10,7 @@ from dfshield.core.files import read_yaml
 from dfshield.core.validation import Options, build
 from dfshield.options.common import Name
 from dfshield.planning.tables import TableSpec
+from dfshield.registry import metric
 
 THREAT = "threat"
 """The `x` of lines over the size of the perturbations."""
@@ -24,9 +25,10 @@ class FigureSpec(Options):
     caption: str
     table: Name
     """the table that it is drawn from: its cells, its rows, its part of the config's grid"""
-    layout: Literal["lines", "scatter", "sheet", "heatmap"]
+    layout: Literal["lines", "scatter", "sheet", "heatmap", "bars"]
     """lines: a metric over numbers · scatter: two metrics of every method · sheet: training images, methods below one
-    another, classes side by side · heatmap: a metric, methods side by side"""
+    another, classes side by side · heatmap: a metric, methods side by side · bars: images by the component of an attack
+    that was the first to break them, a bar a method"""
     x: Name | None = None
     """of lines: a training option that the table sweeps, or ``threat``, where clean accuracy stands at ε = 0; of a
     scatter plot: the metric along the x axis"""
@@ -40,6 +42,7 @@ class FigureSpec(Options):
     @model_validator(mode="after")
     def _layout_fits(self) -> "FigureSpec":
         needed = {"lines": ("x", "y", "series"), "scatter": ("x", "y"), "sheet": (), "heatmap": ("y", "series")}
+        needed |= {"bars": ("y",)}
         for key in ("x", "y", "series"):
             if (getattr(self, key) is None) == (key in needed[self.layout]):
                 said = "needs it" if key in needed[self.layout] else "has none"
@@ -57,14 +60,18 @@ class FigureSpec(Options):
     def check(self, spec: TableSpec) -> None:
         """Raise InputError for a table that lacks what the figure draws of it."""
         where = f"figures: {self.name}"
-        for metric in self.metrics:
-            if metric not in spec.metrics:
-                raise InputError(f"{where}: metric {metric!r} is none of {spec.key}'s: {', '.join(spec.metrics)}")
+        for name in self.metrics:
+            if name not in spec.metrics:
+                raise InputError(f"{where}: metric {name!r} is none of {spec.key}'s: {', '.join(spec.metrics)}")
+        if self.layout == "bars" and (self.y == "clean" or metric(str(self.y)).evidence != "ledger"):
+            raise InputError(f"{where}: y is {self.y!r}, and bars are of the components of an attack; name a protocol")
         lines = self.layout == "lines"
         if lines and self.x != THREAT and list(spec.sweep) != [self.x]:
             raise InputError(f"{where}: x is {self.x!r}, {spec.key} sweeps {', '.join(spec.sweep) or 'nothing'}")
         if not lines and spec.sweep:
             raise InputError(f"{where}: {spec.key} sweeps {', '.join(spec.sweep)}, which only lines draw")
+        if self.layout in ("scatter", "heatmap", "bars") and spec.compares_threats:
+            raise InputError(f"{where}: {spec.key} compares threat models, which only lines draw")
         if lines and self.x == THREAT:
             stated = spec.evaluations
             if stated is None or not spec.compares_threats:

@@ -112,6 +112,14 @@ def shares(axes: Axes, number: int, label: str, y: Sequence[float], left: Sequen
     axes.barh(y, x, left=left, height=0.7, label=label, color=color, hatch=hatch, edgecolor="white", linewidth=0.5)
 
 
+def written(axes: Axes, y: Sequence[float], left: Sequence[float], x: Sequence[float], least: float) -> None:
+    """Write the lengths of the parts of `shares` into them, on white; those below `least` have no room."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    for at, start, length in zip(y, left, x, strict=True):
+        if length >= least:
+            axes.text(start + length / 2, at, f"{length:.0f}", ha="center", va="center", fontsize=6.5, bbox=box)
+
+
 PLACES = [
     *[(7, 8, "left"), (7, -8, "left"), (-7, 8, "right"), (-7, -8, "right")],
     *[(9, 0, "left"), (-9, 0, "right"), (0, 12, "center"), (0, -12, "center"), (9, 16, "left"), (9, -16, "left")],

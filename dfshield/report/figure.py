@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dfshield.core.errors import InputError
 from dfshield.core.files import write_text
 from dfshield.planning.figures import FigureSpec
-from dfshield.report import figure_sheet, plots, points
+from dfshield.report import broken, figure_sheet, plots, points
 from dfshield.report.origin import check
 from dfshield.report.table import build
 
@@ -37,6 +37,11 @@ def _measured(
     return found
 
 
+def _shares(plan: "Plan", spec: FigureSpec) -> list[broken.Share]:
+    cells = plan.figure_cells(spec.name)
+    return broken.shares(cells, build(cells))
+
+
 def _tiles(plan: "Plan", spec: FigureSpec) -> list[figure_sheet.Tile]:
     return figure_sheet.tiles(plan.figure_sets(spec.name))
 
@@ -45,6 +50,7 @@ LAYOUTS: dict[str, Layout] = {
     "lines": Layout(partial(_measured, points.lines), points.csv_of, plots.draw_lines),
     "scatter": Layout(partial(_measured, points.scatter), points.csv_of, plots.draw_scatter),
     "heatmap": Layout(partial(_measured, points.heatmap), points.csv_of, plots.draw_heatmap),
+    "bars": Layout(_shares, lambda spec, made: broken.csv_of(made), plots.draw_bars),
     "sheet": Layout(_tiles, lambda spec, made: figure_sheet.csv_of(made), figure_sheet.draw),
 }
 """How figures are made, by their layouts."""

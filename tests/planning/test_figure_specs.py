@@ -42,6 +42,8 @@ def test_every_figure_fits_its_table_and_has_a_place_of_its_own(name: str) -> No
         ("epsilons", {"series": None}, "series: layout lines needs it"),
         ("medical-sources", {"series": "method"}, "name dataset or model"),
         ("front", {"colour": "red"}, "unknown key"),
+        ("survivors", {"y": None}, "y: layout bars needs it"),
+        ("survivors", {"series": "model"}, "series: layout bars has none"),
     ],
 )
 def test_bad_specification_is_refused(tmp_path: Path, name: str, change: dict, message: str) -> None:
@@ -58,11 +60,20 @@ def test_bad_specification_is_refused(tmp_path: Path, name: str, change: dict, m
         ("figure5", "table24", "x is 'data_share', table24 sweeps tau"),
         ("epsilons", "table14", "x is threat, and table14 has no evaluations at several"),
         ("medical-sources", "table11", "metric 'pgd10' is none of table11's: clean"),
+        ("survivors", "table14", "table14 compares threat models, which only lines draw"),
+        ("front", "table15", "table15 compares threat models, which only lines draw"),
     ],
 )
 def test_a_table_that_lacks_what_a_figure_draws(name: str, table: str, message: str) -> None:
     spec = SPECS[name].model_copy(update={"table": table})
     with pytest.raises(InputError, match=f"figures: {name}: {message}"):
+        spec.check(TABLES[table])
+
+
+@pytest.mark.parametrize(("metric", "table"), [("clean", "table4"), ("recall", "table6")])
+def test_bars_are_of_an_attack_alone(metric: str, table: str) -> None:
+    spec = SPECS["survivors"].model_copy(update={"y": metric, "table": table})
+    with pytest.raises(InputError, match=f"y is '{metric}', and bars are of the components of an attack; name a prot"):
         spec.check(TABLES[table])
 
 

@@ -13,6 +13,7 @@ import pytest
 import yaml
 from PIL import Image
 from support import tiny
+from support.cells import cell
 from support.ledgers import make_ledger
 from support.runs import described, fake_run
 from support.snakemake import ROOT
@@ -26,7 +27,7 @@ from dfshield.planning.config import check_config
 from dfshield.planning.figures import load_figures
 from dfshield.planning.paths import LEDGER, Place
 from dfshield.planning.plan import Plan
-from dfshield.report import figure_sheet, plots, points
+from dfshield.report import broken, figure_sheet, plots, points
 from dfshield.report.figure import run
 from dfshield.report.table import build
 
@@ -40,6 +41,7 @@ CONFIG = {
 }
 FIGURES = load_figures(ROOT / "config/figures.yaml")
 LAYOUTS = {"lines": "epsilons", "scatter": "front", "sheet": "samples", "heatmap": "medical-sources"}
+LAYOUTS |= {"bars": "survivors"}
 """One figure of each layout."""
 
 Made = Callable[[str], tuple[Plan, Path]]
@@ -97,11 +99,11 @@ def test_every_layout_is_drawn() -> None:
 def accuracies(plan: Plan, figure: str, metric: str) -> dict[tuple[str, ...], list[float]]:
     """Accuracies in percent, counted in the ledgers of a figure's cells, by method, threat and variant, a seed each."""
     found: dict[tuple[str, ...], list[float]] = {}
-    for cell in plan.figure_cells(figure):
-        if cell.metric == metric:
-            own = read_ledger(Path(cell.ledger))
+    for one in plan.figure_cells(figure):
+        if one.metric == metric:
+            own = read_ledger(Path(one.ledger))
             right = own.clean_prediction == own.label if metric == "clean" else ~own.broken
-            found.setdefault((cell.method, cell.threat, cell.variant), []).append(100 * float(right.mean()))
+            found.setdefault((one.method, one.threat, one.variant), []).append(100 * float(right.mean()))
     return found
 
 
@@ -147,13 +149,13 @@ FRONT |= {"DFARD": (160, 80), "Plus": (140, 90), "Original": (190, 120)}
 
 def test_the_front_is_of_data_free_methods_that_none_exceeds_in_both(made: Made) -> None:
     plan, _ = made("front")
-    for cell in plan.figure_cells("front"):
-        place = Place.parse(LEDGER, cell.ledger)
+    for one in plan.figure_cells("front"):
+        place = Place.parse(LEDGER, one.ledger)
         assert place
-        clean, robust = FRONT[cell.method]
-        own = read_ledger(Path(cell.ledger))
+        clean, robust = FRONT[one.method]
+        own = read_ledger(Path(one.ledger))
         make_ledger(
-            Path(cell.ledger), clean, robust, protocol=place.protocol, threat=cell.threat, seed=place.seed,
+            Path(one.ledger), clean, robust, protocol=place.protocol, threat=one.threat, seed=place.seed,
             model_sha256=own.model_sha256, real_data=own.real_data, options=described(plan, "attack", place),
         )  # fmt: skip
     unchecked = Plan.of(check_config(CONFIG | {"name": "front", "checked": []}))  # the checks are of other ledgers
@@ -213,6 +215,35 @@ def test_a_heat_map_has_a_row_of_each_data_set_and_a_column_of_each_method(made:
     assert {row["dataset"] for row in read(out)} == {"digits"} and len(expected) == 6
 
 
+def test_bars_are_of_what_broke_the_images_first(made: Made) -> None:
+    """Counted in the ledgers: survivors first, then components in their order; every bar is whole."""
+    plan, out = made("survivors")
+    counted: dict[str, list[list[float]]] = {}
+    for one in plan.figure_cells("survivors"):
+        own = read_ledger(Path(one.ledger))
+        counted.setdefault(one.method, []).append([100 * float((own.component == k).mean()) for k in range(3)])
+    rows = read(out)
+    assert [row["method"] for row in rows[::3]] == list(counted)
+    for method, seeds in counted.items():
+        own_rows = [row for row in rows if row["method"] == method]
+        assert [row["component"] for row in own_rows] == ["robust", "clean", "pgd"]
+        means = [statistics.fmean(values) for values in zip(*seeds, strict=True)]
+        assert [row["share"] for row in own_rows] == [f"{mean:.2f}" for mean in means]
+        assert sum(means) == pytest.approx(100)
+        assert {row["seeds"] for row in own_rows} == {str(len(seeds))} and {row["n"] for row in own_rows} == {"200"}
+    assert {row["method"] for row in rows if "not-data-free" in row["flags"]} == {"Original"}
+
+
+def test_components_that_only_some_seeds_have_are_nothing_of_the_others(tmp_path: Path) -> None:
+    """A mean over seeds counts a component that did not run as no image."""
+    cells = [cell(tmp_path / f"{seed}.h5", method="Ours", metric="autoattack", seed=seed) for seed in (0, 1)]
+    named = {"protocol": "autoattack[aa-standard]"}
+    make_ledger(Path(cells[0].ledger), 150, 50, seed=0, components=("robust", "clean", "apgd-ce"), **named)
+    make_ledger(Path(cells[1].ledger), 150, 100, seed=1, components=("robust", "clean", "square"), **named)
+    made = broken.shares(cells, build(cells))
+    assert {one.component: one.share for one in made} == {"robust": 37.5, "clean": 25, "apgd-ce": 25, "square": 12.5}
+
+
 # What is refused
 
 
@@ -232,7 +263,7 @@ def refused(folder: Path, capsys: pytest.CaptureFixture[str], *words: str, **cha
 def test_bad_input(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
     line = refused(tmp_path, capsys, "frnt", "--out", "a.png")
-    assert line.endswith("no 'frnt'; figures are figure5, epsilons, front, samples, samples-medical, medical-sources")
+    assert line.endswith("no 'frnt'; figures are " + ", ".join(FIGURES))
     assert "front.pdf: the picture is a PNG image" in refused(tmp_path, capsys, "front", "--out", "front.pdf")
     assert "ledger.h5" in refused(tmp_path, capsys, "front", "--out", "a.png")  # it is missing
     assert "data.h5" in refused(tmp_path, capsys, "samples", "--out", "a.png", methods=["ours"])
