@@ -14,6 +14,8 @@ from dfshield.registry import metric
 
 THREAT = "threat"
 """The `x` of lines over the size of the perturbations."""
+CARRIERS = ("defence", "attack")
+"""What may have the option that is the `x` of lines, besides the training."""
 
 
 class FigureSpec(Options):
@@ -30,11 +32,15 @@ class FigureSpec(Options):
     another, classes side by side · heatmap: a metric, methods side by side · bars: images by the component of an attack
     that was the first to break them, a bar a method"""
     x: Name | None = None
-    """of lines: a training option that the table sweeps, or ``threat``, where clean accuracy stands at ε = 0; of a
+    """of lines: a training option that the table sweeps; ``threat``, where clean accuracy stands at ε = 0;
+    ``defence.OPTION``, a number of the rows' defences; ``attack.OPTION``, one of the protocols in `compared`; of a
     scatter plot: the metric along the x axis"""
     y: Name | None = None
     """the metric that is drawn; in a scatter plot the one along the y axis"""
-    series: Literal["dataset", "model", "method"] | None = None
+    compared: tuple[Name, ...] = ()
+    """of lines, in place of `y`: several metrics, each a line by ``series: metric``; along ``attack.OPTION`` they are
+    the points of every line"""
+    series: Literal["dataset", "model", "method", "metric"] | None = None
     """of lines: what a line is of; of a heat map: what its rows are of. What else differs has a panel of its own"""
     methods: tuple[str, ...] = ()
     """rows of the table that are drawn; none: all"""
@@ -44,16 +50,39 @@ class FigureSpec(Options):
         needed = {"lines": ("x", "y", "series"), "scatter": ("x", "y"), "sheet": (), "heatmap": ("y", "series")}
         needed |= {"bars": ("y",)}
         for key in ("x", "y", "series"):
+            if key == "y" and self.layout == "lines" and self.compared:
+                continue
             if (getattr(self, key) is None) == (key in needed[self.layout]):
                 said = "needs it" if key in needed[self.layout] else "has none"
                 raise ValueError(f"{key}: layout {self.layout} {said}")
-        if self.layout == "heatmap" and self.series == "method":
+        if self.layout == "heatmap" and self.series in ("method", "metric"):
             raise ValueError("series: the methods of a heat map stand side by side; name dataset or model")
+        self._check_compared()
         return self
+
+    def _check_compared(self) -> None:
+        """ValueError for metrics that no line is of, and for lines of which two points would be one."""
+        along = self.option[0] if self.option else ""
+        if self.compared and (self.layout != "lines" or self.y or self.x == THREAT):
+            raise ValueError("compared: metrics of lines in place of y, and not over threat")
+        if (self.series == "metric" or along == "attack") != bool(self.compared):
+            raise ValueError("compared: lines of series metric or along attack.OPTION need it, and no others have it")
+        if along == "attack" and (self.series == "metric" or "clean" in self.compared):
+            raise ValueError(f"compared: metrics are the points along {self.x}, no lines of their own; clean is none")
+        if along == "defence" and self.series == "method":
+            raise ValueError(f"series: methods are the points along {self.x}; name metric, dataset or model")
+
+    @property
+    def option(self) -> tuple[str, str] | None:
+        """Of lines along an option of a defence or an attack: which of the two, and the option; else None."""
+        carrier, _, option = (self.x or "").partition(".")
+        return (carrier, option) if self.layout == "lines" and carrier in CARRIERS and option else None
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """The metrics of the table that are drawn."""
+        if self.compared:
+            return self.compared
         named = {"lines": ("clean", self.y) if self.x == THREAT else (self.y,), "scatter": (self.x, self.y)}
         return tuple(filter(None, named.get(self.layout, (self.y,))))
 
@@ -65,8 +94,12 @@ class FigureSpec(Options):
                 raise InputError(f"{where}: metric {name!r} is none of {spec.key}'s: {', '.join(spec.metrics)}")
         if self.layout == "bars" and (self.y == "clean" or metric(str(self.y)).evidence != "ledger"):
             raise InputError(f"{where}: y is {self.y!r}, and bars are of the components of an attack; name a protocol")
+        if len({metric(name).unit for name in self.compared}) > 1:
+            raise InputError(f"{where}: compared metrics have several units, which one axis cannot have")
         lines = self.layout == "lines"
-        if lines and self.x != THREAT and list(spec.sweep) != [self.x]:
+        if self.option and (spec.sweep or spec.compares_threats):
+            raise InputError(f"{where}: x is {self.x!r}, and {spec.key} compares other values, too")
+        if lines and self.x != THREAT and not self.option and list(spec.sweep) != [self.x]:
             raise InputError(f"{where}: x is {self.x!r}, {spec.key} sweeps {', '.join(spec.sweep) or 'nothing'}")
         if not lines and spec.sweep:
             raise InputError(f"{where}: {spec.key} sweeps {', '.join(spec.sweep)}, which only lines draw")

@@ -13,11 +13,12 @@ from typing import Any
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.threat import parse_threat, threat_name
+from dfshield.planning.axes import check_axis, numbers
 from dfshield.planning.cells import Cell, variant
 from dfshield.planning.choices import MIXTURE
 from dfshield.planning.companions import checked_ledgers, own_surrogate
 from dfshield.planning.config import Config, shipped
-from dfshield.planning.figures import load_figures
+from dfshield.planning.figures import FigureSpec, load_figures
 from dfshield.planning.inputs import check_files
 from dfshield.planning.paths import (
     CERTIFICATES,
@@ -238,6 +239,11 @@ class Plan(Settings):
 
     # --- figures -----------------------------------------------------------------------------------------------------
 
+    def figure(self, name: str) -> FigureSpec:
+        found = super().figure(name)
+        check_axis(self, found, self.tables[found.table])
+        return found
+
     def figure_cells(self, name: str) -> list[Cell]:
         """The cells of its table that a figure draws; none for one of training images."""
         spec = self.figure(name)
@@ -247,6 +253,7 @@ class Plan(Settings):
         found = [cell for cell in wanted if not spec.methods or cell.method in spec.methods]
         if not found:
             raise InputError(f"{self.config.figures}: {name}: the config has no cell of it in {spec.table}")
+        numbers(self, spec, found)
         return found
 
     def figure_sets(self, name: str) -> list[tuple[str, Place]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import write_text
+from dfshield.planning.axes import numbers
 from dfshield.planning.figures import FigureSpec
 from dfshield.report import broken, figure_sheet, plots, points
 from dfshield.report.origin import check
@@ -37,6 +38,11 @@ def _measured(
     return found
 
 
+def _lines(plan: "Plan", spec: FigureSpec) -> list[points.Point]:
+    along = numbers(plan, spec, plan.figure_cells(spec.name))
+    return _measured(partial(points.lines, numbers=along), plan, spec)
+
+
 def _shares(plan: "Plan", spec: FigureSpec) -> list[broken.Share]:
     cells = plan.figure_cells(spec.name)
     return broken.shares(cells, build(cells))
@@ -47,7 +53,7 @@ def _tiles(plan: "Plan", spec: FigureSpec) -> list[figure_sheet.Tile]:
 
 
 LAYOUTS: dict[str, Layout] = {
-    "lines": Layout(partial(_measured, points.lines), points.csv_of, plots.draw_lines),
+    "lines": Layout(_lines, points.csv_of, plots.draw_lines),
     "scatter": Layout(partial(_measured, points.scatter), points.csv_of, plots.draw_scatter),
     "heatmap": Layout(partial(_measured, points.heatmap), points.csv_of, plots.draw_heatmap),
     "bars": Layout(_shares, lambda spec, made: broken.csv_of(made), plots.draw_bars),

@@ -20,15 +20,22 @@ from dfshield.report import drawing
 from dfshield.report.broken import CLEAN, ROBUST, Share
 from dfshield.report.layout import GREEK, dataset_title, model_title
 from dfshield.report.notes import notes
-from dfshield.report.points import Figure, Point
+from dfshield.report.points import Figure, Point, told_apart
 
 T = TypeVar("T", Point, Share)
 X_TITLES = {
     THREAT: "ε, size of the perturbations",
     "data_share": "share of the synthesised images",
     "aggregate": "B, mini-batches per update",
+    "defence.time": "share of the noising process",
+    "defence.steps": "steps of the defence",
+    "defence.delta": "Δ, largest change of a pixel",
+    "attack.eot": "draws that the attack averages",
 }
+LOGARITHMIC = ("attack.eot",)
+"""Numbers along an axis whose ratios matter."""
 TITLES: dict[str, Callable[[str], str]] = {"dataset": dataset_title, "model": model_title, "method": str}
+TITLES |= {"metric": lambda name: metric(name).title}
 """How the fields that tell points apart are written."""
 ACROSS = 3
 """Panels side by side."""
@@ -99,8 +106,8 @@ def _panels(
 
 def _fields(spec: FigureSpec) -> list[str]:
     """The fields that panels are told apart by."""
-    columns = {"lines": (), "scatter": ("method",), "heatmap": ("method",), "bars": ("method",)}[spec.layout]
-    return [name for name in TITLES if name != spec.series and name not in columns]
+    told = told_apart(spec) if spec.layout == "lines" else ["dataset", "model"]
+    return [name for name in told if name != spec.series]
 
 
 def _grouped(points: Sequence[T], fields: Sequence[str]) -> dict[tuple[str, ...], list[T]]:
@@ -129,13 +136,25 @@ def draw_lines(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
                 drawing.line(place, names.index(name), name[0], x, [one.value for one in figures], *band)
             place.set_xlabel(X_TITLES.get(str(spec.x), GREEK.get(str(spec.x), str(spec.x))) + unit)
             place.label_outer()
+        if spec.x in LOGARITHMIC:
+            axes[0].set_xscale("log")
+            axes[0].minorticks_off()
         if len(ticks) <= MOST_TICKS:
             axes[0].set_xticks(list(ticks), list(ticks.values()))
         axes[0].set_ylim(bottom=0)
         for place in axes[::ACROSS]:
-            place.set_ylabel(title_of(str(spec.y)))
+            place.set_ylabel(_y_title(spec))
         _legend(figure, axes, names, points, spec)
         drawing.save(figure, path)
+
+
+def _y_title(spec: FigureSpec) -> str:
+    """Title of the axis of lines: of a metric, or of what several have in common."""
+    if not spec.compared:
+        return title_of(str(spec.y))
+    entries = [metric(name) for name in spec.compared]
+    accuracies = all(entry.evidence == "ledger" and not entry.statistic for entry in entries)
+    return "accuracy in %" if accuracies else f"in {entries[0].unit}"
 
 
 def _ticks(points: Sequence[Point]) -> tuple[dict[float, str], str]:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dfshield.core.threat import parse_threat
+from dfshield.planning.axes import Numbers
 from dfshield.planning.cells import swept
 from dfshield.planning.figures import THREAT, FigureSpec
 from dfshield.planning.tables import SYMBOLS
@@ -78,6 +79,11 @@ class Point:
         return tuple(dict.fromkeys((*own, *self.y.flags)))
 
     @property
+    def metric(self) -> str:
+        """The metric that is drawn."""
+        return self.y.metric
+
+    @property
     def data_free(self) -> bool:
         """Whether nothing of it has seen real images beyond the teacher's training."""
         return "not-data-free" not in self.flags
@@ -96,22 +102,41 @@ def _cells(rows: Iterable[Row]) -> dict[Key, dict[str, Figure]]:
     return {key: {name: Figure.of(own) for name, own in metrics.items()} for key, metrics in found.items()}
 
 
-def lines(spec: FigureSpec, rows: Sequence[Row]) -> list[Point]:
-    """Points of lines, each line by rising `x`; over threats with the clean accuracy at ε = 0."""
-    found: dict[tuple[str, str, str, float], Point] = {}
+def lines(spec: FigureSpec, rows: Sequence[Row], numbers: Numbers | None = None) -> list[Point]:
+    """Points of lines, each line by rising `x`; over threats with the clean accuracy at ε = 0.
+
+    `numbers` are those of `axes.numbers`, for lines along an option of a defence or an attack.
+    """
+    found: dict[tuple[str, ...], dict[float, Point]] = {}
     for (dataset, model, method, variant, threat), figures in _cells(rows).items():
         place = dataset, model, method
-        if spec.x != THREAT:
-            x = swept(variant)[SYMBOLS.get(str(spec.x), str(spec.x))]
-            found[*place, x] = Point(*place, figures[str(spec.y)], x, f"{x:.2g}")
-            continue
-        if "clean" in figures:  # the same at every threat
-            found.setdefault((*place, 0.0), Point(*place, figures["clean"], 0.0, "0"))
-        if str(spec.y) in figures:
-            eps = parse_threat(threat).eps
-            found[*place, eps] = Point(*place, figures[str(spec.y)], eps, threat.partition(":")[2])
-    order = {place: rank for rank, place in enumerate(dict.fromkeys(key[:3] for key in found))}
-    return [found[key] for key in sorted(found, key=lambda key: (order[key[:3]], key[3]))]
+        for name, figure in figures.items():
+            if spec.x == THREAT:  # clean accuracy is the same at every threat
+                clean = name == "clean"
+                x, tick = (0.0, "0") if clean else (parse_threat(threat).eps, threat.partition(":")[2])
+            else:
+                x = (numbers or {})[*place, name] if spec.option else swept(variant)[_symbol(spec)]
+                tick = f"{x:.2g}"
+            named = {"dataset": dataset, "model": model, "method": method, "metric": name}
+            line = tuple(named[each] for each in told_apart(spec))
+            found.setdefault(line, {}).setdefault(x, Point(*place, figure, x, tick))
+    return [points[x] for points in found.values() for x in sorted(points)]
+
+
+def told_apart(spec: FigureSpec) -> list[str]:
+    """What tells lines apart: fields of points, none that differs along the line."""
+    along = {"defence": "method", "attack": "metric"}.get(spec.option[0] if spec.option else "")
+    told = ("dataset", "model", "method", *(["metric"] if spec.series == "metric" else []))
+    return [name for name in told if name != along]
+
+
+def _symbol(spec: FigureSpec) -> str:
+    return SYMBOLS.get(str(spec.x), str(spec.x))
+
+
+def x_name(spec: FigureSpec) -> str:
+    """The name of the column of the numbers along the axis of lines."""
+    return "eps" if spec.x == THREAT else spec.option[1] if spec.option else str(spec.x)
 
 
 def scatter(spec: FigureSpec, rows: Sequence[Row]) -> list[Point]:
@@ -151,7 +176,7 @@ def csv_of(spec: FigureSpec, points: Sequence[Point]) -> str:
     y = str(spec.y)
     columns = ["dataset", "model", "method"]
     if spec.layout == "lines":
-        columns += ["eps" if spec.x == THREAT else str(spec.x), "metric"]
+        columns += [x_name(spec), "metric"]
     if spec.layout == "scatter":
         columns += [str(spec.x), f"{spec.x}_low", f"{spec.x}_high", f"{spec.x}_n"]
     named = "value" if spec.layout == "lines" else y
