@@ -142,6 +142,51 @@ def test_lines_of_one_seed_have_the_interval_of_its_images(made: Made) -> None:
     assert plots.intervals(drawn_points) == "Intervals: one seed, 95 % Wilson interval of 200 images."
 
 
+def by_metric(plan: Plan, figure: str) -> dict[tuple[str, str], float]:
+    """The accuracy of each of a figure's cells, by method and metric; of one seed."""
+    return {
+        (method, metric): values[0]
+        for metric in plan.figure(figure).metrics
+        for (method, _, _), values in accuracies(plan, figure, metric).items()
+    }
+
+
+def test_lines_over_an_option_of_the_defence(made: Made) -> None:
+    """A line a metric, its points the rows by the Δ of the defence that each has."""
+    plan, out = made("transformation-figure6")
+    expected = {
+        (metric, {"Δ = 0.05": 0.05, "Δ = 0.2": 0.2, "Δ = 0.4": 0.4}[method]): f"{value:.2f}"
+        for (method, metric), value in by_metric(plan, "transformation-figure6").items()
+    }
+    rows = read(out)
+    assert {(row["metric"], float(row["delta"])): row["value"] for row in rows} == expected
+    assert list(dict.fromkeys(row["metric"] for row in rows)) == ["clean", "pgd-adaptive", "white-box-transfer"]
+    assert [row["delta"] for row in rows] == ["0.05", "0.2", "0.4"] * 3
+
+
+def test_lines_over_an_option_of_the_attack(made: Made) -> None:
+    """A line a method, its points the metrics by the draws that each protocol averages."""
+    plan, out = made("transformation-figure7")
+    expected = {
+        (method, metric.rpartition("-")[2]): f"{value:.2f}"
+        for (method, metric), value in by_metric(plan, "transformation-figure7").items()
+    }
+    rows = read(out)
+    assert {(row["method"], row["eot"]): row["value"] for row in rows} == expected
+    assert [row["eot"] for row in rows] == ["1", "5", "20", "80"] * 2
+
+
+def test_a_line_has_the_numbers_of_the_config(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not those of the rows' names."""
+    monkeypatch.chdir(folder)
+    moved = {"defend": "distribution-transfer", "time": 0.33}
+    plan = Plan.of(check_config(CONFIG | {"name": "moved", "defences": {"distribution-transfer": moved}}))
+    fake_run(plan, plan.figure_cells("transfer-figure4"))
+    run(plan, "transfer-figure4", Path("moved.png"))
+    drawn = {row["method"]: row["time"] for row in read(Path("moved.png"))}
+    assert drawn == {"t = 0.1": "0.1", "t = 0.47": "0.33", "t = 0.7": "0.7"}
+
+
 FRONT = {"Undefended": (198, 2), "DaST": (150, 50), "DFME": (150, 40), "AIT": (120, 60), "Ours": (160, 80)}
 FRONT |= {"DFARD": (160, 80), "Plus": (140, 90), "Original": (190, 120)}
 """Images of 200 that are right without and with an attack."""
