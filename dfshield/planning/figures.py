@@ -42,6 +42,9 @@ class FigureSpec(Options):
     the points of every line"""
     series: Literal["dataset", "model", "method", "metric"] | None = None
     """of lines: what a line is of; of a heat map: what its rows are of. What else differs has a panel of its own"""
+    own: str | None = None
+    """of a heat map by data set: a row of training on each data set's own images; it is drawn, framed, in a column that
+    has the data set's title, where other data sets have the row of that title"""
     methods: tuple[str, ...] = ()
     """rows of the table that are drawn; none: all"""
 
@@ -57,6 +60,8 @@ class FigureSpec(Options):
                 raise ValueError(f"{key}: layout {self.layout} {said}")
         if self.layout == "heatmap" and self.series in ("method", "metric"):
             raise ValueError("series: the methods of a heat map stand side by side; name dataset or model")
+        if self.own and (self.layout, self.series) != ("heatmap", "dataset"):
+            raise ValueError("own: only a heat map whose rows are data sets has a column of each")
         self._check_compared()
         return self
 
@@ -111,7 +116,8 @@ class FigureSpec(Options):
                 raise InputError(f"{where}: x is threat, and {spec.key} has no evaluations at several")
             if len({text.partition(":")[0] for text in (*stated.demo, *stated.full)}) > 1:
                 raise InputError(f"{where}: x is threat, and the evaluations of {spec.key} are in several norms")
-        unknown = [name for name in self.methods if name not in {row.method for row in spec.rows}]
+        named = (*self.methods, *filter(None, [self.own]))
+        unknown = [name for name in named if name not in {row.method for row in spec.rows}]
         if unknown:
             raise InputError(f"{where}: method {unknown[0]!r} is no row of {spec.key}")
 

@@ -149,7 +149,7 @@ class Plan(Settings):
             threats = self.table_threats(spec, dataset)
             pairs = [(one, at) for one in threats for at in self.evaluations(spec, dataset) or [one]]
             for (threat, at), row, overrides in product(pairs, rows, self.sweeps(spec)):
-                if row.norm and row.norm != parse_threat(threat).norm:
+                if (row.norm and row.norm != parse_threat(threat).norm) or not self.is_of(row, dataset):
                     continue
                 for model in models[:1] if cut and row.models == "first" else models:
                     recipe = self._shared_recipe(dataset, model, row, overrides)
@@ -270,7 +270,7 @@ class Plan(Settings):
         self.check_rows(spec.table, rows)
         for dataset, models in self.blocks(table):
             for row in rows if models else ():
-                if (row.source, row.recipe) == (NONE, NONE):
+                if (row.source, row.recipe) == (NONE, NONE) or not self.is_of(row, dataset):
                     continue
                 threat = self.table_threats(table, dataset)[0]
                 place = self.place(

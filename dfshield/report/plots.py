@@ -230,7 +230,8 @@ def draw_heatmap(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
     values = [point.y.value for point in points]
     low, high = min(values), max(values)
     size = (1.4 + 0.55 * len(columns), 1.3 + 0.35 * len(rows))
-    below = [f"{title_of(str(spec.y))}.", *footnotes(flag for point in points for flag in point.flags)]
+    framed = ["Framed: the data set's own training images."] if any(point.own for point in points) else []
+    below = [f"{title_of(str(spec.y))}.", *framed, *footnotes(flag for point in points for flag in point.flags)]
     with _panels(spec, list(panels), below, size, shared=False) as (figure, axes):
         for (_, own), place in zip(panels.items(), axes, strict=False):
             table = np.full((len(rows), len(columns)), np.nan)
@@ -241,6 +242,8 @@ def draw_heatmap(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
                 table[row, column] = point.y.value
                 dark = point.y.value < (low + high) / 2
                 text = f"{point.y.value:.{min(1, metric(str(spec.y)).decimals)}f}{marks(point.flags)}"
+                if point.own:
+                    drawing.frame(place, column, row)
                 place.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=8)
             place.imshow(table, cmap=drawing.SEQUENTIAL, vmin=low, vmax=high, aspect="auto")
             place.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")

@@ -13,6 +13,7 @@ from dfshield.planning.cells import swept
 from dfshield.planning.figures import THREAT, FigureSpec
 from dfshield.planning.tables import SYMBOLS
 from dfshield.registry import metric
+from dfshield.report.layout import dataset_title
 from dfshield.report.rows import Row, cell_text
 
 BAND = ("value", "low", "high")
@@ -69,6 +70,8 @@ class Point:
     """A number along the axis of lines, a figure in a scatter plot, nothing in a heat map."""
     tick: str = ""
     """The number as its axis has it, such as ``4/255``."""
+    own: bool = False
+    """In a heat map: of training on the data set's own images."""
     front: bool = False
     """In a scatter plot: data-free, and no other data-free point exceeds it in both."""
 
@@ -166,9 +169,14 @@ def _with_front(point: Point, points: Sequence[Point]) -> Point:
 
 
 def heatmap(spec: FigureSpec, rows: Sequence[Row]) -> list[Point]:
-    """A point of every data set, model and method."""
-    cells = _cells(rows).items()
-    return [Point(*key[:3], y=figures[str(spec.y)]) for key, figures in cells if str(spec.y) in figures]
+    """A point of every data set, model and method; that of the data set's own images has its title for a method."""
+    points = []
+    for (dataset, model, method, _, _), figures in _cells(rows).items():
+        own = method == spec.own
+        if str(spec.y) in figures:
+            column = dataset_title(dataset) if own else method
+            points.append(Point(dataset, model, column, y=figures[str(spec.y)], own=own))
+    return points
 
 
 def csv_of(spec: FigureSpec, points: Sequence[Point]) -> str:
@@ -181,7 +189,7 @@ def csv_of(spec: FigureSpec, points: Sequence[Point]) -> str:
         columns += [str(spec.x), f"{spec.x}_low", f"{spec.x}_high", f"{spec.x}_n"]
     named = "value" if spec.layout == "lines" else y
     columns += [named, f"{named}_low", f"{named}_high", "interval", "seeds", "n", "flags"]
-    columns += ["front"] if spec.layout == "scatter" else []
+    columns += ["front"] if spec.layout == "scatter" else ["own"] if spec.own else []
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
@@ -192,6 +200,6 @@ def csv_of(spec: FigureSpec, points: Sequence[Point]) -> str:
         if isinstance(point.x, Figure):
             row += [*point.x.texts(), str(point.x.n)]
         row += [*point.y.texts(), point.y.interval, str(point.y.seeds), str(point.y.n), ";".join(point.flags)]
-        row += ["yes" if point.front else "no"] if spec.layout == "scatter" else []
+        row += ["yes" if point.front or point.own else "no"] if spec.layout == "scatter" or spec.own else []
         writer.writerow(row)
     return stream.getvalue()

@@ -8,6 +8,7 @@ import yaml
 from support.configs import GRID
 from support.snakemake import ROOT
 
+from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.planning.config import check_config
 from dfshield.planning.figures import load_figures
@@ -54,6 +55,8 @@ def test_every_figure_fits_its_table_and_has_a_place_of_its_own(name: str) -> No
         ("transformation-figure7", {"compared": ["clean", "pgd-eot-1"]}, "clean is none"),
         ("transformation-figure7", {"compared": None, "y": "clean"}, "compared"),
         ("medical-sources", {"series": "metric"}, "name dataset or model"),
+        ("figure1b", {"series": "model"}, "own: only a heat map whose rows are data sets"),
+        ("front", {"own": "Ours"}, "own: only a heat map whose rows are data sets"),
         ("survivors", {"series": "model"}, "series: layout bars has none"),
     ],
 )
@@ -137,6 +140,21 @@ def test_two_points_of_a_line_at_one_number(tmp_path: Path) -> None:
     made = figure_of(tmp_path, x="defence.steps")
     with pytest.raises(InputError, match=r"own: t = 0.1 and t = 0.47 both have defence.steps 4000; draw one"):
         made.figure_cells("own")
+
+
+def test_own_is_a_row_of_the_table() -> None:
+    with pytest.raises(InputError, match="figures: medical-sources: method 'Theirs' is no row of table1"):
+        SPECS["medical-sources"].model_copy(update={"own": "Theirs"}).check(TABLES["table1"])
+
+
+@pytest.mark.parametrize("key", ["figure1b"])
+def test_rows_of_public_sets_have_the_titles_of_their_sets(key: str) -> None:
+    """So that the row of own images has its place among them."""
+    made = plan()
+    for row in TABLES[key].rows:
+        source = made.sources[row.source]
+        if source.stage == "public":
+            assert row.method == registry.DATASETS[source.name].title and row.needs in (source.name, None)
 
 
 @pytest.mark.parametrize(("metric", "table"), [("clean", "table4"), ("recall", "table6")])
