@@ -67,12 +67,18 @@ class Grid:
                 f"those of {table} are {', '.join(row.method.lower() for row in self.tables[table].rows)}"
             )
         stand_in = self.stand_in(spec)
-        fitting = [row for row in spec.rows if row.fits(stand_in)]
+        there = [row for row in spec.rows if row.needs is None or row.needs in self.config.datasets]
+        fitting = [row for row in there if row.fits(stand_in)]
         if not chosen or not chosen <= names[spec.key]:
             return fitting
         known = {row.method for row in fitting}  # a method of other data has its row if it is named, and no other
-        named = [row for row in spec.rows if row.method.lower() in chosen]
+        named = [row for row in there if row.method.lower() in chosen]
         return [row for row in named if row.fits(stand_in) or row.method not in known]
+
+    def is_of(self, row: RowSpec, dataset: str) -> bool:
+        """Whether a row is of a data set: a public training set is another data set's than the teacher's."""
+        source = self.sources.get(row.source)
+        return source is None or source.stage != "public" or source.name != dataset
 
     def table_threats(self, spec: TableSpec, dataset: str) -> list[str]:
         """Threat models that a table has for a data set: its own, or those that the table states."""

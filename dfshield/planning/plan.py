@@ -13,11 +13,12 @@ from typing import Any
 from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.core.threat import parse_threat, threat_name
+from dfshield.planning.axes import check_axis, numbers
 from dfshield.planning.cells import Cell, variant
 from dfshield.planning.choices import MIXTURE
 from dfshield.planning.companions import checked_ledgers, own_surrogate
 from dfshield.planning.config import Config, shipped
-from dfshield.planning.figures import OF_SETS, OF_TEACHERS, load_figures
+from dfshield.planning.figures import OF_SETS, OF_TEACHERS, FigureSpec, load_figures
 from dfshield.planning.inputs import check_files
 from dfshield.planning.paths import (
     CERTIFICATES,
@@ -149,7 +150,7 @@ class Plan(Settings):
             threats = self.table_threats(spec, dataset)
             pairs = [(one, at) for one in threats for at in self.evaluations(spec, dataset) or [one]]
             for (threat, at), row, overrides in product(pairs, rows, self.sweeps(spec)):
-                if row.norm and row.norm != parse_threat(threat).norm:
+                if (row.norm and row.norm != parse_threat(threat).norm) or not self.is_of(row, dataset):
                     continue
                 for model in models[:1] if cut and row.models == "first" else models:
                     recipe = self._shared_recipe(dataset, model, row, overrides)
@@ -241,6 +242,11 @@ class Plan(Settings):
 
     # --- figures -----------------------------------------------------------------------------------------------------
 
+    def figure(self, name: str) -> FigureSpec:
+        found = super().figure(name)
+        check_axis(self, found, self.tables[found.table])
+        return found
+
     def figure_cells(self, name: str) -> list[Cell]:
         """The cells of its table that a figure draws; none for one of training images."""
         spec = self.figure(name)
@@ -252,6 +258,7 @@ class Plan(Settings):
         found = [cell for cell in wanted if not spec.methods or cell.method in spec.methods]
         if not found:
             raise InputError(f"{self.config.figures}: {name}: the config has no cell of it in {spec.table}")
+        numbers(self, spec, found)
         return found
 
     def figure_sets(self, name: str) -> list[tuple[str, Place]]:
@@ -269,7 +276,7 @@ class Plan(Settings):
         blocks = ((dataset, model) for dataset, models in self.blocks(table) for model in models[:most])
         for dataset, model in blocks:
             for row in rows:
-                if (row.source, row.recipe) == (NONE, NONE):
+                if (row.source, row.recipe) == (NONE, NONE) or not self.is_of(row, dataset):
                     continue
                 threat = self.table_threats(table, dataset)[0]
                 place = self.place(

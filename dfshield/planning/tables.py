@@ -70,6 +70,8 @@ class RowSpec(Options):
     the first alone in any case"""
     models: Literal["all", "first"] = "all"
     """models of this row on stand-in data at demo scale: the table's, or the first of them alone"""
+    needs: Name | None = None
+    """a data set that the config must have for the row, such as the one whose images it is trained on"""
     only: Literal["stand-in", "paper", "named"] | None = None
     """show the row for stand-in data alone, for the paper's data sets alone, or where it is named alone; the config's
     `methods` override this"""

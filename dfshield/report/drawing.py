@@ -14,6 +14,7 @@ from typing import Any
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
 
@@ -120,6 +121,20 @@ def shares(axes: Axes, number: int, label: str, y: Sequence[float], left: Sequen
     """Draw the part `number` of stacked horizontal bars, of the lengths `x` and starting at `left`."""
     color, hatch = COLOURS[number % len(COLOURS)], HATCHES[number % len(HATCHES)]
     axes.barh(y, x, left=left, height=0.7, label=label, color=color, hatch=hatch, edgecolor="white", linewidth=0.5)
+
+
+def written(axes: Axes, y: Sequence[float], left: Sequence[float], x: Sequence[float], least: float) -> None:
+    """Write the lengths of the parts of `shares` into them, on white; those below `least` have no room."""
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 0.8}
+    for at, start, length in zip(y, left, x, strict=True):
+        if length >= least:
+            axes.text(start + length / 2, at, f"{length:.0f}", ha="center", va="center", fontsize=6.5, bbox=box)
+
+
+def frame(axes: Axes, column: int, row: int) -> None:
+    """Frame a cell of a heat map, in white on black, which shows on any colour."""
+    for color, width in (("black", 4.0), ("white", 1.5)):
+        axes.add_patch(Rectangle((column - 0.46, row - 0.44), 0.92, 0.88, fill=False, color=color, linewidth=width))
 
 
 PLACES = [

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from dfshield.core.errors import InputError
 from dfshield.core.files import write_text
+from dfshield.planning.axes import numbers
 from dfshield.planning.figures import FigureSpec
 from dfshield.planning.paths import TEACHER
-from dfshield.report import figure_embedding, figure_plane, figure_sheet, figure_surface, plots, points
+from dfshield.report import broken, figure_embedding, figure_plane, figure_sheet, figure_surface, plots, points
 from dfshield.report.origin import check
 from dfshield.report.table import build
 
@@ -38,6 +39,16 @@ def _measured(
     return found
 
 
+def _lines(plan: "Plan", spec: FigureSpec) -> list[points.Point]:
+    along = numbers(plan, spec, plan.figure_cells(spec.name))
+    return _measured(partial(points.lines, numbers=along), plan, spec)
+
+
+def _shares(plan: "Plan", spec: FigureSpec) -> list[broken.Share]:
+    cells = plan.figure_cells(spec.name)
+    return broken.shares(cells, build(cells))
+
+
 def _tiles(plan: "Plan", spec: FigureSpec) -> list[figure_sheet.Tile]:
     return figure_sheet.tiles(plan.figure_sets(spec.name))
 
@@ -53,7 +64,7 @@ def _seen(make: Callable[..., list[Any]], plan: "Plan", spec: FigureSpec) -> lis
 
 
 LAYOUTS: dict[str, Layout] = {
-    "lines": Layout(partial(_measured, points.lines), points.csv_of, plots.draw_lines),
+    "lines": Layout(_lines, points.csv_of, plots.draw_lines),
     "scatter": Layout(partial(_measured, points.scatter), points.csv_of, plots.draw_scatter),
     "heatmap": Layout(partial(_measured, points.heatmap), points.csv_of, plots.draw_heatmap),
     "surface": Layout(_surfaces, lambda spec, made: figure_surface.csv_of(made), figure_surface.draw),
@@ -63,6 +74,7 @@ LAYOUTS: dict[str, Layout] = {
     "plane": Layout(
         partial(_seen, figure_plane.panels), lambda spec, made: figure_plane.csv_of(made), figure_plane.draw
     ),
+    "bars": Layout(_shares, lambda spec, made: broken.csv_of(made), plots.draw_bars),
     "sheet": Layout(_tiles, lambda spec, made: figure_sheet.csv_of(made), figure_sheet.draw),
 }
 """How figures are made, by their layouts."""

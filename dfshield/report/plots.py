@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -15,19 +16,32 @@ from matplotlib.figure import Figure as Canvas
 from dfshield.planning.figures import THREAT, FigureSpec
 from dfshield.registry import metric
 from dfshield.report import drawing
+from dfshield.report.broken import CLEAN, ROBUST, Share
 from dfshield.report.layout import GREEK, dataset_title, model_title
 from dfshield.report.notes import notes
-from dfshield.report.points import Figure, Point
+from dfshield.report.points import Figure, Point, told_apart
 
+T = TypeVar("T", Point, Share)
 X_TITLES = {
     THREAT: "ε, size of the perturbations",
     "data_share": "share of the synthesised images",
     "aggregate": "B, mini-batches per update",
+    "defence.time": "share of the noising process",
+    "defence.steps": "steps of the defence",
+    "defence.delta": "Δ, largest change of a pixel",
+    "attack.eot": "draws that the attack averages",
 }
+LOGARITHMIC = ("attack.eot",)
+"""Numbers along an axis whose ratios matter."""
 TITLES: dict[str, Callable[[str], str]] = {"dataset": dataset_title, "model": model_title, "method": str}
+TITLES |= {"metric": lambda name: metric(name).title}
 """How the fields that tell points apart are written."""
 ACROSS = 3
 """Panels side by side."""
+LEAST_WRITTEN = 4
+"""Percent of the images from which on a part of a bar has room for its number."""
+COMPONENTS = {ROBUST: "survived", CLEAN: "wrong without attack"}
+"""Parts of a bar that no component broke, and their titles."""
 MOST_TICKS = 8
 """Numbers that are written along an axis, each where a point is."""
 
@@ -91,13 +105,13 @@ def _panels(
 
 def _fields(spec: FigureSpec) -> list[str]:
     """The fields that panels are told apart by."""
-    columns = {"lines": (), "scatter": ("method",), "heatmap": ("method",)}[spec.layout]
-    return [name for name in TITLES if name != spec.series and name not in columns]
+    told = told_apart(spec) if spec.layout == "lines" else ["dataset", "model"]
+    return [name for name in told if name != spec.series]
 
 
-def _grouped(points: Sequence[Point], fields: Sequence[str]) -> dict[tuple[str, ...], list[Point]]:
+def _grouped(points: Sequence[T], fields: Sequence[str]) -> dict[tuple[str, ...], list[T]]:
     """Points by the titles of some of their fields, in order of first appearance."""
-    found: dict[tuple[str, ...], list[Point]] = {}
+    found: dict[tuple[str, ...], list[T]] = {}
     for point in points:
         found.setdefault(tuple(TITLES[name](getattr(point, name)) for name in fields), []).append(point)
     return found
@@ -121,13 +135,25 @@ def draw_lines(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
                 drawing.line(place, names.index(name), name[0], x, [one.value for one in figures], *band)
             place.set_xlabel(X_TITLES.get(str(spec.x), GREEK.get(str(spec.x), str(spec.x))) + unit)
             place.label_outer()
+        if spec.x in LOGARITHMIC:
+            axes[0].set_xscale("log")
+            axes[0].minorticks_off()
         if len(ticks) <= MOST_TICKS:
             axes[0].set_xticks(list(ticks), list(ticks.values()))
         axes[0].set_ylim(bottom=0)
         for place in axes[::ACROSS]:
-            place.set_ylabel(title_of(str(spec.y)))
+            place.set_ylabel(_y_title(spec))
         _legend(figure, axes, names, points, spec)
         drawing.save(figure, path)
+
+
+def _y_title(spec: FigureSpec) -> str:
+    """Title of the axis of lines: of a metric, or of what several have in common."""
+    if not spec.compared:
+        return title_of(str(spec.y))
+    entries = [metric(name) for name in spec.compared]
+    accuracies = all(entry.evidence == "ledger" and not entry.statistic for entry in entries)
+    return "accuracy in %" if accuracies else f"in {entries[0].unit}"
 
 
 def _ticks(points: Sequence[Point]) -> tuple[dict[float, str], str]:
@@ -203,7 +229,8 @@ def draw_heatmap(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
     values = [point.y.value for point in points]
     low, high = min(values), max(values)
     size = (1.4 + 0.55 * len(columns), 1.3 + 0.35 * len(rows))
-    below = [f"{title_of(str(spec.y))}.", *footnotes(flag for point in points for flag in point.flags)]
+    framed = ["Framed: the data set's own training images."] if any(point.own for point in points) else []
+    below = [f"{title_of(str(spec.y))}.", *framed, *footnotes(flag for point in points for flag in point.flags)]
     with _panels(spec, list(panels), below, size, shared=False) as (figure, axes):
         for (_, own), place in zip(panels.items(), axes, strict=False):
             table = np.full((len(rows), len(columns)), np.nan)
@@ -214,8 +241,39 @@ def draw_heatmap(spec: FigureSpec, points: Sequence[Point], path: Path) -> None:
                 table[row, column] = point.y.value
                 dark = point.y.value < (low + high) / 2
                 text = f"{point.y.value:.{min(1, metric(str(spec.y)).decimals)}f}{marks(point.flags)}"
+                if point.own:
+                    drawing.frame(place, column, row)
                 place.text(column, row, text, ha="center", va="center", color="white" if dark else "black", fontsize=8)
             place.imshow(table, cmap=drawing.SEQUENTIAL, vmin=low, vmax=high, aspect="auto")
             place.set_xticks(range(len(columns)), columns, rotation=35, ha="right", rotation_mode="anchor")
             place.set_yticks(range(len(rows)), rows)
+        drawing.save(figure, path)
+
+
+def draw_bars(spec: FigureSpec, made: Sequence[Share], path: Path) -> None:
+    """A stacked bar of each method: images that nothing broke, and those that each component was the first to break."""
+    panels = _grouped(made, _fields(spec))
+    names = list(dict.fromkeys(share.component for share in made))
+    methods = [name for (name,) in _grouped(made, ["method"])]
+    images, seeds = _numbers({share.n for share in made}), {share.seeds for share in made if share.seeds > 1}
+    mean = f"; mean of {_numbers(seeds)} seeds" if seeds else ""
+    title = metric(str(spec.y)).title
+    below = [f"Shares of {images} test images under {title} in %, below {LEAST_WRITTEN} without a number{mean}."]
+    below += footnotes(flag for share in made for flag in share.flags)
+    with _panels(spec, list(panels), below, (4.2, 0.8 + 0.32 * len(methods)), shared=True) as (figure, axes):
+        for (_, own), place in zip(panels.items(), axes, strict=False):
+            bars = _grouped(own, ["method"])
+            left = [0.0] * len(bars)
+            for number, name in enumerate(names):
+                parts = [next((s.share for s in bar if s.component == name), 0.0) for bar in bars.values()]
+                rows = [methods.index(method) for (method,) in bars]
+                drawing.shares(place, number, COMPONENTS.get(name, f"broken by {name}"), rows, left, parts)
+                drawing.written(place, rows, left, parts, LEAST_WRITTEN)
+                left = [start + part for start, part in zip(left, parts, strict=True)]
+            flags = {name: marks(bar[0].flags) for (name,), bar in bars.items()}
+            place.set(xlim=(0, 100), ylim=(len(methods) - 0.5, -0.5), xlabel="test images in %")
+            place.set_yticks(range(len(methods)), [f"{name} {flags.get(name, '')}".strip() for name in methods])
+            place.grid(visible=False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center")
         drawing.save(figure, path)

@@ -8,10 +8,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from dfshield.core.threat import parse_threat
+from dfshield.planning.axes import Numbers
 from dfshield.planning.cells import swept
 from dfshield.planning.figures import THREAT, FigureSpec
 from dfshield.planning.tables import SYMBOLS
 from dfshield.registry import metric
+from dfshield.report.layout import dataset_title
 from dfshield.report.rows import Row, cell_text
 
 BAND = ("value", "low", "high")
@@ -68,6 +70,8 @@ class Point:
     """A number along the axis of lines, a figure in a scatter plot, nothing in a heat map."""
     tick: str = ""
     """The number as its axis has it, such as ``4/255``."""
+    own: bool = False
+    """In a heat map: of training on the data set's own images."""
     front: bool = False
     """In a scatter plot: data-free, and no other data-free point exceeds it in both."""
 
@@ -76,6 +80,11 @@ class Point:
         """The flags of all its figures."""
         own = self.x.flags if isinstance(self.x, Figure) else ()
         return tuple(dict.fromkeys((*own, *self.y.flags)))
+
+    @property
+    def metric(self) -> str:
+        """The metric that is drawn."""
+        return self.y.metric
 
     @property
     def data_free(self) -> bool:
@@ -96,22 +105,41 @@ def _cells(rows: Iterable[Row]) -> dict[Key, dict[str, Figure]]:
     return {key: {name: Figure.of(own) for name, own in metrics.items()} for key, metrics in found.items()}
 
 
-def lines(spec: FigureSpec, rows: Sequence[Row]) -> list[Point]:
-    """Points of lines, each line by rising `x`; over threats with the clean accuracy at ε = 0."""
-    found: dict[tuple[str, str, str, float], Point] = {}
+def lines(spec: FigureSpec, rows: Sequence[Row], numbers: Numbers | None = None) -> list[Point]:
+    """Points of lines, each line by rising `x`; over threats with the clean accuracy at ε = 0.
+
+    `numbers` are those of `axes.numbers`, for lines along an option of a defence or an attack.
+    """
+    found: dict[tuple[str, ...], dict[float, Point]] = {}
     for (dataset, model, method, variant, threat), figures in _cells(rows).items():
         place = dataset, model, method
-        if spec.x != THREAT:
-            x = swept(variant)[SYMBOLS.get(str(spec.x), str(spec.x))]
-            found[*place, x] = Point(*place, figures[str(spec.y)], x, f"{x:.2g}")
-            continue
-        if "clean" in figures:  # the same at every threat
-            found.setdefault((*place, 0.0), Point(*place, figures["clean"], 0.0, "0"))
-        if str(spec.y) in figures:
-            eps = parse_threat(threat).eps
-            found[*place, eps] = Point(*place, figures[str(spec.y)], eps, threat.partition(":")[2])
-    order = {place: rank for rank, place in enumerate(dict.fromkeys(key[:3] for key in found))}
-    return [found[key] for key in sorted(found, key=lambda key: (order[key[:3]], key[3]))]
+        for name, figure in figures.items():
+            if spec.x == THREAT:  # clean accuracy is the same at every threat
+                clean = name == "clean"
+                x, tick = (0.0, "0") if clean else (parse_threat(threat).eps, threat.partition(":")[2])
+            else:
+                x = (numbers or {})[*place, name] if spec.option else swept(variant)[_symbol(spec)]
+                tick = f"{x:.2g}"
+            named = {"dataset": dataset, "model": model, "method": method, "metric": name}
+            line = tuple(named[each] for each in told_apart(spec))
+            found.setdefault(line, {}).setdefault(x, Point(*place, figure, x, tick))
+    return [points[x] for points in found.values() for x in sorted(points)]
+
+
+def told_apart(spec: FigureSpec) -> list[str]:
+    """What tells lines apart: fields of points, none that differs along the line."""
+    along = {"defence": "method", "attack": "metric"}.get(spec.option[0] if spec.option else "")
+    told = ("dataset", "model", "method", *(["metric"] if spec.series == "metric" else []))
+    return [name for name in told if name != along]
+
+
+def _symbol(spec: FigureSpec) -> str:
+    return SYMBOLS.get(str(spec.x), str(spec.x))
+
+
+def x_name(spec: FigureSpec) -> str:
+    """The name of the column of the numbers along the axis of lines."""
+    return "eps" if spec.x == THREAT else spec.option[1] if spec.option else str(spec.x)
 
 
 def scatter(spec: FigureSpec, rows: Sequence[Row]) -> list[Point]:
@@ -141,9 +169,14 @@ def _with_front(point: Point, points: Sequence[Point]) -> Point:
 
 
 def heatmap(spec: FigureSpec, rows: Sequence[Row]) -> list[Point]:
-    """A point of every data set, model and method."""
-    cells = _cells(rows).items()
-    return [Point(*key[:3], y=figures[str(spec.y)]) for key, figures in cells if str(spec.y) in figures]
+    """A point of every data set, model and method; that of the data set's own images has its title for a method."""
+    points = []
+    for (dataset, model, method, _, _), figures in _cells(rows).items():
+        own = method == spec.own
+        if str(spec.y) in figures:
+            column = dataset_title(dataset) if own else method
+            points.append(Point(dataset, model, column, y=figures[str(spec.y)], own=own))
+    return points
 
 
 def csv_of(spec: FigureSpec, points: Sequence[Point]) -> str:
@@ -151,12 +184,12 @@ def csv_of(spec: FigureSpec, points: Sequence[Point]) -> str:
     y = str(spec.y)
     columns = ["dataset", "model", "method"]
     if spec.layout == "lines":
-        columns += ["eps" if spec.x == THREAT else str(spec.x), "metric"]
+        columns += [x_name(spec), "metric"]
     if spec.layout == "scatter":
         columns += [str(spec.x), f"{spec.x}_low", f"{spec.x}_high", f"{spec.x}_n"]
     named = "value" if spec.layout == "lines" else y
     columns += [named, f"{named}_low", f"{named}_high", "interval", "seeds", "n", "flags"]
-    columns += ["front"] if spec.layout == "scatter" else []
+    columns += ["front"] if spec.layout == "scatter" else ["own"] if spec.own else []
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow(columns)
@@ -167,6 +200,6 @@ def csv_of(spec: FigureSpec, points: Sequence[Point]) -> str:
         if isinstance(point.x, Figure):
             row += [*point.x.texts(), str(point.x.n)]
         row += [*point.y.texts(), point.y.interval, str(point.y.seeds), str(point.y.n), ";".join(point.flags)]
-        row += ["yes" if point.front else "no"] if spec.layout == "scatter" else []
+        row += ["yes" if point.front or point.own else "no"] if spec.layout == "scatter" or spec.own else []
         writer.writerow(row)
     return stream.getvalue()

@@ -31,6 +31,7 @@ ATTACKS = {
     "transformation-table2": ["clean", "transfer"],
     "transformation-table3": ["clean", "pgd-adaptive"],
     "transformation-table5": ["clean", "few-steps-1"],
+    "transformation-steps": ["clean", "white-box-transfer"],
     "transformation-delta": ["clean", "white-box-transfer"],
     "transformation-draws": ["clean", "pgd-eot-1"],
     "transformation-attacks": ["clean", "reparameterised"],
@@ -48,6 +49,7 @@ TRANSFORMED = {
     "transformation-table3": "Transformed",
     "transformation-table4": "VGG",
     "transformation-table5": "13 steps",
+    "transformation-steps": "13 steps",
     "transformation-delta": "Δ = 0.2",
     "transformation-draws": "Δ = 0.2",
     "transformation-attacks": "Transformed",
@@ -95,7 +97,7 @@ def built(tmp_path_factory):
         if key in TRANSFORMED:
             table["rows"] = [row for row in table["rows"] if row["method"] == TRANSFORMED[key]]
         if key == "transfer-epsilons":
-            table["threats"] = {scale: ["linf:1/16"] for scale in ("demo", "full")}
+            table["evaluations"] = {scale: ["linf:1/16"] for scale in ("demo", "full")}
         if key in TRANSFER:  # the undefended network; in table 2 behind a defence that has nothing to fit
             table["rows"] = [row | ({"defence": "bit-depth"} if "defence" in row else {}) for row in table["rows"][:1]]
         if key == "table2":

@@ -33,6 +33,7 @@ FULL = {  # data sets x models x methods or swept values x metrics, and x threat
     "table14": 4 * 3 * 6 * 3,
     "table15": 4 * 3 * 6 * 3,
     "table18": 7 * 2 * 3 * 3,
+    "figure1b": 4 * 5 * 2,  # each set is own, and public of the three others; and CIFAR-10
     "figure5": 3 * 6 * 2,
     "table4": 3 * 3 * 7 * 3,
     "table6": 1 * 8 * 7,
@@ -83,7 +84,9 @@ DEMO = {
     "transformation-table3": 7 * 3 - 1,
     "transformation-table4": 2 * 2,
     "transformation-table5": 2 * 4,
-    "transformation-delta": 2 * 3,
+    "figure1b": 2 * 2,
+    "transformation-steps": 3 * 3,
+    "transformation-delta": 3 * 3,
     "transformation-draws": 2 * 5,
     "transformation-attacks": 15,
     "transfer-table1": 6 * 3,

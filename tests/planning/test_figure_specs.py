@@ -8,6 +8,7 @@ import yaml
 from support.configs import GRID
 from support.snakemake import ROOT
 
+from dfshield import registry
 from dfshield.core.errors import InputError
 from dfshield.planning.config import check_config
 from dfshield.planning.figures import load_figures
@@ -46,6 +47,21 @@ def test_every_figure_fits_its_table_and_has_a_place_of_its_own(name: str) -> No
         ("figure4", {"model": None}, "model: layout surface needs it"),
         ("figure4", {"model": 0}, "model"),
         ("front", {"model": 1}, "model: layout scatter has none"),
+        ("survivors", {"y": None}, "y: layout bars needs it"),
+        ("epsilons", {"y": None}, "y: layout lines needs it"),
+        ("epsilons", {"compared": ["clean", "pgd10"]}, "compared: metrics of lines in place of y"),
+        ("epsilons", {"series": "metric"}, "compared: lines of series metric or along attack.OPTION need it"),
+        ("front", {"compared": ["clean"]}, "compared: metrics of lines in place of y"),
+        ("transformation-figure6", {"y": "clean"}, "compared: metrics of lines in place of y"),
+        ("transformation-figure6", {"x": "threat"}, "compared: metrics of lines in place of y, and not over threat"),
+        ("transformation-figure6", {"series": "model"}, "compared: lines of series metric or along attack.OPTION"),
+        ("transformation-figure7", {"series": "metric"}, "compared: metrics are the points along attack.eot"),
+        ("transformation-figure7", {"compared": ["clean", "pgd-eot-1"]}, "clean is none"),
+        ("transformation-figure7", {"compared": None, "y": "clean"}, "compared"),
+        ("medical-sources", {"series": "metric"}, "name dataset or model"),
+        ("figure1b", {"series": "model"}, "own: only a heat map whose rows are data sets"),
+        ("front", {"own": "Ours"}, "own: only a heat map whose rows are data sets"),
+        ("survivors", {"series": "model"}, "series: layout bars has none"),
     ],
 )
 def test_bad_specification_is_refused(tmp_path: Path, name: str, change: dict, message: str) -> None:
@@ -63,6 +79,9 @@ def test_bad_specification_is_refused(tmp_path: Path, name: str, change: dict, m
         ("epsilons", "table14", "x is threat, and table14 has no evaluations at several"),
         ("medical-sources", "table11", "metric 'pgd10' is none of table11's: clean"),
         ("figure4", "table4", "metric 'sharpness' is none of table4's: clean, pgd10, autoattack"),
+        ("transformation-figure6", "table23", "metric 'pgd-adaptive' is none of table23's"),
+        ("survivors", "table14", "table14 compares threat models, which only lines draw"),
+        ("front", "table15", "table15 compares threat models, which only lines draw"),
     ],
 )
 def test_a_table_that_lacks_what_a_figure_draws(name: str, table: str, message: str) -> None:
@@ -85,6 +104,85 @@ def test_a_figure_of_a_model_by_its_number_is_of_configs_that_have_it() -> None:
     assert {cell.model for cell in one.figure_cells("figure4")} == {"cnn-m"}
     with pytest.raises(InputError, match=r"figures.yaml: figure6: the config has no cell of it in landscape"):
         one.figure_cells("figure6")
+
+
+def test_methods_along_an_axis_have_no_lines(tmp_path: Path) -> None:
+    values = yaml.safe_load(FILE.read_text())["transformation-figure6"]
+    values |= {"series": "method", "compared": [], "y": "clean"}
+    (tmp_path / "figures.yaml").write_text(yaml.safe_dump({"own": values}))
+    with pytest.raises(InputError, match=r"methods are the points along defence.delta; name metric, dataset or model"):
+        load_figures(tmp_path / "figures.yaml")
+
+
+def test_metrics_of_several_units_have_no_common_axis() -> None:
+    both = ("clean", "recall")
+    spec = SPECS["figure5"].model_copy(update={"y": None, "compared": both, "series": "metric"})
+    table = TABLES["figure5"].model_copy(update={"metrics": both})
+    with pytest.raises(InputError, match="figures: figure5: compared metrics have several units"):
+        spec.check(table)
+    with pytest.raises(InputError, match=r"x is 'defence.steps', and table23 compares other values, too"):
+        spec.model_copy(update={"x": "defence.steps", "compared": ("clean", "pgd10")}).check(TABLES["table23"])
+
+
+def figure_of(folder: Path, **changes: object) -> Plan:
+    """A plan whose one figure is Figure 4 of distribution transfer with changes."""
+    values = yaml.safe_load(FILE.read_text())["transfer-figure4"] | changes
+    (folder / "figures.yaml").write_text(yaml.safe_dump({"own": values}))
+    return plan(figures=str(folder / "figures.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"x": "defence.delta"}, "x is defence.delta, and the defence of row 't = 0.1' has no number 'delta'"),
+        ({"x": "defence.beta_schedule"}, "has no number 'beta_schedule'"),
+        ({"table": "transfer-table1", "compared": ["clean"]}, "the defence of row 'Undefended' has no number 'time'"),
+        (
+            {"x": "attack.draws", "series": "method", "compared": ["pgd40-static", "pgd40"]},
+            "x is attack.draws, and the attack of metric 'pgd40-static' has no number 'draws'",
+        ),
+    ],
+)
+def test_an_option_that_no_defence_or_attack_has(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], changes: dict, message: str
+) -> None:
+    """It is refused before any work, and left out where all figures are asked for."""
+    made = figure_of(tmp_path, **changes)
+    with pytest.raises(InputError, match=f"figures: own: .*{message}"):
+        Jobs(made).target("figures/own")
+    assert made.own_figures == []
+
+
+def test_two_points_of_a_line_at_one_number(tmp_path: Path) -> None:
+    """A later one would hide an earlier one."""
+    made = figure_of(tmp_path, x="attack.steps", series="method", compared=["pgd40-static", "pgd40"])
+    with pytest.raises(InputError, match=r"own: pgd40-static and pgd40 both have attack.steps 40; draw one"):
+        Jobs(made).target("figures/own")
+    made = figure_of(tmp_path, x="defence.steps")
+    with pytest.raises(InputError, match=r"own: t = 0.1 and t = 0.47 both have defence.steps 4000; draw one"):
+        made.figure_cells("own")
+
+
+def test_own_is_a_row_of_the_table() -> None:
+    with pytest.raises(InputError, match="figures: medical-sources: method 'Theirs' is no row of table1"):
+        SPECS["medical-sources"].model_copy(update={"own": "Theirs"}).check(TABLES["table1"])
+
+
+@pytest.mark.parametrize("key", ["figure1b"])
+def test_rows_of_public_sets_have_the_titles_of_their_sets(key: str) -> None:
+    """So that the row of own images has its place among them."""
+    made = plan()
+    for row in TABLES[key].rows:
+        source = made.sources[row.source]
+        if source.stage == "public":
+            assert row.method == registry.DATASETS[source.name].title and row.needs in (source.name, None)
+
+
+@pytest.mark.parametrize(("metric", "table"), [("clean", "table4"), ("recall", "table6")])
+def test_bars_are_of_an_attack_alone(metric: str, table: str) -> None:
+    spec = SPECS["survivors"].model_copy(update={"y": metric, "table": table})
+    with pytest.raises(InputError, match=f"y is '{metric}', and bars are of the components of an attack; name a prot"):
+        spec.check(TABLES[table])
 
 
 def test_a_row_that_the_table_lacks() -> None:

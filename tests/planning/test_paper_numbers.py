@@ -58,6 +58,7 @@ GRIDS = {
 NOT_ON_FILE = ("losses", "attacks", "static-adaptive", "certified", "detection")
 NOT_ON_FILE += ("transformation-table4", "transformation-delta", "transformation-draws", "transformation-attacks")
 NOT_ON_FILE += ("transfer-epsilons", "transfer-times", "epsilons", "landscape", "coefficients", "toy")
+NOT_ON_FILE += ("figure1b", "transformation-steps")
 """Tables of our own."""
 NOT_BUILT = {
     "transfer-table1": {"MACER", "EBM-Defense", "DensePure"},

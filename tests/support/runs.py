@@ -125,9 +125,11 @@ def fake_run(plan: Plan, cells: list) -> None:
 
 
 def save_ledger(plan: Plan, place: Place, threat: str, robust: int, sha: str, real_data: str) -> str:
+    behind = plan.defence(place.defence)
+    own = {"defence": behind.defence, "defence_options": behind.described()} if behind else {}
     return make_ledger(
         Path(place.path(LEDGER)), 150, robust, protocol=place.protocol, threat=threat, model_sha256=sha,
-        real_data=real_data, options=described(plan, "attack", place), seed=place.seed,
+        real_data=real_data, options=described(plan, "attack", place), seed=place.seed, **own,
     )  # fmt: skip
 
 
