@@ -24,6 +24,7 @@ from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.probe import refuse_bf16
 from dfshield.models.standins import arranged, generated
+from dfshield.models.statistics import NONE, matched_layers, need_statistics
 from dfshield.options import SynthesizeOptions
 from dfshield.options.sources import Inversion
 from dfshield.sources.objective import TERMS, class_loss, total_variation, watched
@@ -66,6 +67,11 @@ def run(
     first, last = options.groups * shard // shards, options.groups * (shard + 1) // shards - 1
     if missed := options.missed_classes(card.classes):
         log(f"{out}: {missed}")
+    entry = registry.OBJECTIVES[options.objective]
+    if entry.statistics:
+        need_statistics(loaded.net, f"objective {options.objective}", "use objective inversion")
+    if not matched_layers(loaded.net):
+        log(f"{teacher}: has {NONE}; images are made without Eq 4")
     guiding = [_guide(path, card, teacher, str(device), factory) for path in guides or ()]
     model = in_own_scale(loaded, card.input_shape)
     header = trainset_header(
@@ -81,7 +87,7 @@ def run(
     ) | stated_scale(model, loaded)
     if guiding:
         header["guides"] = canonical_json([own.tensors_sha256 for _, own in guiding])
-    synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
+    synthesizer = entry.load()(model, card.input_shape, card.classes, options)
     synthesizer.guide([guide for guide, _ in guiding])
     kept = run_folder(state, "synthesis", header, shard, shards)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
@@ -217,7 +223,10 @@ class Synthesizer:
 
 
 class ModelInversion(Synthesizer):
-    """The objective of Eq 3-6, minimised for all batches of a group at once; each batch draws its own coefficients."""
+    """The objective of Eq 3-6, minimised for all batches of a group at once; each batch draws its own coefficients.
+
+    The feature term of a network without running statistics is zero: images come from its answers and the prior alone.
+    """
 
     terms = TERMS
     options: Inversion
@@ -293,4 +302,5 @@ class ModelInversion(Synthesizer):
         classes = class_loss(logits, labels, k)
         for own in guided:
             classes = classes + class_loss(own, labels, k)
-        return torch.stack([classes, self.statistics.feature_loss(), total_variation(z, k)], dim=1)
+        features = self.statistics.feature_loss() if self.statistics.layers else torch.zeros_like(classes)
+        return torch.stack([classes, features, total_variation(z, k)], dim=1)

@@ -10,6 +10,7 @@ from dfshield.core.state import forget, run_folder
 from dfshield.models.card import student_card
 from dfshield.models.checkpoints import load_checkpoint, save_checkpoint
 from dfshield.models.probe import refuse_bf16
+from dfshield.models.statistics import matched_layers
 from dfshield.options import TrainOptions
 from dfshield.sources.trainset import check_fit, read, say_missing
 from dfshield.training.trainer import Trainer
@@ -66,6 +67,7 @@ def run(
         metrics=history,
         code=code,
         missing=missing,
+        statistics=bool(matched_layers(model.net)),
     )
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:
