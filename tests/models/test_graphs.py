@@ -1,6 +1,7 @@
 """Networks in one file with their graph: TorchScript, exported programs, ONNX."""
 
 import copy
+import re
 import sys
 
 import pytest
