@@ -26,8 +26,8 @@ MATCHING = [
 ]
 ENTRIES = [(kind, name, run, options) for kind, known, run, options in MATCHING for name in known]
 SMALL = {
-    **{"images": 20, "batch": 10, "iterations": 2, "epochs": 2, "width": 0.1, "device": "cpu", "holdout": 10},
-    **{"student_start": "teacher", "attack_steps": 1, "kept_images": 10, "warmup": 0},
+    **{"images": 20, "batch": 20, "iterations": 2, "epochs": 2, "width": 0.1, "device": "cpu"},
+    **{"attack_steps": 1, "kept_images": 20, "warmup": 0, "generator_epochs": 1},
 }
 
 
