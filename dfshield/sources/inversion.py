@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dfshield import registry
 from dfshield.core.datafree import data_free
 from dfshield.core.device import resolve_precision, select_device
-from dfshield.core.errors import InputError
+from dfshield.core.errors import InputError, describe
 from dfshield.core.files import atomic
 from dfshield.core.hashing import canonical_json
 from dfshield.core.progress import log, progress
@@ -235,6 +235,8 @@ class ModelInversion(Synthesizer):
         super().__init__(model, input_shape, classes, options)
         self.guides: list[Classifier] = []
         self.objective = generated(self._terms) if options.compile else self._terms
+        if options.coarse_steps:
+            _check_size(self.model, self._size(coarse=True))
         self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
 
     def guide(self, guides: Sequence[Classifier]) -> None:
@@ -250,22 +252,56 @@ class ModelInversion(Synthesizer):
         sampler = registry.COEFFICIENTS[options.coefficients].load()
         alphas = torch.stack([sampler(self.base, random, options) for _ in range(k)])
         labels = self.labels(first, k, random)
-        start = noise((k * options.batch, *self.shape), options.start, random)
+        start = noise((k * options.batch, *self._size(bool(options.coarse_steps))), options.start, random)
         images, final = self._optimise(start, labels.to(self.device), alphas, random, bar)
         return self.arrays(images, labels, first, alphas, final)
+
+    def _size(self, coarse: bool) -> tuple[int, int, int]:
+        """Shape (C,H,W) of images, or of those of half the resolution."""
+        channels, height, width = self.shape
+        return (channels, height // 2, width // 2) if coarse else self.shape
 
     def _optimise(
         self, start: torch.Tensor, labels: torch.Tensor, alphas: torch.Tensor, random: torch.Generator, bar: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images."""
+        """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images.
+
+        The first `coarse` of the steps are at half the resolution; Adam begins anew on the enlarged images.
+        """
         options, k = self.options, len(alphas)
         self.statistics.k = k
-        z = start.to(self.device).contiguous(memory_format=self.model.layout).requires_grad_()
+        offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
+        z = start.to(self.device)
+        coarse = options.coarse_steps
+        if coarse:
+            z = self._descend(z, labels, alphas, offsets, range(coarse), random, bar)
+            z = F.interpolate(z, size=self.shape[1:], mode="bilinear")
+        z = self._descend(z, labels, alphas, offsets, range(coarse, options.iterations), random, bar)
+        with torch.no_grad():
+            mean, std = self.model.mean, self.model.std
+            images = (mean + std * z).clamp(0, 1)
+            if options.storage == "uint8":
+                images = (images * 255).round() / 255
+            final = self._terms((images - mean) / std, labels, k)
+        return images.cpu(), final.cpu()
+
+    def _descend(
+        self,
+        start: torch.Tensor,
+        labels: torch.Tensor,
+        alphas: torch.Tensor,
+        offsets: list[list[list[int]]],
+        steps: range,
+        random: torch.Generator,
+        bar: Any,
+    ) -> torch.Tensor:
+        """The z that these steps of Adam make of `start`; `offsets` are those of all steps and batches."""
+        options, k = self.options, len(alphas)
+        z = start.contiguous(memory_format=self.model.layout).requires_grad_()
         black, white = -self.model.mean / self.model.std, (1 - self.model.mean) / self.model.std
         weights = alphas.to(self.device, torch.float32)
         adam = torch.optim.Adam([z], lr=options.lr, fused=True)
-        offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
-        for step in range(options.iterations):
+        for step in steps:
             if options.schedule == "cosine":
                 adam.param_groups[0]["lr"] = options.lr * half_cosine(step, options.iterations)
             rolled = torch.cat(
@@ -286,13 +322,7 @@ class ModelInversion(Synthesizer):
                     values = terms.detach().mean(0).tolist()
                     bar.set_postfix({t: f"{v:.3g}" for t, v in zip(TERMS, values, strict=True)}, refresh=False)
                 bar.update()
-        with torch.no_grad():
-            mean, std = self.model.mean, self.model.std
-            images = (mean + std * z).clamp(0, 1)
-            if options.storage == "uint8":
-                images = (images * 255).round() / 255
-            final = self._terms((images - mean) / std, labels, k)
-        return images.cpu(), final.cpu()
+        return z.detach()
 
     def _terms(self, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
         """Terms (k,3) of `k` batches of normalised images (k·B,C,H,W) with labels (k·B,)."""
@@ -304,3 +334,14 @@ class ModelInversion(Synthesizer):
             classes = classes + class_loss(own, labels, k)
         features = self.statistics.feature_loss() if self.statistics.layers else torch.zeros_like(classes)
         return torch.stack([classes, features, total_variation(z, k)], dim=1)
+
+
+def _check_size(model: Classifier, shape: tuple[int, int, int]) -> None:
+    """Raise InputError unless a network takes images of half the resolution, (C,H,W), as well."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros((1, *shape), device=model.mean.device))
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(
+            f"coarse: the network takes no images of {list(shape)} ({describe(error)}); leave coarse at 0"
+        ) from None

@@ -12,7 +12,8 @@ from dfshield.models.checkpoints import load_checkpoint, save_checkpoint
 from dfshield.models.probe import refuse_bf16
 from dfshield.models.statistics import matched_layers
 from dfshield.options import TrainOptions
-from dfshield.sources.trainset import check_fit, read, say_missing
+from dfshield.sources.stored import read_for_training
+from dfshield.sources.trainset import check_fit, say_missing
 from dfshield.training.trainer import Trainer
 
 METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
@@ -43,7 +44,7 @@ def run(
     options = resolve_precision(options, device)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     refuse_bf16(options, model, card, teacher)
-    trainset = read(data)
+    trainset = read_for_training(data)
     check_fit(trainset, card, teacher, data)
     trainer = Trainer(model, trainset, options)
     missing = say_missing(data, [trainer.labels.cpu().numpy()], card.classes)
