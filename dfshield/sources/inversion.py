@@ -237,6 +237,7 @@ class ModelInversion(Synthesizer):
         self.objective = generated(self._terms) if options.compile else self._terms
         if options.coarse_steps:
             _check_size(self.model, self._size(coarse=True))
+            self.statistics.seen.clear()
         self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
 
     def guide(self, guides: Sequence[Classifier]) -> None:
