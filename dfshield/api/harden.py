@@ -37,6 +37,8 @@ UNMATCHED = {"synthesize": {"start": "smooth", "inversion": {"vary": True}}}
 
 Evaluation = str | Path | tuple[Any, Any]
 CHOICE = sealed.Kind("dfshield-budget", 1, "choice of settings for a time", "dfshield.harden(…)")
+CHUNK, PIXELS = 500, 500 * 64 * 64
+"""Images that are attacked together: so many, or as few as have so many pixels, since memory grows with these."""
 BATCHES = 25
 """Images of a mini-batch of training: many small ones, where the images are few."""
 
@@ -231,7 +233,8 @@ def _make_here(
     config: dict[str, Any] = {"name": f"{name}-run", "seeds": [seed], "device": device, HARDEN: {name: dict(entry)}}
 
     def plan_of(sections: Mapping[str, Mapping[str, Any]]) -> Plan:
-        merged = _usual() if matched else _over(_usual(), UNMATCHED)
+        usual = _usual(entry["input_shape"])
+        merged = usual if matched else _over(usual, UNMATCHED)
         for layer in (sections, settings):
             merged = _over(merged, layer)
         return Plan.of(check_config(config | merged, "dfshield.harden"))
@@ -264,8 +267,8 @@ def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _usual() -> dict[str, dict[str, Any]]:
-    """What does not depend on the time: the example's settings, on all cores."""
+def _usual(shape: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """What does not depend on the time: the example's settings, on all cores; large images are attacked by fewer."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "synthesize": {
@@ -275,7 +278,11 @@ def _usual() -> dict[str, dict[str, Any]]:
             **{"batch": BATCHES, "aggregate": 2, "lr": 0.003, "schedule": "cosine", "precision": "auto"},
             **{"outer_precision": "auto", "threads": threads},
         },
-        "attack": {"chunk": 500, "precision": "auto", "threads": threads},
+        "attack": {
+            "chunk": max(1, min(CHUNK, PIXELS // (shape[1] * shape[2]))),
+            "precision": "auto",
+            "threads": threads,
+        },
         "checks": {"threads": threads},
     }
 

@@ -290,3 +290,8 @@ def test_to_import_the_package_is_quick():
 def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match="no attribute 'hardn'"):
         _ = dfshield.hardn
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, 500), (32, 500), (64, 500), (128, 125), (224, 40), (4096, 1)])
+def test_large_images_are_attacked_by_fewer(side, expected):
+    assert harden._usual((3, side, side))["attack"]["chunk"] == expected
