@@ -24,6 +24,7 @@ from dfshield.core.files import atomic
 from dfshield.core.threat import parse_threat
 from dfshield.models import given
 from dfshield.models.card import GIVEN
+from dfshield.models.statistics import matched_layers
 from dfshield.planning import frozen
 from dfshield.planning.config import check_config
 from dfshield.planning.jobs import CARD, PAGE
@@ -32,8 +33,13 @@ from dfshield.planning.plan import Plan
 from dfshield.report import report_page
 from dfshield.report.model_card import REPORT
 
+UNMATCHED = {"synthesize": {"start": "smooth", "inversion": {"vary": True}}}
+"""What a network without statistics to match has besides: what else would make its images resemble photographs?"""
+
 Evaluation = str | Path | tuple[Any, Any]
 CHOICE = sealed.Kind("dfshield-budget", 1, "choice of settings for a time", "dfshield.harden(…)")
+CHUNK, PIXELS = 500, 500 * 64 * 64
+"""Images that are attacked together: so many, or as few as have so many pixels, since memory grows with these."""
 BATCHES = 25
 """Images of a mini-batch of training: many small ones, where the images are few."""
 
@@ -101,7 +107,8 @@ def harden(
     `std` are None, those that a folder or timm's network states are taken.
 
     It takes images (N,*input_shape), normalised by `mean` and `std` of its channels, and returns logits
-    (N,classes); without `mean` and `std` it takes pixels in [0,1]. It needs BatchNorm2d layers. `threat` is
+    (N,classes); without `mean` and `std` it takes pixels in [0,1]. Images are matched to the statistics of its
+    BatchNorm2d layers; one without any is hardened from its answers alone, to less robustness. `threat` is
     ``linf:4/255``, ``l2:0.5`` or ``l1:12``, for pixels in [0,1]. The run is chosen to take about `minutes` on this
     machine, evaluation included; `settings` by stage, as a config has them (``{"synthesize": {"images": 2000}}``),
     win over what is chosen. `evaluation` has real images for the figures alone, attacked after everything is decided: a
@@ -119,13 +126,16 @@ def harden(
             what = "factory: is for a model in files" if factory is not None else "input_shape: is None"
             raise InputError(f"{what}; of a network give input_shape: channels, height, width, and no factory")
         _checked_shape(input_shape)
+        if isinstance(model, nn.Module) and not any(True for _ in model.parameters()):
+            raise InputError("model: has no parameters; there is nothing to train")
         given.hold(name, model)
         weights = _kept_weights(model, home / f"given/{name}.safetensors")
         entry = {"factory": GIVEN, "arguments": {"name": name}, "weights": str(weights)}
         found = from_files.Model(model, entry, input_shape, mean, std)
     shape = _checked_shape(found.input_shape)
     entry = found.entry | _entry(found.network, shape, threat, found.mean, found.std, keep_accuracy)
-    _make(home, name, entry, minutes, start, evaluation, seed, device, settings or {})
+    matched = bool(matched_layers(found.network))
+    _make(home, name, entry, minutes, start, evaluation, seed, device, matched, settings or {})
     return Hardened(home, name, found.network)
 
 
@@ -195,6 +205,7 @@ def _make(
     evaluation: Evaluation | None,
     seed: int,
     device: str,
+    matched: bool,
     settings: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """Make the hardened model of a config's `entry` under ``harden:`` in the folder `home`."""
@@ -207,7 +218,7 @@ def _make(
         entry["evaluation"] = {"file": str(path)}
     home.mkdir(parents=True, exist_ok=True)
     with contextlib.chdir(home):
-        _make_here(name, entry, minutes, start, evaluated, seed, device, settings)
+        _make_here(name, entry, minutes, start, evaluated, seed, device, matched, settings)
 
 
 def _make_here(
@@ -218,6 +229,7 @@ def _make_here(
     evaluated: int,
     seed: int,
     device: str,
+    matched: bool,
     settings: Mapping[str, Mapping[str, Any]],
 ) -> None:
     """The settings that are once chosen for a time are kept, since no machine is as fast in two runs.
@@ -227,10 +239,10 @@ def _make_here(
     config: dict[str, Any] = {"name": f"{name}-run", "seeds": [seed], "device": device, HARDEN: {name: dict(entry)}}
 
     def plan_of(sections: Mapping[str, Mapping[str, Any]]) -> Plan:
-        merged = {stage: {**values, **sections.get(stage, {})} for stage, values in _usual().items()}
-        merged |= {stage: dict(values) for stage, values in sections.items() if stage not in merged}
-        for stage, values in settings.items():
-            merged[stage] = {**merged.get(stage, {}), **values}
+        usual = _usual(entry["input_shape"])
+        merged = usual if matched else _over(usual, UNMATCHED)
+        for layer in (sections, settings):
+            merged = _over(merged, layer)
         return Plan.of(check_config(config | merged, "dfshield.harden"))
 
     first = plan_of({})
@@ -253,8 +265,17 @@ def _make_here(
         report_page.run(plan, Path(PAGE))
 
 
-def _usual() -> dict[str, dict[str, Any]]:
-    """What does not depend on the time: the example's settings, on all cores."""
+def _over(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> dict[str, Any]:
+    """What two nested mappings say together; where both do, the upper one wins."""
+    merged = dict(lower)
+    for key, value in upper.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _over(merged[key], value) if both else value
+    return merged
+
+
+def _usual(shape: Sequence[int]) -> dict[str, dict[str, Any]]:
+    """What does not depend on the time: the example's settings, on all cores; large images are attacked by fewer."""
     threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return {
         "synthesize": {
@@ -264,7 +285,11 @@ def _usual() -> dict[str, dict[str, Any]]:
             **{"batch": BATCHES, "aggregate": 2, "lr": 0.003, "schedule": "cosine", "precision": "auto"},
             **{"outer_precision": "auto", "threads": threads},
         },
-        "attack": {"chunk": 500, "precision": "auto", "threads": threads},
+        "attack": {
+            "chunk": max(1, min(CHUNK, PIXELS // (shape[1] * shape[2]))),
+            "precision": "auto",
+            "threads": threads,
+        },
         "checks": {"threads": threads},
     }
 

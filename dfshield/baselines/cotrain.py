@@ -27,6 +27,7 @@ from dfshield.models.checkpoints import Card, build_network, load_checkpoint, sa
 from dfshield.models.classifier import Classifier, predict
 from dfshield.models.folding import fold
 from dfshield.models.standins import arranged
+from dfshield.models.statistics import need_statistics
 from dfshield.options import CotrainOptions
 from dfshield.registry import RealData
 from dfshield.sources.scale import in_own_scale
@@ -75,6 +76,8 @@ def run(
     recipe = recipe or options.method
     device = select_device(options.device, options.threads)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
+    if registry.BASELINES[options.method].statistics:
+        need_statistics(model.net, f"method {options.method}", "use dast or dfme, or a loss on a training set")
     trainer = Cotrainer(model, card, options)
     described = options.described(device)
     kept = run_folder(state, "cotraining", card.tensors_sha256, recipe, described, options.seed, code)

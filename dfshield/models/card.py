@@ -97,13 +97,15 @@ def student_card(
     metrics: str,
     code: str,
     missing: int = 0,
+    statistics: bool = True,
 ) -> Card:
     """The card of a student: the teacher's network and input, and where the student comes from.
 
     `inputs` are the hashes of what went in, `source` the kind of training set, `options` those that decide about the
-    result, `updates` the optimiser steps that were taken, `diverged` says why training ended early, if it did, and
-    `missing` is the number of classes without a training image. The card holds the hash of `metrics`, the text of the
-    CSV beside the student.
+    result, `updates` the optimiser steps that were taken, `diverged` says why training ended early, if it did,
+    `missing` is the number of classes without a training image, and `statistics` says whether the network has running
+    statistics, which synthetic images are matched to. The card holds the hash of `metrics`, the text of the CSV beside
+    the student.
     """
     provenance = {
         **inputs,
@@ -117,6 +119,7 @@ def student_card(
         "code": code,
         "package_version": dfshield.__version__,
         **({"classes_without_images": missing} if missing else {}),
+        **({} if statistics else {"without_statistics": True}),
     }
     return replace(teacher, kind="student", real_data=real_data, provenance=provenance, tensors_sha256="")
 

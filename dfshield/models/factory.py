@@ -9,7 +9,7 @@ from torch import nn
 from dfshield import registry
 from dfshield.core.errors import InputError, describe
 from dfshield.core.rng import generator, seeded
-from dfshield.models.probe import other_statistics, refuse_misfit
+from dfshield.models.probe import refuse_misfit
 from dfshield.models.user_code import as_author, call_factory
 
 Shape = tuple[int, int, int]
@@ -47,7 +47,6 @@ def _user_network(factory: str, input_shape: Shape, classes: int, arguments: dic
             layer.__class__ = nn.BatchNorm2d  # type: ignore[assignment]
     with as_author(factory, f"factory {factory}: "):
         _check_outputs(net, factory, input_shape, classes)
-    check_batchnorm(net, f"factory {factory}")
     return net
 
 
@@ -70,15 +69,3 @@ def _check_outputs(net: nn.Module, factory: str, input_shape: Shape, classes: in
             f"factory {factory}: makes {late[0]} at its first call, so no weights can be loaded into a new network; "
             "make all layers in its constructor"
         )
-
-
-def check_batchnorm(net: nn.Module, where: str) -> None:
-    """Raise InputError unless `net` has a BatchNorm2d layer with running statistics (Eq 4 matches images to them)."""
-    if any(isinstance(m, nn.BatchNorm2d) and m.running_mean is not None for m in net.modules()):
-        return
-    others = ", ".join(sorted({type(m).__name__ for m in net.modules() if other_statistics(m)}))
-    raise InputError(
-        f"{where}: the network has no BatchNorm2d layer with running statistics"
-        f"{f' (it has {others})' if others else ''}; images are synthesised by "
-        "matching them, so without BatchNorm there is nothing to work from: use a network that was trained with it"
-    )

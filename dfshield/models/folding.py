@@ -65,7 +65,8 @@ class Folded(nn.Module):
         if not self._follows:
             self.net = _frozen_copy(self._live[0])
             return
-        torch._foreach_copy_(self._targets, self._sources)
+        if self._targets:  # a network may have no tensors of its own
+            torch._foreach_copy_(self._targets, self._sources)
         for conv, norm, own in self._folds:
             scale = torch.rsqrt(norm.running_var + norm.eps)
             if norm.weight is not None:

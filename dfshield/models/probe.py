@@ -19,6 +19,7 @@ from dfshield.core.errors import InputError
 from dfshield.models.card import Card
 from dfshield.models.classifier import Classifier
 from dfshield.models.passes import NORMS, PLAIN, Walk, walk
+from dfshield.models.statistics import NONE, matched_layers, other_statistics
 
 SHARE = 0.01
 """Difference of two passes, as a share of the spread between images, that is more than rounding."""
@@ -210,7 +211,8 @@ def _changes_counters(seen: Walk) -> str:
 
 def _layers_by_use(seen: Walk) -> tuple[list[str], list[str]]:
     """Names of BatchNorm2d layers with running statistics that are called in eval mode, and that are not."""
-    own = [n for n, m in seen.net.named_modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+    matched = set(matched_layers(seen.net))
+    own = [n for n, m in seen.net.named_modules() if m in matched]
     calls = seen.calls.get("again", Counter())
     return [n for n in own if n in calls], [n for n in own if n not in calls]
 
@@ -244,9 +246,13 @@ def _other_norms(seen: Walk) -> str:
     return f"statistics of {_first(others)} are not matched" if others else ""
 
 
-def other_statistics(layer: nn.Module) -> bool:
-    """Whether a layer has running statistics, as BatchNorm has, and is no BatchNorm2d, whose inputs are matched."""
-    return not isinstance(layer, nn.BatchNorm2d) and isinstance(getattr(layer, "running_mean", None), Tensor)
+def _no_statistics(seen: Walk) -> str:
+    return "" if matched_layers(seen.net) else f"it has {NONE}"
+
+
+def _scripted(seen: Walk) -> str:
+    hidden = [n for n, m in seen.net.named_modules() if isinstance(m, torch.jit.ScriptModule) and other_statistics(m)]
+    return f"its layers with statistics are scripted: {_first(hidden)}" if hidden else ""
 
 
 def _probabilities(seen: Walk) -> str:
@@ -303,13 +309,22 @@ CHECKS = {
     "depends on the batch": Check(
         _depends_on_batch, "use running statistics, or nothing of other images, in eval mode"
     ),
+    "scripted": Check(
+        _scripted, "give the network itself, or the file of torch.jit.save: images are synthesised by matching them"
+    ),
     "BatchNorm not called": Check(
         _no_layer_called, "images are synthesised by matching them: call them as layers, self.bn(x), in its forward"
     ),
     "BatchNorm called again": Check(_called_again, "build it without activation checkpoints (memory_efficient=False)"),
+    "no statistics": Check(
+        _no_statistics,
+        "images are made from its answers alone, without Eq 4: expect less robustness, and let them start smooth and "
+        "vary (synthesize: {start: smooth, inversion: {vary: true}})",
+        refuses=False,
+    ),
     "some BatchNorm not called": Check(_some_layers_unused, "the others are matched", refuses=False),
     "BatchNorm called often": Check(_layers_used_often, "every call is matched", refuses=False),
-    "other statistics": Check(_other_norms, "those of BatchNorm2d are", refuses=False),
+    "other statistics": Check(_other_norms, "only those of BatchNorm2d are", refuses=False),
     "random": Check(_random, "figures of robustness will be marked", refuses=False),
     "counters": Check(_changes_counters, "they are kept as they come", refuses=False),
     "frozen": Check(_frozen, "all parameters are trained all the same; what has to stay is a buffer", refuses=False),

@@ -1,6 +1,6 @@
 """Options of the stages that make training sets. What one entry alone reads is in the class of that entry."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -59,6 +59,11 @@ class SynthesizeOptions(StageOptions):
         return self
 
     @property
+    def full_steps(self) -> float:
+        """Steps at full resolution that are as much work as all of them."""
+        return self.iterations
+
+    @property
     def groups(self) -> int:
         """Number of groups of batches in the whole set."""
         return -(-self.images // (self.batch * self.group))
@@ -81,6 +86,8 @@ class SynthesizeOptions(StageOptions):
 class Inversion(SynthesizeOptions):
     """Model inversion with the terms of Eq 3-5, weighted by coefficients that a batch may draw (Eq 6 and 8)."""
 
+    neutral: ClassVar[dict[str, Any]] = {"coarse": 0.0}
+
     schedule: Schedule = "constant"
     """learning rate over the steps; cosine ends closer to the BN statistics, if steps are few"""
     coefficients: CoefficientsName = "dss"
@@ -99,8 +106,19 @@ class Inversion(SynthesizeOptions):
     """largest circular shift in pixels applied at each step"""
     vary: bool = False
     """at each step mirror, turn, scale and move every image at random, for photographs: evidence that survives it"""
+    coarse: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """first share of the steps at half the resolution, a quarter of the work each, for images of 64 pixels or more"""
     compile: bool = False
     """generate code for the loop: twice the speed after up to a minute, for long jobs; needs a C++ compiler"""
+
+    @property
+    def coarse_steps(self) -> int:
+        """Steps at half the resolution."""
+        return round(self.coarse * self.iterations)
+
+    @property
+    def full_steps(self) -> float:
+        return self.iterations - 0.75 * self.coarse_steps
 
 
 class Intraq(SynthesizeOptions):

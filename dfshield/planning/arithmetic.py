@@ -133,7 +133,7 @@ def manner(precisions: Iterable[str], generated: bool) -> str:
 def synthesis_passes(options: SynthesizeOptions) -> float | None:
     """Forward passes of a whole training set; None for an objective whose entry does not say."""
     passes = registry.OBJECTIVES[options.objective].passes
-    return None if passes is None else passes * options.images * options.iterations
+    return None if passes is None else passes * options.images * options.full_steps
 
 
 def generation_passes(options: GenerateOptions) -> tuple[float, float] | None:

@@ -26,6 +26,8 @@ class Baseline(Entry):
     """Used only by the cost model: forward passes of teacher and student per image in one generator step. A gradient
     with respect to the pixels counts as one extra pass. A function of the options if it depends on them. None: not
     known, so not estimated."""
+    statistics: bool = False
+    """Works by matching running statistics of BatchNorm layers, so a network without any is refused."""
     student_inputs: int = 1
     """Used only by the cost model: versions of an image in the student's loss, x' alone or x too."""
 
@@ -59,6 +61,7 @@ BASELINES = {
         generator_loss="CE(T(x), y) + w·BN(x)",
         student_loss="CE(S(x), y) + β·KL(S(x), S(x'))",
         generator_passes=2,  # the teacher alone
+        statistics=True,
         student_inputs=2,
     ),
     "dfard": Baseline(
@@ -69,6 +72,7 @@ BASELINES = {
         generator_loss="w₁·CE(T(x), y) + w₂·BN(x) − w₃·KL(T(x), S(x))",
         student_loss="τ²·(KL(T(x)/τ, S(x')/τ) + KL(T(x)/τ, S(x)/τ))",
         generator_passes=4,
+        statistics=True,
         student_inputs=2,
     ),
 }

@@ -19,6 +19,8 @@ class Objective(Entry):
     passes: int | None = None
     """For the cost model alone: forward passes of the teacher for an image and step, a gradient of its pixels as one
     more. None: not known, so not estimated."""
+    statistics: bool = False
+    """Works by matching running statistics of BatchNorm layers, so a network without any is refused."""
 
 
 COEFFICIENTS = {
@@ -54,6 +56,7 @@ OBJECTIVES = {
         about="soft labels, random crops and a margin around the mean feature of each class (Zhong et al. 2022)",
         options="dfshield.options.sources:Intraq",
         passes=2,
+        statistics=True,
     ),
 }
 """What synthesis minimises: subclasses of ``dfshield.sources.inversion.Synthesizer``."""
@@ -65,6 +68,7 @@ GENERATED = {
         about="a conditional generator on superposed class vectors (Choi et al. 2021)",
         options="dfshield.options.sources:Qimera",
         passes=2,
+        statistics=True,
     ),
     "rdskd": Objective(
         "dfshield.sources.rdskd:Rdskd",
@@ -79,6 +83,7 @@ GENERATED = {
         about="a meta-learnt generator, adapted to each mini-batch in a few steps (Fang et al. 2022)",
         options="dfshield.options.sources:Fast",
         passes=2,
+        statistics=True,
     ),
 }
 """Generators that a teacher trains: subclasses of ``dfshield.sources.generator.GeneratorSource``."""

@@ -166,10 +166,17 @@ def _what(card: Card) -> list[str]:
 
 def _data_free(card: Card) -> list[str]:
     if card.real_data == "none":
+        source = "weights and batch-normalisation statistics"
+        less = ""
+        if card.provenance.get("without_statistics"):
+            source = "answers"
+            less = (
+                " The original has no batch-normalisation statistics. So the images were made without the term that "
+                "matches them (Eq 4), and less robustness is to be expected."
+            )
         claim = (
             "Hardening read the original model and nothing else: its training images are synthetic, made from the "
-            "original model's own weights and batch-normalisation statistics. No real image was read before the "
-            "evaluation."
+            f"original model's own {source}. No real image was read before the evaluation.{less}"
         )
     else:
         claim = f"**This model is not data-free**: real images (`{card.real_data}`) went into its training."

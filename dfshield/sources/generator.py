@@ -24,6 +24,7 @@ from dfshield.core.state import forget, run_folder
 from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.penultimate import Penultimate
+from dfshield.models.statistics import need_statistics
 from dfshield.options import GenerateOptions
 from dfshield.sources.scale import in_own_scale, stated_scale
 from dfshield.sources.trainset import trainset_header, write_whole
@@ -51,10 +52,13 @@ def run(
     loaded, card = load_checkpoint(teacher, str(device), factory=factory)
     if missed := options.missed_classes(card.classes):
         log(f"{out}: {missed}")
+    entry = registry.GENERATED[options.method]
+    if entry.statistics:
+        need_statistics(loaded.net, f"method {options.method}", "use method rdskd, or objective inversion")
     model = in_own_scale(loaded, card.input_shape)
     described = options.described(device)
     kept = run_folder(state, "generation", card.tensors_sha256, source, described, options.seed, code)
-    method = registry.GENERATED[options.method].load()(model, card.input_shape, card.classes, options)
+    method = entry.load()(model, card.input_shape, card.classes, options)
     method.fit(kept / "epoch.pt" if kept else None)
     images, labels = method.draw_set()
     header = trainset_header(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from dfshield import registry
 from dfshield.core.datafree import data_free
 from dfshield.core.device import resolve_precision, select_device
-from dfshield.core.errors import InputError
+from dfshield.core.errors import InputError, describe
 from dfshield.core.files import atomic
 from dfshield.core.hashing import canonical_json
 from dfshield.core.progress import log, progress
@@ -24,6 +24,7 @@ from dfshield.models.checkpoints import load_checkpoint
 from dfshield.models.classifier import Classifier
 from dfshield.models.probe import refuse_bf16
 from dfshield.models.standins import arranged, generated
+from dfshield.models.statistics import NONE, matched_layers, need_statistics
 from dfshield.options import SynthesizeOptions
 from dfshield.options.sources import Inversion
 from dfshield.sources.objective import TERMS, class_loss, total_variation, watched
@@ -66,6 +67,11 @@ def run(
     first, last = options.groups * shard // shards, options.groups * (shard + 1) // shards - 1
     if missed := options.missed_classes(card.classes):
         log(f"{out}: {missed}")
+    entry = registry.OBJECTIVES[options.objective]
+    if entry.statistics:
+        need_statistics(loaded.net, f"objective {options.objective}", "use objective inversion")
+    if not matched_layers(loaded.net):
+        log(f"{teacher}: has {NONE}; images are made without Eq 4")
     guiding = [_guide(path, card, teacher, str(device), factory) for path in guides or ()]
     model = in_own_scale(loaded, card.input_shape)
     header = trainset_header(
@@ -81,7 +87,7 @@ def run(
     ) | stated_scale(model, loaded)
     if guiding:
         header["guides"] = canonical_json([own.tensors_sha256 for _, own in guiding])
-    synthesizer = registry.OBJECTIVES[options.objective].load()(model, card.input_shape, card.classes, options)
+    synthesizer = entry.load()(model, card.input_shape, card.classes, options)
     synthesizer.guide([guide for guide, _ in guiding])
     kept = run_folder(state, "synthesis", header, shard, shards)
     with progress((last - first + 1) * options.iterations, f"synthesize {shard + 1}/{shards}", "step") as bar:
@@ -217,7 +223,10 @@ class Synthesizer:
 
 
 class ModelInversion(Synthesizer):
-    """The objective of Eq 3-6, minimised for all batches of a group at once; each batch draws its own coefficients."""
+    """The objective of Eq 3-6, minimised for all batches of a group at once; each batch draws its own coefficients.
+
+    The feature term of a network without running statistics is zero: images come from its answers and the prior alone.
+    """
 
     terms = TERMS
     options: Inversion
@@ -226,6 +235,9 @@ class ModelInversion(Synthesizer):
         super().__init__(model, input_shape, classes, options)
         self.guides: list[Classifier] = []
         self.objective = generated(self._terms) if options.compile else self._terms
+        if options.coarse_steps:
+            _check_size(self.model, self._size(coarse=True))
+            self.statistics.seen.clear()
         self.base = torch.tensor([options.alpha_class, options.alpha_feature, options.alpha_prior], dtype=torch.float64)
 
     def guide(self, guides: Sequence[Classifier]) -> None:
@@ -241,22 +253,56 @@ class ModelInversion(Synthesizer):
         sampler = registry.COEFFICIENTS[options.coefficients].load()
         alphas = torch.stack([sampler(self.base, random, options) for _ in range(k)])
         labels = self.labels(first, k, random)
-        start = noise((k * options.batch, *self.shape), options.start, random)
+        start = noise((k * options.batch, *self._size(bool(options.coarse_steps))), options.start, random)
         images, final = self._optimise(start, labels.to(self.device), alphas, random, bar)
         return self.arrays(images, labels, first, alphas, final)
+
+    def _size(self, coarse: bool) -> tuple[int, int, int]:
+        """Shape (C,H,W) of images, or of those of half the resolution."""
+        channels, height, width = self.shape
+        return (channels, height // 2, width // 2) if coarse else self.shape
 
     def _optimise(
         self, start: torch.Tensor, labels: torch.Tensor, alphas: torch.Tensor, random: torch.Generator, bar: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images."""
+        """Adam on z, where x = mean + std·z; returns images in [0,1] and the terms (k,3) of these clamped images.
+
+        The first `coarse` of the steps are at half the resolution; Adam begins anew on the enlarged images.
+        """
         options, k = self.options, len(alphas)
         self.statistics.k = k
-        z = start.to(self.device).contiguous(memory_format=self.model.layout).requires_grad_()
+        offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
+        z = start.to(self.device)
+        coarse = options.coarse_steps
+        if coarse:
+            z = self._descend(z, labels, alphas, offsets, range(coarse), random, bar)
+            z = F.interpolate(z, size=self.shape[1:], mode="bilinear")
+        z = self._descend(z, labels, alphas, offsets, range(coarse, options.iterations), random, bar)
+        with torch.no_grad():
+            mean, std = self.model.mean, self.model.std
+            images = (mean + std * z).clamp(0, 1)
+            if options.storage == "uint8":
+                images = (images * 255).round() / 255
+            final = self._terms((images - mean) / std, labels, k)
+        return images.cpu(), final.cpu()
+
+    def _descend(
+        self,
+        start: torch.Tensor,
+        labels: torch.Tensor,
+        alphas: torch.Tensor,
+        offsets: list[list[list[int]]],
+        steps: range,
+        random: torch.Generator,
+        bar: Any,
+    ) -> torch.Tensor:
+        """The z that these steps of Adam make of `start`; `offsets` are those of all steps and batches."""
+        options, k = self.options, len(alphas)
+        z = start.contiguous(memory_format=self.model.layout).requires_grad_()
         black, white = -self.model.mean / self.model.std, (1 - self.model.mean) / self.model.std
         weights = alphas.to(self.device, torch.float32)
         adam = torch.optim.Adam([z], lr=options.lr, fused=True)
-        offsets = torch.randint(-options.roll, options.roll + 1, (options.iterations, k, 2), generator=random).tolist()
-        for step in range(options.iterations):
+        for step in steps:
             if options.schedule == "cosine":
                 adam.param_groups[0]["lr"] = options.lr * half_cosine(step, options.iterations)
             rolled = torch.cat(
@@ -277,13 +323,7 @@ class ModelInversion(Synthesizer):
                     values = terms.detach().mean(0).tolist()
                     bar.set_postfix({t: f"{v:.3g}" for t, v in zip(TERMS, values, strict=True)}, refresh=False)
                 bar.update()
-        with torch.no_grad():
-            mean, std = self.model.mean, self.model.std
-            images = (mean + std * z).clamp(0, 1)
-            if options.storage == "uint8":
-                images = (images * 255).round() / 255
-            final = self._terms((images - mean) / std, labels, k)
-        return images.cpu(), final.cpu()
+        return z.detach()
 
     def _terms(self, z: torch.Tensor, labels: torch.Tensor, k: int) -> torch.Tensor:
         """Terms (k,3) of `k` batches of normalised images (k·B,C,H,W) with labels (k·B,)."""
@@ -293,4 +333,16 @@ class ModelInversion(Synthesizer):
         classes = class_loss(logits, labels, k)
         for own in guided:
             classes = classes + class_loss(own, labels, k)
-        return torch.stack([classes, self.statistics.feature_loss(), total_variation(z, k)], dim=1)
+        features = self.statistics.feature_loss() if self.statistics.layers else torch.zeros_like(classes)
+        return torch.stack([classes, features, total_variation(z, k)], dim=1)
+
+
+def _check_size(model: Classifier, shape: tuple[int, int, int]) -> None:
+    """Raise InputError unless a network takes images of half the resolution, (C,H,W), as well."""
+    try:
+        with torch.no_grad():
+            model(torch.zeros((1, *shape), device=model.mean.device))
+    except Exception as error:  # the user's code may raise anything
+        raise InputError(
+            f"coarse: the network takes no images of {list(shape)} ({describe(error)}); leave coarse at 0"
+        ) from None

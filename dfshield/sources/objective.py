@@ -15,6 +15,7 @@ from dfshield.core.errors import InputError
 from dfshield.core.rng import generator
 from dfshield.models.classifier import Classifier
 from dfshield.models.standins import alike, answers, trials
+from dfshield.models.statistics import matched_layers
 
 TERMS = ("class", "feature", "prior")
 
@@ -101,7 +102,7 @@ class BatchStatistics:
 
     def __init__(self, network: nn.Module, k: int = 1, hooks: bool = False) -> None:
         self.k = k
-        self.layers = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None]
+        self.layers = matched_layers(network)
         self.seen: list[tuple[nn.BatchNorm2d, torch.Tensor, torch.Tensor]] = []
         self.plain = [] if hooks else list(filter(_plain, self.layers))
         for layer in self.plain:

@@ -289,6 +289,17 @@ def header(path: Path) -> dict[str, Any]:
 
 def read(path: Path) -> TrainSet:
     """Load a whole, verified training set; a single shard of several is refused."""
+    attributes = whole(path)
+    with opened(path) as file:
+        images = file["images"][()]
+        labels = file["labels"][()]
+    if images.dtype == np.uint8:
+        images = images.astype(np.float32) / 255
+    return TrainSet(images, labels, attributes)
+
+
+def whole(path: Path) -> dict[str, Any]:
+    """The attributes of a whole, verified training set; a single shard of several is refused."""
     verify(path)
     attributes = header(path)
     if (attributes["first_group"], attributes["last_group"]) != (0, attributes["groups"] - 1):
@@ -296,12 +307,7 @@ def read(path: Path) -> TrainSet:
             f"{path}: holds groups {attributes['first_group']}..{attributes['last_group']} of {attributes['groups']}; "
             "give the merged file (`dfshield merge`)"
         )
-    with opened(path) as file:
-        images = file["images"][()]
-        labels = file["labels"][()]
-    if images.dtype == np.uint8:
-        images = images.astype(np.float32) / 255
-    return TrainSet(images, labels, attributes)
+    return attributes
 
 
 def _difference(one: Any, other: Any) -> str:

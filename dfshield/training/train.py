@@ -10,8 +10,10 @@ from dfshield.core.state import forget, run_folder
 from dfshield.models.card import student_card
 from dfshield.models.checkpoints import load_checkpoint, save_checkpoint
 from dfshield.models.probe import refuse_bf16
+from dfshield.models.statistics import matched_layers
 from dfshield.options import TrainOptions
-from dfshield.sources.trainset import check_fit, read, say_missing
+from dfshield.sources.stored import read_for_training
+from dfshield.sources.trainset import check_fit, say_missing
 from dfshield.training.trainer import Trainer
 
 METRICS = ("epoch", "loss", "clean_agreement", "robust_agreement", "updates", "passed", "lr")
@@ -42,7 +44,7 @@ def run(
     options = resolve_precision(options, device)
     model, card = load_checkpoint(teacher, str(device), factory=factory)
     refuse_bf16(options, model, card, teacher)
-    trainset = read(data)
+    trainset = read_for_training(data)
     check_fit(trainset, card, teacher, data)
     trainer = Trainer(model, trainset, options)
     missing = say_missing(data, [trainer.labels.cpu().numpy()], card.classes)
@@ -66,6 +68,7 @@ def run(
         metrics=history,
         code=code,
         missing=missing,
+        statistics=bool(matched_layers(model.net)),
     )
     sha = save_checkpoint(out, trainer.student, student)
     if metrics:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from dfshield import registry
@@ -20,6 +21,7 @@ from dfshield.models.folding import fold
 from dfshield.models.stage_features import Staged, stage_layers
 from dfshield.models.standins import arranged, generated
 from dfshield.options import TrainOptions
+from dfshield.sources.stored import Stored
 from dfshield.sources.trainset import TrainSet
 from dfshield.training.augment import augment
 from dfshield.training.awp import frozen_buffers, perturbed
@@ -27,6 +29,16 @@ from dfshield.training.gradrefine import GradRefine
 from dfshield.training.inner import SEARCHES, InnerAttack, Task
 from dfshield.training.losses import Features, Outputs
 from dfshield.training.reestimation import reestimate
+
+CHUNK = 500
+"""Images that the teacher answers at once."""
+
+
+def _images(images: np.ndarray | Stored, used: int, device: torch.device) -> torch.Tensor | Stored:
+    """The first `used` images of a set (N,H,W,C) as (N,C,H,W), on a device or read from their file when asked for."""
+    if isinstance(images, Stored):
+        return images.subset(slice(used)).to(device)
+    return torch.from_numpy(images[:used]).permute(0, 3, 1, 2).to(device)
 
 
 class Trainer(EpochLoop):
@@ -41,7 +53,7 @@ class Trainer(EpochLoop):
         self.crafting = fold(self.student)
         self.teacher = fold(teacher) if options.varies and not options.reads_features else None
         used = options.used_images(len(data.images))
-        images = torch.from_numpy(data.images[:used]).permute(0, 3, 1, 2).to(device)
+        images = _images(data.images, used, device)
         self.watched: tuple[Staged, Staged] | None = None
         """Student and teacher, where the loss reads features."""
         if options.reads_features:
@@ -53,10 +65,11 @@ class Trainer(EpochLoop):
                 self.crafting.compile_for(options.batch)
             self.forward = generated(self.forward)
         labels = torch.from_numpy(data.labels[:used]).to(device)
-        targets = predict(teacher, images)
+        targets = torch.cat([predict(teacher, part) for part in images.split(CHUNK)])
         order = torch.randperm(len(images), generator=generator("holdout", options.seed))
         held, kept = order[: options.holdout].to(device), order[options.holdout :].to(device)
-        self.images, self.labels, self.targets = images[kept], labels[kept], targets[kept]
+        self.images = images.subset(kept) if isinstance(images, Stored) else images[kept]
+        self.labels, self.targets = labels[kept], targets[kept]
         self.held = (images[held], targets[held].argmax(1)) if len(held) else None
         self.held_targets = targets[held]
         if self.entry.labels == "teacher":

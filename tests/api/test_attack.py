@@ -57,6 +57,13 @@ def test_a_tensor_has_its_channels_first():
     assert np.array_equal(by_array.perturbation, by_tensor.perturbation)
 
 
+def test_a_network_without_parameters_is_attacked():
+    x, y = images()
+    net = nn.Sequential(nn.AdaptiveAvgPool2d((2, 5)), nn.Flatten())
+    found = dfshield.attack(net, x, y, THREAT, "pgd", steps=2, device="cpu")
+    assert found.robust_accuracy < found.clean_accuracy
+
+
 def test_the_model_is_left_as_it_is():
     model, (x, y) = Plain().train(), images()
     model.layer.weight.requires_grad_(False)

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import h5py
 import numpy as np
 import pytest
 import torch
@@ -120,10 +121,58 @@ def test_bad_input_is_refused_before_any_work(network, tmp_path, monkeypatch, ch
     assert "\n" not in str(refused.value)
 
 
-def test_a_network_without_batchnorm_is_refused(tmp_path):
-    plain = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
-    with pytest.raises(dfshield.InputError, match="no BatchNorm2d layer"):
-        hardened(plain, tmp_path)
+class TinyViT(nn.Module):
+    """Four patches, one encoder layer with attention: LayerNorm alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches = nn.Conv2d(1, 16, 4, 4)
+        self.place = nn.Parameter(torch.randn(1, 4, 16))
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, dropout=0.0, batch_first=True, norm_first=True)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x):
+        return self.head(self.layer(self.patches(x).flatten(2).transpose(1, 2) + self.place).mean(1))
+
+
+def with_groups():
+    """A CNN with GroupNorm."""
+    convolutions = [nn.Conv2d(1, 8, 3, padding=1), nn.GroupNorm(2, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, 2, 1)]
+    return nn.Sequential(*convolutions, nn.GroupNorm(2, 8), nn.ReLU(), nn.Flatten(), nn.Linear(128, 10))
+
+
+@pytest.mark.parametrize("build", [with_groups, TinyViT])
+def test_a_network_without_statistics_is_hardened_and_the_card_says_so(build, fast, tmp_path):
+    torch.manual_seed(0)
+    x, y = tiny.images(20), np.arange(20) % tiny.CLASSES
+    network = build()
+    result = hardened(network, tmp_path, evaluation=(x, y))
+    changed = [not torch.equal(a, b) for a, b in zip(network.parameters(), result.model.parameters(), strict=True)]
+    assert any(changed)
+    card = result.card.read_text()
+    assert "no batch-normalisation statistics" in card and "less robustness is to be expected" in card
+    assert "vary `True`" in card and "start `smooth`" in card
+    assert {row["metric"] for row in result.report} >= {"clean"}
+    (data,) = tmp_path.rglob("data.h5")
+    with h5py.File(data) as file:
+        assert not file["final_loss/feature"][()].any() and file["final_loss/class"][()].all()
+        assert len(set(file["coefficients/class"][()])) == 2  # DSS draws for each batch
+
+
+def test_settings_win_over_what_a_network_without_statistics_gets(fast, tmp_path):
+    settings = SETTINGS | {"synthesize": SETTINGS["synthesize"] | {"inversion": {"vary": False}}}
+    card = hardened(with_groups(), tmp_path, settings=settings).card.read_text()
+    assert "vary `False`" in card and "start `smooth`" in card
+
+
+def test_the_card_of_a_network_with_statistics_names_them(network, fast, tmp_path):
+    card = hardened(network, tmp_path).card.read_text()
+    assert "batch-normalisation statistics. No real image" in card and "less robustness" not in card
+
+
+def test_a_network_without_parameters_is_refused(tmp_path):
+    with pytest.raises(dfshield.InputError, match="has no parameters; there is nothing to train"):
+        hardened(nn.Sequential(nn.AvgPool2d(2), nn.Flatten()), tmp_path)
 
 
 class TestBudget:
@@ -285,3 +334,8 @@ def test_to_import_the_package_is_quick():
 def test_a_name_that_is_not_there():
     with pytest.raises(AttributeError, match="no attribute 'hardn'"):
         _ = dfshield.hardn
+
+
+@pytest.mark.parametrize(("side", "expected"), [(8, 500), (32, 500), (64, 500), (128, 125), (224, 40), (4096, 1)])
+def test_large_images_are_attacked_by_fewer(side, expected):
+    assert harden._usual((3, side, side))["attack"]["chunk"] == expected

@@ -84,7 +84,6 @@ CASES = {
         nothing,
         "net.pt: the weights do not fit the model (other shape: 3.weight is 10x144, the model has 7x144",
     ),
-    "no BatchNorm": (mine("--arguments", '{"norm": false}'), nothing, "no BatchNorm2d layer"),
     "mean of other channels": (mine("--mean", "0.5", "0.5"), nothing, "mean has 2 values, one per channel"),
     "std of zero": (mine("--std", "0"), nothing, "std positive"),
     "mean for pixels in 0..255": (mine("--mean", "127.5"), nothing, "divide values for pixels in 0..255 by 255"),

@@ -1,6 +1,7 @@
 """Networks in one file with their graph: TorchScript, exported programs, ONNX."""
 
 import copy
+import re
 import sys
 
 import pytest
@@ -13,6 +14,7 @@ from dfshield.models.bundles import GRAPH, factory_of, pinned, wherever
 from dfshield.models.classifier import Classifier
 from dfshield.models.factory import build_network
 from dfshield.models.graphs import network
+from dfshield.models.statistics import matched_layers
 from dfshield.options.sources import Inversion
 from dfshield.sources.inversion import ModelInversion
 
@@ -161,8 +163,6 @@ class Pair(Net):
 
 
 REFUSED = {
-    "folded.onnx": "an ONNX graph without BatchNorm .* do_constant_folding=False",
-    "frozen.pt": r"a TorchScript archive without BatchNorm .* before torch.jit.freeze",
     "train.pt2": r"was exported in training mode; call model.eval\(\)|answers otherwise|cannot be converted",
     "pair.pt2": "returns 2 tensors",
     "pair.onnx": r"has 2 outputs \(",
@@ -173,14 +173,30 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_refused_in_one_line(torchvision, net, tmp_path, name):
+FOLDED = {
+    "folded.onnx": "an ONNX graph without BatchNorm: .* do_constant_folding=False",
+    "frozen.pt": "a TorchScript archive without BatchNorm: .* before torch.jit.freeze",
+}
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_what_has_its_batchnorm_folded_away_is_taken_and_said(torchvision, net, tmp_path, capfd, name):
     path = tmp_path / name
     if name == "folded.onnx":
         torch.onnx.export(net, (torch.zeros(1, *SMALL),), str(path), dynamo=False)
-    elif name == "frozen.pt":
+    else:
         torch.jit.freeze(torch.jit.script(net)).save(str(path))
-    elif name == "train.pt2":
+    made = network(str(path), SMALL)
+    assert not matched_layers(made)
+    assert re.search(FOLDED[name], capfd.readouterr().err)
+    x = torch.rand(3, *SMALL)
+    torch.testing.assert_close(made(x), net(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_refused_in_one_line(torchvision, net, tmp_path, name):
+    path = tmp_path / name
+    if name == "train.pt2":
         write(net.train(), path)
     elif name.startswith("pair"):
         write(with_statistics(Pair()), path, free=path.suffix != ".onnx")
