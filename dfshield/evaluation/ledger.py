@@ -162,7 +162,10 @@ class Ledger:
 
 
 def confidence_interval(k: int, n: int) -> tuple[float, float]:
-    """Wilson's 95 % interval in percent for `k` of `n` (Wilson 1927); (0, 100) for n = 0."""
+    """Wilson's 95 % interval in percent for `k` of `n` (Wilson 1927); (0, 100) for n = 0.
+
+    ``100 * k / n`` lies in it, also where rounding would put an end at its wrong side (k = 0, k = n).
+    """
     if n == 0:
         return 0.0, 100.0
     z = 1.959963984540054
@@ -170,7 +173,8 @@ def confidence_interval(k: int, n: int) -> tuple[float, float]:
     centre = share + z**2 / (2 * n)
     half = z * (share * (1 - share) / n + z**2 / (4 * n**2)) ** 0.5
     scale = 1 + z**2 / n
-    return max(0.0, 100 * (centre - half) / scale), min(100.0, 100 * (centre + half) / scale)
+    low, high = 100 * (centre - half) / scale, 100 * (centre + half) / scale
+    return max(0.0, min(low, 100 * share)), min(100.0, max(high, 100 * share))
 
 
 def write_ledger(path: Path, ledger: Ledger) -> str:

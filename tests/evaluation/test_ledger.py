@@ -95,6 +95,14 @@ def test_wilson_interval(k, n, low, high):
     assert confidence_interval(k, n) == (pytest.approx(low, abs=1e-4), pytest.approx(high, abs=1e-4))
 
 
+def test_a_share_lies_in_its_interval() -> None:
+    """Also where rounding puts an end at its wrong side, which no picture could draw."""
+    for n in range(1, 1200):
+        for k in {0, 1, n - 1, n}:
+            low, high = confidence_interval(k, n)
+            assert 0 <= low <= 100 * k / n <= high <= 100
+
+
 def test_equal_ledgers_give_equal_bytes_at_any_time(tmp_path):
     make_ledger(tmp_path / "a.h5", clean=8, robust=4, n=12)
     time.sleep(1.1)  # HDF5 keeps times in seconds
