@@ -39,9 +39,9 @@ SLOW_SECONDS = 20
 """Of a step, beside which what it takes to start is nothing."""
 EVALUATION = 0.25
 """Largest share of the minutes that the evaluation may take."""
-FEWEST_EVALUATED = 100
+FEWEST_EVALUATED = 25
 """Real images below which no evaluation is cut."""
-ROBUST, UNDEFENDED = 0.4, 0.05
+ROBUST, UNDEFENDED = 0.25, 0.05
 """Share of the real images that survive every attack, of a hardened and another model: these take time (assumed)."""
 START = 0.5
 """Seconds that a stage takes to begin, its libraries being in memory (assumed)."""
