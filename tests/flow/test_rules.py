@@ -31,8 +31,9 @@ def folder(tmp_path_factory):
 
 def test_the_default_is_table_4_of_the_demo(folder):
     config = load_config(folder / "config/config.yaml")
-    models, seeds = sum(len(d.models) for d in config.datasets.values()), len(config.seeds)
-    students = models * seeds
+    drawn = {"toy"}  # of figure 3 alone
+    models = sum(len(own.models) for name, own in config.datasets.items() if name not in drawn)
+    students = models * len(config.seeds)
     attacked = students + 4 * models + 2 * students + models
     expected = {
         "teacher": students,
@@ -68,7 +69,7 @@ def test_tables_share_what_they_can(folder):
     # coefficients for 3 of CIFAR-10; the base recipe is one student for all; and of the medical sets 16 teachers,
     # dss, public images and, but for OCT, real ones
     assert (found["teacher"], found["synthesize"]) == (9 + 16, (9 + 6 + 1 + 16 + 2 * 3) * 6)
-    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16, 40)
+    assert (found["export"], found["public"], found["table"]) == (9 + 14, 16 + 4 * 3, 41)
     diversified = 15 + (15 - 6) + 3  # of CIFAR-10, table 8 has the base and the DSS row
     losses = 2 * 3 * 5  # tables 7, 16 and 17 share all; their L_DFShield row is tables 19's and 20's DSS row
     sizes = 9 + 2 * 2 * 3 * 3  # table 5, and tables 14 and 15 but for the size of table 4
@@ -77,7 +78,8 @@ def test_tables_share_what_they_can(folder):
     former = 18 + (12 - 3) + (14 - 2) + (22 - 2) + 2 * (108 - 3) + diversified + losses
     further = 3 * 15  # of table losses, the other 6 of the 21 are rows of tables 7 and 8 too
     transfer = 2 * 3  # of two models at 8/255; AT is table 15's Original
-    assert found["train"] == former + sizes + medical + shares + further + transfer
+    grid = 4 * 4  # figure1b: each set's own images and the three other sets'
+    assert found["train"] == former + sizes + medical + shares + further + transfer + grid
     assert found["cotrain"] == 36 + 9 + 2 * 4 * 3 * 3 + 64
     assert (found["augment"], found["generate"], found["diversity"]) == (18, 2, 15 + 15 + 3 + 9)
 
