@@ -107,7 +107,7 @@ def built(tmp_path_factory):
             table["by_metric"] = {m: own for m, own in table.get("by_metric", {}).items() if m in ATTACKS[key]}
             table.pop("groups", None)
             table.pop("clean_of", None)
-        if key == "coefficients":
+        if key in ("coefficients", "toy"):
             table["rows"] = [row for row in table["rows"] if row["method"] == "Fixed"]
             continue
         if key == "landscape":  # whatever PGD-10 leaves is in other tables
