@@ -140,14 +140,15 @@ class TestTables:
         # behind a defence and one behind another, which is fitted. Table certified: one attack at each of two radii.
         # Tables of adversarial transformation: the teacher behind two fits, one attack on one and six on the other.
         # Tables of distribution transfer: four attacks, one of them a corruption. Table epsilons: PGD-10
-        # at another size on three models. Table landscape: one of table 7's students. Checks of the eight of table 4.
-        expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2, "public": 1}
-        expected |= {"train": 3 + 3 + 1 + 3 + 5 + 1 + 1 + 1 + 1 + 1 + 1, "cotrain": 4 + 1 + 1}
+        # at another size on three models. Table landscape: one of table 7's students. Table figure1b: students of real
+        # images and of another set as the public one. Checks of the eight of table 4.
+        expected = {"teacher": 1, "synthesize": 4, "merge": 2, "export": 1, "augment": 1, "diversity": 2, "public": 2}
+        expected |= {"train": 3 + 3 + 1 + 3 + 5 + 1 + 1 + 1 + 1 + 1 + 1 + 2, "cotrain": 4 + 1 + 1}
         expected |= {
-            "attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1 + 9 + 4 + 2 + 1 + 6 + 4 + 3,
+            "attack": 16 + 3 + 1 + 3 + 5 + 1 + 2 + 1 + 2 + 1 + 1 + 1 + 1 + 9 + 4 + 2 + 1 + 6 + 4 + 3 + 2,
             "defend": 1 + 2,
         }
-        expected |= {"checks": 8, "certify": 1, "detect": 1, "landscape": 1, "table": 48, "tables": 1}
+        expected |= {"checks": 8, "certify": 1, "detect": 1, "landscape": 1, "table": 50, "tables": 1}
         assert jobs(built[1]) == expected
 
     def test_work_was_done_by_forks_of_one_process(self, built):
@@ -233,9 +234,9 @@ class TestTables:
     def test_figures_are_drawn_from_the_files_of_the_tables(self, built):
         folder = built[0]
         run = snakemake(folder, "figures", package=folder / "copy")
-        assert jobs(run) == {"figure": 5, "figures": 1}
+        assert jobs(run) == {"figure": 8, "figures": 1}
         assert "medical-sources: metric 'pgd10' is none of table1's" in run.stderr  # which this config leaves out
-        for name in ("figure5", "epsilons", "front", "samples", "samples-medical"):
+        for name in ("figure4", "figure5", "figure8", "epsilons", "front", "samples", "samples-medical", "survivors"):
             for suffix in (".png", ".svg", ".csv"):
                 assert (folder / f"results/figures/{name}{suffix}").stat().st_size
         assert jobs(snakemake(folder, "figures", "-n", package=folder / "copy")) == {}
