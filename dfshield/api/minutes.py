@@ -45,8 +45,6 @@ ROBUST, UNDEFENDED = 0.25, 0.05
 """Share of the real images that survive every attack, of a hardened and another model: these take time (assumed)."""
 START = 0.5
 """Seconds that a stage takes to begin, its libraries being in memory (assumed)."""
-RESERVE = 0.9
-"""Share of the minutes that is planned for."""
 
 Sections = dict[str, dict[str, Any]]
 
@@ -143,7 +141,7 @@ def chosen(
                 total += max(START, price.seconds - START_SECONDS + START) if price else 0.0
         return total
 
-    available = whole = 60 * minutes * RESERVE - spent
+    available = whole = 60 * minutes - spent
     attack: Sections = {}
     if evaluated:
         limit = evaluated
@@ -155,7 +153,7 @@ def chosen(
     low, high = 1, PAPER[0] // BATCH
     least = seconds(sized(BATCH), MAKING)
     if least > whole:
-        needed = math.ceil((spent + least + available - whole) / 60 / RESERVE)
+        needed = math.ceil((spent + least + available - whole) / 60)
         raise InputError(f"minutes: {minutes:g} are too few for this network here; give {needed} or more")
     while low < high:
         middle = (low + high + 1) // 2
