@@ -212,7 +212,7 @@ def test_missing_files(tmp_path, name, says):
 
 
 def test_unknown_names():
-    with pytest.raises(InputError, match="'cifar11' is not one of digits, mnist5k, photographs, cifar10"):
+    with pytest.raises(InputError, match="'cifar11' is not one of digits, mnist5k, toy, photographs, cifar10"):
         sets.load("cifar11", "test", Path("data"))
     with pytest.raises(InputError, match="digits has no split 'val'; it has train, dev, test"):
         sets.load("digits", "val", Path("data"))

@@ -42,8 +42,10 @@ FOUND_IN = {
     "no gradient to the weights": "weights without gradient",
     "depends on the past": "remembers",
     "depends on the batch": "batch statistics",
+    "scripted": "scripted",
     "BatchNorm not called": "BatchNorm by hand",
     "BatchNorm called again": "activation checkpoints",
+    "no statistics": None,
     "some BatchNorm not called": "BatchNorm left over",
     "BatchNorm called often": "BatchNorm used twice",
     "other statistics": "BatchNorm1d beside",
@@ -63,7 +65,14 @@ def few_at_a_time(self, x):
     return Plain.forward(self, x)
 
 
+def without_norms():
+    net = Plain()
+    net.bn1 = net.bn2 = nn.Identity()
+    return net
+
+
 OWN = {
+    "no statistics": without_norms,
     "fails in eval mode": changed(few_at_a_time),
     "gradient to some pixels": image(lambda x: torch.cat([x[:, :1].round(), x[:, 1:]], 1)),
 }

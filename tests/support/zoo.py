@@ -9,6 +9,7 @@ import importlib
 import io
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -279,7 +280,6 @@ ACCEPTED = (
 UNMATCHED = ("convnext_tiny", "squeezenet1_1", "swin_t")
 """Families of torchvision without BatchNorm."""
 REFUSED = {
-    "alexnet": "Output size is too small|NEVER",
     "googlenet": r"gives a GoogLeNetOutputs in training mode.*aux_logits=False",
     "inception_v3": "forward pass with input_shape .* failed",
     "maxvit_t": "forward pass with input_shape .* failed",
@@ -302,6 +302,13 @@ CIFAR = {
 """Networks of pytorchcv for CIFAR-10: the module, and what it is refused with."""
 
 
+def vit(side: int) -> nn.Module:
+    """A vision transformer whose head is no longer zero, as torchvision leaves it: no gradient passes zeros."""
+    net = vision("vit_b_32", image_size=side)()
+    nn.init.normal_(net.heads.head.weight, std=0.1)
+    return net
+
+
 def _large(build: Callable[[], nn.Module], side: int, refusal: str = "", says: str = "") -> Entry:
     return Entry(build, refusal=refusal, says=says, shape=(3, side, side), classes=10, slow=True)
 
@@ -310,7 +317,9 @@ TORCHVISION = {
     **{f"{name} {side}": _large(vision(name), side) for name in ACCEPTED for side in (32, 64)},
     **{f"{name} {side}": _large(vision(name), side, why) for name, why in REFUSED.items() for side in (32, 64)},
     **{f"{name} {side}": _large(vision(name), side, says=NOTHING_TO_MATCH) for name in UNMATCHED for side in (32, 64)},
-    **{f"vit {side}": _large(vision("vit_b_32", image_size=side), side, says=NOTHING_TO_MATCH) for side in (32, 64)},
+    **{f"vit {side}": _large(partial(vit, side), side, says=NOTHING_TO_MATCH) for side in (32, 64)},
+    "alexnet 32": _large(vision("alexnet"), 32, "Output size is too small"),
+    "alexnet 64": _large(vision("alexnet"), 64, says=NOTHING_TO_MATCH),
     "googlenet without heads": _large(
         without_heads, 64, says="called: aux1.conv.bn, aux2.conv.bn; the others.*\n.*aux1"
     ),
