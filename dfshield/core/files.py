@@ -106,6 +106,15 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def csv_text(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Rows as CSV text below the names of their columns."""
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(rows)
+    return stream.getvalue()
+
+
 def metrics_csv(columns: Sequence[str], rows: Iterable[dict[str, Any]]) -> str:
     """Per-epoch metrics as CSV text, numbers with six digits."""
     stream = io.StringIO()

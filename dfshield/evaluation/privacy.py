@@ -5,8 +5,6 @@ what all of their kind share lie as often nearest to one set as to the other. Im
 The audit can show a leak. It cannot show that there is none.
 """
 
-import csv
-import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +16,7 @@ from dfshield import __version__
 from dfshield.core import sealed
 from dfshield.core.device import select_device
 from dfshield.core.errors import InputError
-from dfshield.core.files import write_text
+from dfshield.core.files import csv_text, write_text
 from dfshield.core.hashing import sha256_file
 from dfshield.core.progress import log, progress
 from dfshield.evaluation.features import extractor
@@ -160,11 +158,10 @@ def _same(one: Tensor, other: Tensor) -> int:
 
 
 def _csv(found: Audit, labels: Any) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
     columns = (t.tolist() for near in (found.training, found.others) for t in (near.index, near.distance))
     values = zip(labels, *columns, found.close, strict=True)
-    for row, (label, index, distance, other, further, close) in enumerate(values):
-        writer.writerow((row, label, index, f"{distance:.5g}", other, f"{further:.5g}", "yes" if close else "no"))
-    return stream.getvalue()
+    rows = (
+        (row, label, index, f"{distance:.5g}", other, f"{further:.5g}", "yes" if close else "no")
+        for row, (label, index, distance, other, further, close) in enumerate(values)
+    )
+    return csv_text(COLUMNS, rows)

@@ -1,7 +1,5 @@
 """What broke the images of an evaluation: counts by component of the attack, from the ledger."""
 
-import csv
-import io
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dfshield.core.files import csv_text
 from dfshield.evaluation.ledger import read_ledger
 from dfshield.planning.cells import Cell
 from dfshield.registry import metric
@@ -113,10 +112,8 @@ def _shares(key: tuple[str, str, str], seeds: Sequence[tuple[Tally, Row]]) -> li
 
 def csv_of(made: Sequence[Share]) -> str:
     """Shares as a tidy CSV."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(SHARE_COLUMNS)
-    for one in made:
-        numbers = (f"{one.share:.2f}", one.seeds, one.n, ";".join(one.flags))
-        writer.writerow([one.dataset, one.model, one.method, one.component, *numbers])
-    return stream.getvalue()
+    rows = (
+        (one.dataset, one.model, one.method, one.component, f"{one.share:.2f}", one.seeds, one.n, ";".join(one.flags))
+        for one in made
+    )
+    return csv_text(SHARE_COLUMNS, rows)

@@ -1,11 +1,9 @@
 """Stage checklist: the robustness checks of many models as one table, and of one model as a section of its card."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from dfshield.core.files import write_text
+from dfshield.core.files import csv_text, write_text
 from dfshield.evaluation.findings import Finding, Findings, Verdict, read_findings
 from dfshield.registry import CHECKS
 
@@ -28,24 +26,12 @@ def run(records: Sequence[Path], out: Path) -> None:
 
 def csv_of(records: Iterable[Findings]) -> str:
     """One row per record and check."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for record in records:
         for finding in record.findings:
-            figures = (_number(finding.figure), _number(finding.limit))
-            writer.writerow(
-                (
-                    *_named(record),
-                    record.n,
-                    finding.check,
-                    finding.verdict,
-                    *figures,
-                    finding.text,
-                    record.content_sha256,
-                )
-            )
-    return stream.getvalue()
+            said = (finding.check, finding.verdict, _number(finding.figure), _number(finding.limit), finding.text)
+            rows.append((*_named(record), record.n, *said, record.content_sha256))
+    return csv_text(COLUMNS, rows)
 
 
 def markdown_of(records: Sequence[Findings]) -> str:

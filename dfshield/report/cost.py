@@ -5,14 +5,13 @@ teacher and the attacks are the same for all methods and left out.
 """
 
 import csv
-import io
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from dfshield.core.errors import InputError
-from dfshield.core.files import existing_file, write_text
+from dfshield.core.files import existing_file, metrics_csv, write_text
 from dfshield.planning.arithmetic import Throughput
 from dfshield.planning.paths import benchmark_of
 from dfshield.planning.plan import Plan
@@ -76,15 +75,11 @@ def texts(plan: Plan) -> dict[str, str]:
     if unknown := dict.fromkeys(cost.method for cost in costs if cost.flops is None):
         notes.append(f"Arithmetic not estimated: {', '.join(unknown)}.")
     text = [f"## {TITLE}", "", *markdown.grid(layout, {}), *markdown.paragraphs(notes)]
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow([field.name for field in fields(Cost)])
-    writer.writerows([f"{v:.6g}" if isinstance(v, float) else v for v in astuple(cost)] for cost in costs)
     return {
         ".md": "\n".join(text).rstrip() + "\n",
         ".tex": latex.table_float("cost", f"{TITLE}. {' '.join(notes)}", layout, {}),
         ".html": html.table_page(TITLE, "", html.grid(layout, {}, TITLE) + html.listed(notes)),
-        ".csv": stream.getvalue(),
+        ".csv": metrics_csv([field.name for field in fields(Cost)], map(asdict, costs)),
     }
 
 

@@ -1,7 +1,5 @@
 """Figures of features: training sets in the plane of the two principal components of a teacher's features."""
 
-import csv
-import io
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -10,16 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from dfshield.core.errors import InputError
+from dfshield.core.files import csv_text
 from dfshield.planning.figures import FigureSpec
 from dfshield.planning.paths import Place
-from dfshield.report import drawing
-from dfshield.report.figure_sheet import CLASSES, REAL
+from dfshield.report import drawing, teacher_sets
+from dfshield.report.figure_sheet import CLASSES
 from dfshield.report.layout import dataset_title, model_title
+from dfshield.report.teacher_sets import Origin
 
 IMAGES = 500
 """Images of each training set that are drawn: its first ones."""
 COLUMNS = (
-    *("dataset", "model", "method", "file", "data_sha256", "teacher_sha256", "real_data", "index", "label"),
+    *(*teacher_sets.COLUMNS, "index", "label"),
     *("pc1", "pc2", "explained1", "explained2"),
 )
 
@@ -28,22 +28,11 @@ COLUMNS = (
 class Panel:
     """The first images of one training set, as points (N,2) of their teacher's plane (before that, as features)."""
 
-    dataset: str
-    model: str
-    method: str
-    file: str
-    data_sha256: str
-    teacher_sha256: str
-    real_data: str
+    origin: Origin
     labels: np.ndarray
     points: np.ndarray
     explained: tuple[float, float] = (math.nan, math.nan)
     """Shares of the variance of all panels' features that the two axes have."""
-
-    @property
-    def title(self) -> str:
-        """The method, and whether its images are real."""
-        return f"{self.method}{REAL.get(self.real_data, ' (real images)')}"
 
 
 def plane(features: Sequence[np.ndarray]) -> tuple[list[np.ndarray], tuple[float, float]]:
@@ -72,23 +61,15 @@ def panels(sets: Iterable[tuple[str, Place]], teachers: Iterable[Path]) -> list[
     """
     import torch
 
-    from dfshield.core.device import select_device
     from dfshield.evaluation.features import extractor
-    from dfshield.models.checkpoints import load_checkpoint
-    from dfshield.sources import trainset
 
-    device = select_device("cpu", 1)  # the same bits in every job
     found: dict[tuple[Path, str, str], list[Panel]] = {}
-    for (method, place), teacher in zip(sets, teachers, strict=True):
-        path = Path(place.training_images)
-        model, card = load_checkpoint(teacher, device)
-        own = trainset.read(path)
-        trainset.check_fit(own, card, teacher, path)
+    for origin, teacher, model, own in teacher_sets.seen(sets, teachers):
         images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(own.images[:IMAGES], 3, 1)))
-        seen = extractor("teacher", model, None)(images).numpy()
-        stated = (own.attributes["content_sha256"], card.tensors_sha256, own.attributes["real_data"])
-        panel = Panel(place.dataset, place.model, method, str(path), *stated, own.labels[:IMAGES], seen)
-        found.setdefault((teacher, place.dataset, place.model), []).append(panel)
+        features = extractor("teacher", model, None)(images).numpy()
+        found.setdefault((teacher, origin.dataset, origin.model), []).append(
+            Panel(origin, own.labels[:IMAGES], features)
+        )
     made = []
     for parts in found.values():
         points, shares = plane([one.points for one in parts])
@@ -98,22 +79,19 @@ def panels(sets: Iterable[tuple[str, Place]], teachers: Iterable[Path]) -> list[
 
 def csv_of(made: Sequence[Panel]) -> str:
     """The points as a tidy CSV: of each its image's index, from 0, in its file, and the class that was asked for."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for one in made:
-        before = (one.dataset, one.model, one.method, one.file, one.data_sha256, one.teacher_sha256, one.real_data)
         after = [f"{share:.4f}" for share in one.explained]
         for index, (label, point) in enumerate(zip(one.labels, one.points, strict=True)):
-            writer.writerow((*before, index, int(label), *(f"{value:.4g}" for value in point), *after))
-    return stream.getvalue()
+            rows.append((*one.origin.texts, index, int(label), *(f"{value:.4g}" for value in point), *after))
+    return csv_text(COLUMNS, rows)
 
 
 def draw(spec: FigureSpec, made: Sequence[Panel], path: Path) -> None:
     """A row of panels for each model, a column a method; a point is the digit of its class."""
     rows: dict[tuple[str, str], list[Panel]] = {}
     for one in made:
-        rows.setdefault((one.dataset, one.model), []).append(one)
+        rows.setdefault((one.origin.dataset, one.origin.model), []).append(one)
     across = max(map(len, rows.values()))
     width = 2.3 * across + 0.4
     lines = len(drawing.wrapped([BELOW], width))
@@ -125,7 +103,7 @@ def draw(spec: FigureSpec, made: Sequence[Panel], path: Path) -> None:
                     chosen = one.points[one.labels == label]
                     colour = drawing.COLOURS[label % len(drawing.COLOURS)]
                     axes.scatter(*chosen.T, marker=f"${label}$", s=11, color=colour, linewidths=0.2)
-                axes.set_title(one.title)
+                axes.set_title(one.origin.titled("images"))
                 axes.set_xlabel(f"PC 1 ({100 * one.explained[0]:.0f} % of variance)")
             subject = f"{dataset_title(key[0])}, {model_title(key[1])}"
             places[0].set_ylabel(f"{subject}\nPC 2 ({100 * own[0].explained[1]:.0f} % of variance)")

@@ -1,7 +1,5 @@
 """Figures of points in the plane: training sets of images of two values, and the teacher's answers around them."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +7,16 @@ from pathlib import Path
 import numpy as np
 
 from dfshield.core.errors import InputError
+from dfshield.core.files import csv_text
 from dfshield.planning.figures import FigureSpec
 from dfshield.planning.paths import Place
-from dfshield.report import drawing
-from dfshield.report.figure_sheet import REAL
+from dfshield.report import drawing, teacher_sets
+from dfshield.report.teacher_sets import Origin
 
 GRID = 201
 """Points along either side at which the teacher is asked for its region."""
 COLUMNS = (
-    *("dataset", "model", "method", "file", "data_sha256", "teacher_sha256", "real_data", "index"),
+    *(*teacher_sets.COLUMNS, "index"),
     *("x", "y", "asked", "answered"),
 )
 SHADES = ("#FFFFFF", "#DDDDDD", "#BBBBBB", "#999999")
@@ -32,13 +31,7 @@ BELOW = (
 class Panel:
     """The points of one training set, and the regions of its teacher."""
 
-    dataset: str
-    model: str
-    method: str
-    file: str
-    data_sha256: str
-    teacher_sha256: str
-    real_data: str
+    origin: Origin
     points: np.ndarray
     """(N,2) in [0,1]"""
     asked: np.ndarray
@@ -55,7 +48,7 @@ class Panel:
             f"{int((self.answered[self.asked == label] != label).sum())} of {int((self.asked == label).sum())}"
             for label in np.unique(self.asked)
         ]
-        return f"{self.method}{REAL.get(self.real_data, ' (real points)')}\nwrong side: {', '.join(wrong)}"
+        return f"{self.origin.titled('points')}\nwrong side: {', '.join(wrong)}"
 
 
 def panels(sets: Iterable[tuple[str, Place]], teachers: Iterable[Path]) -> list[Panel]:
@@ -66,44 +59,29 @@ def panels(sets: Iterable[tuple[str, Place]], teachers: Iterable[Path]) -> list[
     """
     import torch
 
-    from dfshield.core.device import select_device
-    from dfshield.models.checkpoints import load_checkpoint
     from dfshield.models.classifier import predict
-    from dfshield.sources import trainset
 
-    device, made = select_device("cpu", 1), []
+    made = []
     along = np.linspace(0, 1, GRID, dtype=np.float32)
     around = np.stack(np.meshgrid(along, along), axis=-1).reshape(-1, 2)
-    for (method, place), teacher in zip(sets, teachers, strict=True):
-        path = Path(place.training_images)
-        model, card = load_checkpoint(teacher, device)
-        own = trainset.read(path)
-        trainset.check_fit(own, card, teacher, path)
+    for origin, _, model, own in teacher_sets.seen(sets, teachers):
         if own.images.shape[1:] != (1, 1, 2):
-            raise InputError(f"{path}: has images of (H,W,C) {own.images.shape[1:]}; a plane is of (1,1,2) alone")
+            raise InputError(f"{origin.file}: has images of (H,W,C) {own.images.shape[1:]}; a plane is of (1,1,2)")
         points = own.images.reshape(-1, 2)
         asked = (torch.from_numpy(values).view(-1, 2, 1, 1) for values in (points, around))
         answers = [predict(model, images).argmax(1).numpy() for images in asked]
-        stated = (own.attributes["content_sha256"], card.tensors_sha256, own.attributes["real_data"])
-        made.append(
-            Panel(
-                place.dataset, place.model, method, str(path), *stated,
-                points, own.labels, answers[0], answers[1].reshape(GRID, GRID),
-            )
-        )  # fmt: skip
+        made.append(Panel(origin, points, own.labels, answers[0], answers[1].reshape(GRID, GRID)))
     return made
 
 
 def csv_of(made: Sequence[Panel]) -> str:
     """The points as a tidy CSV: index in the file, from 0, place, the class that was asked for and the teacher's."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for one in made:
-        before = (one.dataset, one.model, one.method, one.file, one.data_sha256, one.teacher_sha256, one.real_data)
         for index, (point, asked, answered) in enumerate(zip(one.points, one.asked, one.answered, strict=True)):
-            writer.writerow((*before, index, *(f"{value:.6g}" for value in point), int(asked), int(answered)))
-    return stream.getvalue()
+            values = (f"{value:.6g}" for value in point)
+            rows.append((*one.origin.texts, index, *values, int(asked), int(answered)))
+    return csv_text(COLUMNS, rows)
 
 
 def draw(spec: FigureSpec, made: Sequence[Panel], path: Path) -> None:

@@ -1,7 +1,5 @@
 """Figures of training images: methods below one another, classes side by side."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from dfshield.core.errors import InputError
+from dfshield.core.files import csv_text
 from dfshield.planning.figures import FigureSpec
 from dfshield.planning.paths import Place
 from dfshield.report import drawing
@@ -75,11 +74,7 @@ def _pixels(image: np.ndarray) -> np.ndarray:
 
 def csv_of(made: Sequence[Tile]) -> str:
     """Which images are drawn: file, content hash, index from 0 and label of each."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    writer.writerows([getattr(tile, name) for name in COLUMNS] for tile in made)
-    return stream.getvalue()
+    return csv_text(COLUMNS, ([getattr(tile, name) for name in COLUMNS] for tile in made))
 
 
 def draw(spec: FigureSpec, made: Sequence[Tile], path: Path) -> None:

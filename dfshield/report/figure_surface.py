@@ -1,7 +1,5 @@
 """Figures of loss landscapes: surfaces over two random directions, methods side by side."""
 
-import csv
-import io
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,6 +9,7 @@ from typing import Any
 import numpy as np
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
+from dfshield.core.files import csv_text
 from dfshield.evaluation.landscapes import LandscapeRecord, read_landscape
 from dfshield.planning.cells import Cell
 from dfshield.planning.figures import FigureSpec
@@ -56,9 +55,7 @@ def surfaces(cells: Sequence[Cell], rows: Sequence[Row]) -> list[Surface]:
 
 def csv_of(made: Sequence[Surface]) -> str:
     """The surfaces as a tidy CSV, a row a point: place in norms of the filters, loss in nats."""
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(COLUMNS)
+    rows = []
     for one in made:
         own = one.record
         before = (one.dataset, one.model, one.method, own.seed, own.protocol, own.options["threat"])
@@ -66,8 +63,8 @@ def csv_of(made: Sequence[Surface]) -> str:
         after = (*spread, f"{one.accuracy:.2f}", one.sharpness.seeds, own.n, flags, own.content_sha256)
         for first, losses in zip(own.coordinates, own.surface, strict=True):
             for second, loss in zip(own.coordinates, losses, strict=True):
-                writer.writerow((*before, f"{first:.6g}", f"{second:.6g}", f"{loss:.6g}", *after))
-    return stream.getvalue()
+                rows.append((*before, f"{first:.6g}", f"{second:.6g}", f"{loss:.6g}", *after))
+    return csv_text(COLUMNS, rows)
 
 
 def draw(spec: FigureSpec, made: Sequence[Surface], path: Path) -> None:

@@ -1,12 +1,11 @@
 """What figures of measurements draw: means over seeds with their intervals, and their CSV."""
 
-import csv
-import io
 import math
 import statistics
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+from dfshield.core.files import csv_text
 from dfshield.core.threat import parse_threat
 from dfshield.planning.axes import Numbers
 from dfshield.planning.cells import swept
@@ -190,9 +189,7 @@ def csv_of(spec: FigureSpec, points: Sequence[Point]) -> str:
     named = "value" if spec.layout == "lines" else y
     columns += [named, f"{named}_low", f"{named}_high", "interval", "seeds", "n", "flags"]
     columns += ["front"] if spec.layout == "scatter" else ["own"] if spec.own else []
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
+    rows = []
     for point in points:
         row = [point.dataset, point.model, point.method]
         if spec.layout == "lines":
@@ -201,5 +198,5 @@ def csv_of(spec: FigureSpec, points: Sequence[Point]) -> str:
             row += [*point.x.texts(), str(point.x.n)]
         row += [*point.y.texts(), point.y.interval, str(point.y.seeds), str(point.y.n), ";".join(point.flags)]
         row += ["yes" if point.front or point.own else "no"] if spec.layout == "scatter" or spec.own else []
-        writer.writerow(row)
-    return stream.getvalue()
+        rows.append(row)
+    return csv_text(columns, rows)

@@ -2,9 +2,8 @@
 
 import csv
 import dataclasses
-import io
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dfshield.core.errors import InputError
-from dfshield.core.files import existing_file, write_text
+from dfshield.core.files import csv_text, existing_file, write_text
 from dfshield.core.threat import parse_threat
 from dfshield.evaluation.distances import STATISTICS
 from dfshield.evaluation.doubts import ALIKE, doubts
@@ -172,20 +171,12 @@ def flags_of(ledger: Ledger) -> tuple[str, ...]:
 
 def csv_of(rows: Sequence[Row]) -> str:
     """Rows as a tidy CSV with the columns of `Row`."""
-    return _csv(COLUMNS, ([row.text(name) for name in COLUMNS] for row in rows))
+    return csv_text(COLUMNS, ([row.text(name) for name in COLUMNS] for row in rows))
 
 
 def csv_of_formulas(spec: TableSpec) -> str:
     """A table of formulas as a CSV: method, what its generator and what its student minimises."""
-    return _csv(("method", "generator", "student"), formulas(spec))
-
-
-def _csv(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    stream = io.StringIO()
-    writer = csv.writer(stream, lineterminator="\n")
-    writer.writerow(columns)
-    writer.writerows(rows)
-    return stream.getvalue()
+    return csv_text(("method", "generator", "student"), formulas(spec))
 
 
 def write_csv(path: Path, rows: Sequence[Row]) -> None:

@@ -65,7 +65,7 @@ def test_images_are_no_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     place = Place("run", "digits", "cnn-s", source="dss")
     Path(place.path(DATA)).parent.mkdir(parents=True)
     tiny.trainset(Path(place.path(DATA)), teacher_sha256=read_card(teacher).tensors_sha256)
-    with pytest.raises(InputError, match=r"images of \(H,W,C\) \(8, 8, 1\); a plane is of \(1,1,2\) alone"):
+    with pytest.raises(InputError, match=r"images of \(H,W,C\) \(8, 8, 1\); a plane is of \(1,1,2\)"):
         figure_plane.panels([("DSS", place)], [teacher])
 
 
