@@ -30,6 +30,14 @@ def test_images_of_the_same_kind_tell_nothing():
     assert found["close"] / 2000 == pytest.approx(0.01, abs=0.01)
 
 
+def test_what_is_close_is_measured_on_the_others():
+    """By how near they come to training images, not by how far training images may lie from them."""
+    training, others = torch.tensor([[0.0], [1], [100]]), torch.tensor([[0.5], [1.5], [1.2]])
+    found = privacy.audit(torch.tensor([[50.0], [1.1]]), training, others, 0.5)
+    assert found.threshold == pytest.approx(0.5) and found.close.tolist() == [False, True]
+    assert privacy.audit(training, training, others, 0.99).threshold == pytest.approx(0.5)
+
+
 def test_copies_are_found():
     training = points(300, 1)
     copies = training[:40] + 0.01 * points(40, 3)
@@ -72,9 +80,13 @@ def test_by_the_command_line(folder, capsys, features):
 
 
 def test_of_the_larger_set_the_first_images_are_taken(folder):
-    run(folder, "--limit", "7")
-    assert sealed.read(folder / "audit.json", privacy.RECORD)["training_images"] == 7
-    assert {int(row["training_image"]) for row in csv.DictReader((folder / "audit.csv").open())} <= set(range(7))
+    with np.load(folder / "others.npz") as others:
+        np.savez(folder / "few.npz", x=others["x"][:7], y=others["y"][:7])
+    for how in ({"others": "few.npz"}, {}):
+        run(folder, *(() if how else ("--limit", "7")), **how)
+        assert sealed.read(folder / "audit.json", privacy.RECORD)["training_images"] == 7
+        rows = list(csv.DictReader((folder / "audit.csv").open()))
+        assert max(int(row["training_image"]) for row in rows) < 7
 
 
 @pytest.mark.parametrize(
