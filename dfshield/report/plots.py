@@ -23,7 +23,7 @@ from dfshield.report.points import Figure, Point, told_apart
 
 T = TypeVar("T", Point, Share)
 X_TITLES = {
-    THREAT: "ε, size of the perturbations",
+    THREAT: "ε",
     "data_share": "share of the synthesised images",
     "aggregate": "B, mini-batches per update",
     "defence.time": "share of the noising process",

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 
 import pytest
-from support.figures import CONFIG, FIGURES, Made, accuracies, read
+from support.figures import CONFIG, FIGURES, OWN, Made, accuracies, read
 from support.runs import fake_run
 
 from dfshield.core.threat import parse_threat
@@ -97,3 +97,20 @@ def test_a_line_has_the_numbers_of_the_config(folder: Path, monkeypatch: pytest.
     run(plan, "transfer-figure4", Path("moved.png"))
     drawn = {row["method"]: row["time"] for row in read(Path("moved.png"))}
     assert drawn == {"t = 0.1": "0.1", "t = 0.47": "0.33", "t = 0.7": "0.7"}
+
+
+@pytest.mark.parametrize("name", [name for name in OWN if FIGURES[name].layout == "lines"])
+def test_titles_of_axes_lie_apart(made: Made, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    plan, out = made(name)
+    seen = []
+
+    def look(figure, path):
+        figure.draw_without_rendering()
+        boxes = [axes.xaxis.label.get_window_extent() for axes in figure.axes if axes.xaxis.label.get_text()]
+        seen.append([one.overlaps(other) for i, one in enumerate(boxes) for other in boxes[:i]])
+        save(figure, path)
+
+    save = plots.drawing.save
+    monkeypatch.setattr(plots.drawing, "save", look)
+    run(plan, name, Path("apart") / out.name)
+    assert len(seen) == 1 and not any(seen[0])

@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 from support import tiny
 from support.cells import cell
-from support.figures import CONFIG, FIGURES, Made, accuracies, read
+from support.figures import CONFIG, FIGURES, OWN, Made, accuracies, read
 from support.ledgers import make_ledger
 from support.runs import described
 from support.snakemake import ROOT
@@ -31,8 +31,6 @@ from dfshield.report.figure import run
 from dfshield.report.table import build
 
 pytestmark = pytest.mark.slow
-OWN = Plan.of(check_config(CONFIG)).own_figures
-"""Figures that a data set with one model has."""
 LAYOUTS = {"lines": "epsilons", "scatter": "front", "sheet": "samples", "heatmap": "medical-sources"}
 LAYOUTS |= {"surface": "figure4", "embedding": "figure8", "bars": "survivors"}
 """One figure of each layout."""

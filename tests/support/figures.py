@@ -7,6 +7,7 @@ from pathlib import Path
 from support.snakemake import ROOT
 
 from dfshield.evaluation.ledger import read_ledger
+from dfshield.planning.config import check_config
 from dfshield.planning.figures import load_figures
 from dfshield.planning.plan import Plan
 
@@ -18,6 +19,8 @@ CONFIG = {
     "seeds": [0, 1],
 }
 FIGURES = load_figures(ROOT / "config/figures.yaml")
+OWN = Plan.of(check_config(CONFIG)).own_figures
+"""Figures that a data set with one model has."""
 Made = Callable[[str], tuple[Plan, Path]]
 
 
